@@ -1,0 +1,84 @@
+"""The command line, and the composition root: settings, database and worker are put together here and nowhere else.
+
+Every command lives in a module of its own that is imported only when the command is called, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AiWorkerError
+
+# command -> (module, what the group's help says); the order is the order of the help page.
+COMMANDS = {
+    "quickstart": ("quickstart", "Try it: a private database, sample rows, no API key."),
+    "migrate": ("migrate", "Create the tables, or bring them up to date."),
+    "model": ("model", "Endpoints, limits, prices and encrypted keys."),
+    "submit": ("submit", "Make a task from a CSV, JSONL or text file."),
+    "run": ("work", "Process what is there, then exit."),
+    "daemon": ("work", "Process what comes, for ever."),
+    "status": ("status", "What is going on: all tasks, or one."),
+    "watch": ("status", "The same, live."),
+    "workers": ("status", "Which workers are alive, and what they hold."),
+    "results": ("results", "Results as CSV, JSONL or an HTML page."),
+    "retry": ("control", "Bring back items that ended in ERROR."),
+    "pause": ("control", "Stop claiming items of a task."),
+    "resume": ("control", "Go on with a paused or cancelled task."),
+    "cancel": ("control", "End a task; what is in flight is still stored."),
+    "priority": ("control", "Change a task's priority."),
+    "keygen": ("keys", "Print a new master key."),
+    "rekey": ("keys", "Encrypt all API keys anew."),
+    "doctor": ("doctor", "Find what is wrong, and say what to do."),
+    "completion": ("completion", "Print the shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ai_worker.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ai-worker")
+def cli() -> None:
+    """AI Worker: a language model at work on the rows of a MySQL or MariaDB table.
+
+    Settings come from AI_WORKER_... environment variables and from .env; the first one to set is AI_WORKER_DB_URL.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some items ended in ERROR, 75 database away, 78 configuration wrong.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. An expected error is one line on stderr, never a traceback."""
+    try:
+        code = cli.main(args=argv, standalone_mode=False)
+    except AiWorkerError as error:
+        click.echo(f"ai-worker: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ai-worker: interrupted", err=True)
+        return EXIT_FAILED
+    except BrokenPipeError:  # `ai-worker results 1 | head`
+        sys.stderr.close()
+        return EXIT_DONE
+    return code if isinstance(code, int) else EXIT_DONE

@@ -1,0 +1,172 @@
+"""Every error this package raises on purpose.
+
+    AiWorkerError                     a message for people; `exit_code` for the shell
+    ├── UsageError              2     the command line, or a file named on it, is wrong
+    ├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
+    │   └── SchemaMismatch     78     the database's schema is older or newer than this version
+    ├── DatabaseError           1     the server refused a statement
+    │   └── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
+    └── ProviderError                 a model call that brought no usable answer; sorted by what must happen next
+        ├── Transient                 call retry, in memory: the same request may succeed soon
+        │   ├── RateLimited           429: slower, please
+        │   ├── Overloaded            408, 409, 500, 502, 503, 504, 529
+        │   └── NetworkFailed         no connection, connection lost, time-out
+        ├── ModelStopped              no item can succeed on this model now: it is stopped for every worker
+        │   ├── QuotaExhausted        money or quota is spent
+        │   ├── AccessDenied          401, 403: key wrong or not allowed
+        │   └── ModelUnknown          404: no such model or endpoint
+        ├── ItemRejected              this item will never succeed as it is: dead letter
+        │   ├── ContentRefused        the provider's or the model's policy refused the text
+        │   ├── InputTooLong          413, or more tokens than the model takes
+        │   └── InvalidRequest        400, 422
+        └── BadAnswer                 the call succeeded (and cost money) but its answer cannot be used
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ai_worker.models import NO_USAGE, Usage
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_ITEMS_FAILED = 3
+EXIT_TEMPORARY = 75  # sysexits.h EX_TEMPFAIL
+EXIT_CONFIGURATION = 78  # sysexits.h EX_CONFIG
+
+
+class AiWorkerError(Exception):
+    """Base of all errors with a message meant for people."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+
+class UsageError(AiWorkerError):
+    """The command line, or a file named on it, is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigurationError(AiWorkerError):
+    """Settings, keys or the server's set-up are wrong; starting again will not help."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
+class SchemaMismatch(ConfigurationError):
+    """The database's schema is older or newer than the one this version was written for."""
+
+
+class DatabaseError(AiWorkerError):
+    """The server refused a statement. `code` is the server's error number, 0 where there is none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DatabaseAway(DatabaseError):
+    """No server could be reached, or none of them accepts writes."""
+
+    exit_code = EXIT_TEMPORARY
+
+
+class ProviderError(AiWorkerError):
+    """A model call that brought no usable answer.
+
+    Parameters
+    ----------
+    message: what happened, in words; never holds a key.
+    usage: tokens that were billed all the same.
+    code: the provider's own error code, for the record.
+    retry_after: seconds after which the provider said to come back, None if it said nothing.
+    """
+
+    kind: ClassVar[str] = "provider"
+
+    def __init__(
+        self, message: str, *, usage: Usage = NO_USAGE, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.usage = usage
+        self.code = code
+        self.retry_after = retry_after
+
+
+class Transient(ProviderError):
+    """The same request may succeed soon: retried within the attempt."""
+
+    kind = "transient"
+
+
+class RateLimited(Transient):
+    """Too many requests or tokens per minute."""
+
+    kind = "rate_limited"
+
+
+class Overloaded(Transient):
+    """The provider is overloaded or broken."""
+
+    kind = "overloaded"
+
+
+class NetworkFailed(Transient):
+    """No connection, a connection lost in mid-answer, or a time-out."""
+
+    kind = "network"
+
+
+class ModelStopped(ProviderError):
+    """No item can succeed on this model now; it is stopped for every worker and its items wait, uncharged."""
+
+    kind = "model_stopped"
+
+
+class QuotaExhausted(ModelStopped):
+    """The account's money or quota is spent."""
+
+    kind = "quota_exhausted"
+
+
+class AccessDenied(ModelStopped):
+    """The API key is wrong, missing or lacks a permission."""
+
+    kind = "access_denied"
+
+
+class ModelUnknown(ModelStopped):
+    """The provider knows no such model or endpoint."""
+
+    kind = "model_unknown"
+
+
+class ItemRejected(ProviderError):
+    """This item will not succeed however often it is sent: dead letter."""
+
+    kind = "item_rejected"
+
+
+class ContentRefused(ItemRejected):
+    """The provider's filter or the model itself refused the content."""
+
+    kind = "content_refused"
+
+
+class InputTooLong(ItemRejected):
+    """The text is longer than the model takes."""
+
+    kind = "input_too_long"
+
+
+class InvalidRequest(ItemRejected):
+    """The provider called the request invalid."""
+
+    kind = "invalid_request"
+
+
+class BadAnswer(ProviderError):
+    """The call succeeded, but its answer cannot be used: empty, cut short, of the wrong shape, or failing a check."""
+
+    kind = "bad_answer"

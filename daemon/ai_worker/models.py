@@ -1,0 +1,232 @@
+"""The values that travel between the modules. Plain, immutable, without behaviour that needs a database or a network."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from typing import Any, Literal, Self
+
+
+class TaskStatus(IntEnum):
+    """`task.status_id`; the names stand in the table `task_status` too."""
+
+    NEW = 0
+    IN_PROGRESS = 1
+    COMPLETED = 2
+    ERROR = 3
+    PAUSED = 4
+    CANCELLED = 5
+
+
+class ItemStatus(IntEnum):
+    """`task_item.status_id`; the names stand in the table `task_item_status` too."""
+
+    PENDING = 0
+    PROCESSED = 1
+    IN_PROGRESS = 2
+    ERROR = 3
+    DEFERRED = 4
+    CANCELLED = 5
+
+
+class Secret:
+    """A string that does not show itself: not in `repr`, `str`, a log or a traceback. `reveal()` gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is not pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one model call. `tokens_input` includes `tokens_cached`; `tokens_output` includes `tokens_reasoning`."""
+
+    tokens_input: int = 0
+    tokens_output: int = 0
+    tokens_cached: int = 0
+    tokens_reasoning: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.tokens_input + other.tokens_input,
+            self.tokens_output + other.tokens_output,
+            self.tokens_cached + other.tokens_cached,
+            self.tokens_reasoning + other.tokens_reasoning,
+        )
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One row of `ai_model`: an endpoint, a model name, a key, limits and prices.
+
+    `api_key_encrypted` is what the database holds; only `keys.Keyring` turns it into a `Secret`.
+    Prices are in USD per million tokens; None means "not set here".
+    """
+
+    id_ai_model: int
+    name: str
+    provider: str
+    model: str | None = None
+    base_url: str | None = None
+    api_key_encrypted: bytes | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    max_requests_per_minute: int | None = None
+    max_tokens_per_minute: int | None = None
+    max_in_flight: int | None = None
+    price_input: Decimal | None = None
+    price_cached: Decimal | None = None
+    price_output: Decimal | None = None
+    is_active: bool = True
+    stopped_kind: str | None = None
+    stopped_reason: str | None = None
+    stopped_at: datetime | None = None
+    probe_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker needs to know of a `task` row."""
+
+    id_task: int
+    id_ai_model: int
+    task_type: str
+    description: str
+    parameters: Mapping[str, Any]
+    max_attempts: int
+    priority: int
+    status: TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One claimed `task_item`: the row, its task, and the fence (`claim_token`, `attempt`) that its commit names.
+
+    `attempt` counts from 1; `failed_attempts` is how many earlier ones were charged (losses to crashes are not).
+    """
+
+    id_task_item: int
+    task: Task
+    text_original: str
+    context: Mapping[str, Any]
+    attempt: int
+    lost_count: int
+    claim_token: bytes
+    operation_uuid: uuid.UUID
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt - self.lost_count >= self.task.max_attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a provider sends.
+
+    `system` is fixed for all items of a task, so that providers' prompt caches hit; `user` holds the row's text, delimited.
+    `schema` is the JSON schema of the answer, an object. `text` is the bare row text and `answer_field` the schema's
+    property that takes the main text: for providers that are not language models (`offline`, `echo`).
+    `tokens_output_expected` is an estimate, for dry runs and for the output limit.
+    """
+
+    system: str
+    user: str
+    schema: Mapping[str, Any]
+    schema_name: str
+    text: str
+    answer_field: str
+    task_type: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
+    tokens_output_expected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's answer. `text` is JSON that should fit the prompt's schema; `finish` says how the answer ended."""
+
+    text: str
+    usage: Usage = NO_USAGE
+    finish: Literal["stop", "length"] = "stop"
+    model: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is stored for an item: the main text, a summary of the changes, and the whole structured answer."""
+
+    text_corrected: str | None
+    change_summary: str | None
+    data: Mapping[str, Any]
+
+
+class OutcomeKind(StrEnum):
+    """How an attempt ended; `task_attempt.outcome`."""
+
+    PROCESSED = "processed"
+    RETRY = "retry"  # failed, charged; deferred to a later attempt, or dead letter when that was the last
+    FAILED = "failed"  # failed for good: dead letter
+    POSTPONED = "postponed"  # not the item's fault: deferred, uncharged
+    RELEASED = "released"  # given back untouched, uncharged; leaves no row in task_attempt
+    LOST = "lost"  # its worker died, or its result came after somebody else's claim
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt at one item ended, ready to be committed. Made by the named constructors only.
+
+    `cost` is in USD, None where the price is unknown; `delay` in seconds until the item may be claimed again.
+    """
+
+    item: Item
+    kind: OutcomeKind
+    usage: Usage = NO_USAGE
+    cost: Decimal | None = None
+    result: Result | None = None
+    error_kind: str | None = None
+    error_message: str | None = None
+    delay: float = 0.0
+    latency_ms: int | None = None
+
+    @classmethod
+    def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:
+        return cls(item, OutcomeKind.PROCESSED, usage, cost, result, latency_ms=latency_ms)
+
+    @classmethod
+    def retry(
+        cls, item: Item, kind: str, message: str, delay: float, usage: Usage, cost: Decimal | None, latency_ms: int
+    ) -> Self:
+        """Charged. The last allowed attempt becomes `failed` here, so that nobody has to remember to ask."""
+        outcome = OutcomeKind.FAILED if item.is_last_attempt else OutcomeKind.RETRY
+        return cls(item, outcome, usage, cost, None, kind, message, delay, latency_ms)
+
+    @classmethod
+    def failed(cls, item: Item, kind: str, message: str, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:
+        return cls(item, OutcomeKind.FAILED, usage, cost, None, kind, message, 0.0, latency_ms)
+
+    @classmethod
+    def postponed(cls, item: Item, kind: str, message: str, delay: float, latency_ms: int) -> Self:
+        return cls(item, OutcomeKind.POSTPONED, error_kind=kind, error_message=message, delay=delay, latency_ms=latency_ms)
+
+    @classmethod
+    def released(cls, item: Item) -> Self:
+        return cls(item, OutcomeKind.RELEASED)

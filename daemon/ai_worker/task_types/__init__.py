@@ -1,0 +1,46 @@
+"""Task types: what is done to an item, found through the entry-point group `ai_worker.task_types`.
+
+A task type renders the prompt and turns the model's answer into a result. The built-in ones are registered in pyproject.toml
+exactly as a third party registers its own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from ai_worker.errors import UsageError
+from ai_worker.models import Completion, Item, Prompt, Result, Task
+
+ENTRY_POINT_GROUP = "ai_worker.task_types"
+
+
+class TaskType(Protocol):
+    """Stateless; one instance serves all items."""
+
+    name: str
+
+    def validate(self, task: Task) -> None:
+        """Raises UsageError, naming the parameter, when `task.parameters` cannot work (`categorization` without categories)."""
+
+    def prompt(self, item: Item) -> Prompt:
+        """What to send for this item. Raises ItemRejected when nothing can be sent (an empty text)."""
+
+    def parse(self, item: Item, completion: Completion) -> Result:
+        """The result to store. Raises BadAnswer, naming the check, when the answer cannot be used; ContentRefused for a refusal."""
+
+
+@cache
+def task_type(name: str) -> TaskType:
+    """The task type registered as `name`. Raises UsageError when there is none, naming those there are."""
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    if name not in found.names:
+        raise UsageError(f"unknown task type {name!r}; known ones: {', '.join(sorted(found.names))}")
+    loaded: TaskType = found[name].load()()
+    return loaded
+
+
+def task_type_names() -> list[str]:
+    """The names of all registered task types, sorted."""
+    return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
