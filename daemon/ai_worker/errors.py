@@ -1,25 +1,26 @@
 """Every error this package raises on purpose.
 
-    AiWorkerError                     a message for people; `exit_code` for the shell
-    ├── UsageError              2     the command line, or a file named on it, is wrong
-    ├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
-    │   └── SchemaMismatch     78     the database's schema is older or newer than this version
-    ├── DatabaseError           1     the server refused a statement
-    │   └── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
-    └── ProviderError                 a model call that brought no usable answer; sorted by what must happen next
-        ├── Transient                 call retry, in memory: the same request may succeed soon
-        │   ├── RateLimited           429: slower, please
-        │   ├── Overloaded            408, 409, 500, 502, 503, 504, 529
-        │   └── NetworkFailed         no connection, connection lost, time-out
-        ├── ModelStopped              no item can succeed on this model now: it is stopped for every worker
-        │   ├── QuotaExhausted        money or quota is spent
-        │   ├── AccessDenied          401, 403: key wrong or not allowed
-        │   └── ModelUnknown          404: no such model or endpoint
-        ├── ItemRejected              this item will never succeed as it is: dead letter
-        │   ├── ContentRefused        the provider's or the model's policy refused the text
-        │   ├── InputTooLong          413, or more tokens than the model takes
-        │   └── InvalidRequest        400, 422
-        └── BadAnswer                 the call succeeded (and cost money) but its answer cannot be used
+AiWorkerError                     a message for people; `exit_code` for the shell
+├── UsageError              2     the command line, or a file named on it, is wrong
+├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
+│   └── SchemaMismatch     78     the database's schema is older or newer than this version
+├── DatabaseError           1     the server refused a statement
+│   ├── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
+│   └── DatabaseRefused    78     the server does not let us in: user, password, database name, TLS
+└── ProviderError                 a model call that brought no usable answer; sorted by what must happen next
+    ├── Transient                 call retry, in memory: the same request may succeed soon
+    │   ├── RateLimited           429: slower, please
+    │   ├── Overloaded            408, 409, 500, 502, 503, 504, 529
+    │   └── NetworkFailed         no connection, connection lost, time-out
+    ├── ModelStopped              no item can succeed on this model now: it is stopped for every worker
+    │   ├── QuotaExhausted        money or quota is spent
+    │   ├── AccessDenied          401, 403: key wrong or not allowed
+    │   └── ModelUnknown          404: no such model or endpoint
+    ├── ItemRejected              this item will never succeed as it is: dead letter
+    │   ├── ContentRefused        the provider's or the model's policy refused the text
+    │   ├── InputTooLong          413, or more tokens than the model takes
+    │   └── InvalidRequest        400, 422
+    └── BadAnswer                 the call succeeded (and cost money) but its answer cannot be used
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ class DatabaseAway(DatabaseError):
     """No server could be reached, or none of them accepts writes."""
 
     exit_code = EXIT_TEMPORARY
+
+
+class DatabaseRefused(DatabaseError):
+    """The server answered, and does not let us in: user, password, database name or TLS are wrong."""
+
+    exit_code = EXIT_CONFIGURATION
 
 
 class ProviderError(AiWorkerError):
