@@ -76,7 +76,8 @@ SESSION: Final = (
     "sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
 )
 WRITABLE: Final = "SELECT CAST(@@GLOBAL.read_only AS CHAR), CAST(@@GLOBAL.innodb_read_only AS CHAR), @@SESSION.max_allowed_packet"
-GALERA: Final = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
+IS_GALERA: Final = "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON'"
+GALERA_STATE: Final = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
 
 MAX_CONFLICTS: Final = 20
 MAX_LOSSES: Final = 5
@@ -185,17 +186,15 @@ class _Session:
                     cursor.execute(statement)
                 cursor.execute(WRITABLE)
                 ((read_only, innodb_read_only, self.max_packet),) = cursor.fetchall()
-                cursor.execute(GALERA)
+                if cursor.execute(IS_GALERA):
+                    cursor.execute(GALERA_STATE)
                 galera = dict(cursor.fetchall())
         except (pymysql.err.Error, OSError) as error:
             raise _translated(error, host) from None
         problem = None
         if read_only not in {"0", "OFF"} or innodb_read_only not in {"0", "OFF"}:
             problem = "is read-only"
-        elif galera.get("wsrep_ready", "ON") != "ON" or galera.get("wsrep_local_state_comment", "Synced") not in {
-            "Synced",
-            "Initialized",
-        }:
+        elif galera.get("wsrep_ready", "ON") != "ON" or galera.get("wsrep_local_state_comment", "Synced") != "Synced":
             problem = f"is not synced with its cluster ({galera.get('wsrep_local_state_comment')})"
         if problem:
             self.close()
