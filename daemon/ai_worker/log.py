@@ -1,0 +1,295 @@
+"""Logs: one vocabulary of events, written as JSON lines, or readable ones on a terminal, and never a secret in them.
+
+    log = Log().bind(worker=7)
+    log(Event.DONE, **of_item(item, "gpt"), tokens_input=812, cost="0.0004")
+
+Standard error takes the log; standard output stays free for data. Under systemd, lines carry the `<N>` that gives the journal
+their priority. Lines of other libraries (warnings and worse) come out in the same shape, as the event LIBRARY.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ai_worker.models import Item
+
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+
+LONGEST_VALUE = 2000  # characters of one field: the log is no second copy of the rows
+
+
+class Event(Enum):
+    """Everything that is ever logged: its level, its fields, and what it says.
+
+    ITEM stands for the fields of `of_item`: task, item, attempt, operation_uuid, model. A worker's lines all carry `worker`.
+    """
+
+    # An item's way.
+    START = (INFO, "host pid version mode concurrency", "a worker has started")
+    FETCH = (INFO, "task count", "items of one task were claimed")
+    PROMPT = (DEBUG, "ITEM prompt", "a model is about to be called; the prompt is cut to an excerpt")
+    RESULT = (DEBUG, "ITEM tokens_input tokens_output latency_ms answer", "a model has answered")
+    DONE = (INFO, "ITEM tokens_input tokens_output cost latency_ms", "a result is stored")
+    ERROR = (
+        ERROR,
+        "ITEM kind message outcome tokens_input tokens_output",
+        "an attempt failed; a warning where another will follow",
+    )
+    # Things that happen on the way.
+    RETRY = (WARNING, "ITEM kind message call delay", "a call failed and is made again within the attempt")
+    RELEASE = (INFO, "count", "own items were given back untouched")
+    RESCUE = (WARNING, "lost_worker count", "the items of a dead worker were given back")
+    CLAIM_LOST = (WARNING, "ITEM tokens_input tokens_output cost", "a result came after somebody else's claim and was not stored")
+    MODEL_STOPPED = (
+        ERROR,
+        "model kind message probe_seconds",
+        "no item can succeed on a model now; it is stopped for every worker",
+    )
+    MODEL_RESUMED = (INFO, "model", "a stopped model answered again")
+    TASK_DONE = (INFO, "task status records_processed records_failed", "a task's last open item was closed")
+    # The worker and its database.
+    DRAIN = (INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
+    STOP = (INFO, "processed failed deferred released", "a worker has ended")
+    HEARTBEAT_LATE = (WARNING, "seconds", "no heartbeat could be written for a while; claiming pauses")
+    LEASE_LOST = (ERROR, "seconds", "others may have taken this worker's items")
+    DATABASE_AWAY = (
+        WARNING,
+        "host reason commit_in_doubt",
+        "a connection was lost, or no server can be reached; results in hand are kept",
+    )
+    DATABASE_BACK = (INFO, "host", "the database answers again")
+    CONFLICT = (DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
+    MIGRATED = (INFO, "version name seconds", "a schema migration was applied")
+    LIBRARY = (WARNING, "logger message", "a library had something to say")
+
+    def __init__(self, level: int, fields: str, says: str) -> None:
+        self.level = level
+        self.fields = tuple(fields.split())
+        self.says = says
+
+
+class Log:
+    """Writes events, with the fields bound so far on each line. Cheap to make, cheap to bind, safe in any thread."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, **context: object) -> None:
+        self._context = context
+
+    def bind(self, **context: object) -> Log:
+        """A log that adds these fields to each of its lines."""
+        return Log(**{**self._context, **context})
+
+    def __call__(
+        self, event: Event, *, level: int | None = None, exc_info: BaseException | None = None, **fields: object
+    ) -> None:
+        """Writes one line, unless its level is switched off. `level` overrules the event's own (ERROR as a warning)."""
+        number = event.level if level is None else level
+        if number < _state.level:
+            return
+        if exc_info is not None:
+            fields["exc_info"] = exc_info
+        _state.write(_LEVEL_NAMES[number], {"event": event.name, **self._context, **fields})
+
+    @staticmethod
+    def enabled(level: int) -> bool:
+        """Whether a line of this level would be written: spares the work of building its fields."""
+        return level >= _state.level
+
+
+def of_item(item: Item, model: str) -> dict[str, object]:
+    """The fields that every line about an item carries."""
+    return {
+        "task": item.task.id_task,
+        "item": item.id_task_item,
+        "attempt": item.attempt,
+        "operation_uuid": str(item.operation_uuid),
+        "model": model,
+    }
+
+
+def excerpt(text: str, limit: int = 200) -> str:
+    """The beginning of a row's text, for DEBUG lines, with the number of characters left out."""
+    return text if len(text) <= limit else f"{text[:limit]}… (+{len(text) - limit} characters)"
+
+
+def configure(level: str = "info", format: Literal["auto", "json", "console"] = "auto") -> None:
+    """Sets up the log of this process, on the present `sys.stderr`. `level` is debug, info, warning or error."""
+    stream = sys.stderr
+    number = logging.getLevelNamesMapping()[level.upper()]
+    if format == "console" or (format == "auto" and stream.isatty()):
+        # No pretty tracebacks: they print local variables, and with them keys and row texts.
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=stream.isatty() and not os.environ.get("NO_COLOR"),
+            timestamp_key="time",
+            pad_event_to=14,
+            sort_keys=False,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        processors: list[Processor] = [_local_time, _redact_fields, renderer, _redact_line]
+    else:
+        processors = [_utc_time, structlog.processors.format_exc_info, _redact_fields, _render_json, _redact_line]
+        if _is_journal(stream):
+            processors.append(_prefix_priority)
+    _state.level, _state.processors, _state.stream = number, processors, _Stream(stream)
+    # A plug-in that logs through structlog comes out in the same shape.
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=lambda *_: _state.stream,
+    )
+    # Libraries speak through `logging`: only warnings and worse, since at INFO the HTTP clients write a line per request.
+    logging.basicConfig(handlers=[_LibraryHandler()], level=max(number, WARNING), force=True)
+
+
+_LEVEL_NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error", logging.CRITICAL: "critical"}
+_PRIORITY = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
+
+
+class _Stream:
+    """Where finished lines go. A log that cannot be written (its reader has gone, the disk is full) never stops the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # Bytes below the text layer: one write per line keeps lines of several threads apart, and costs half.
+        self._buffer = getattr(stream, "buffer", None)
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        try:
+            if self._buffer is None:
+                with self._lock:
+                    self._stream.write(line + "\n")
+                    self._stream.flush()
+            else:
+                data = (line + "\n").encode("utf-8", "backslashreplace")
+                with self._lock:
+                    self._buffer.write(data)
+                    self._buffer.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            pass
+
+    debug = info = warning = error = critical = write
+
+
+class _State:
+    """The one configuration of the process. Nothing is written before `configure` was called."""
+
+    __slots__ = ("level", "processors", "stream")
+
+    def __init__(self) -> None:
+        self.level = ERROR + 1
+        self.processors: Sequence[Processor] = ()
+        self.stream = _Stream(sys.stderr)
+
+    def write(self, level: str, fields: EventDict) -> None:
+        """What structlog's bound logger does, without its copies of the fields: DONE is written thousands of times a second."""
+        line: Any = fields
+        for process in self.processors:
+            line = process(None, level, line)
+        self.stream.write(line)
+
+
+_state = _State()
+
+
+class _LibraryHandler(logging.Handler):
+    """Turns a record of `logging` into an event LIBRARY."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields: dict[str, Any] = {"logger": record.name, "message": record.getMessage()}
+            if record.exc_info:
+                fields["exc_info"] = record.exc_info
+            level = WARNING if record.levelno < ERROR else ERROR
+            if level >= _state.level:
+                _state.write(_LEVEL_NAMES[level], {"event": Event.LIBRARY.name, **fields})
+        except Exception:  # noqa: BLE001 -- `logging` asks this of handlers: a record that cannot be shown must not raise
+            self.handleError(record)
+
+
+def _utc_time(_: WrappedLogger, level: str, fields: EventDict) -> EventDict:
+    """Time, level and event stand first, so that lines can be read down the left edge. ISO 8601 in UTC, milliseconds."""
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return {"time": f"{_utc_second(seconds)}.{rest // 1_000_000:03d}Z", "level": level, **fields}
+
+
+@lru_cache(maxsize=4)
+def _utc_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _local_time(_: WrappedLogger, level: str, fields: EventDict) -> EventDict:
+    return {"time": time.strftime("%H:%M:%S"), "level": level, **fields}
+
+
+_SECRET_KEY = re.compile(
+    r"(?:^|_)(?:api_?key|key_encrypted|password|passwd|secret|authorization|credentials?|token|(?:master|aes)_key\w*)$", re.I
+)
+_SECRET_VALUE = re.compile(
+    r"sk-[\w-]{8,}"  # OpenAI and its kin
+    r"|AIza[\w-]{20,}"  # Google
+    r"|(?<=earer )[\w.~+/=-]{8,}"  # an Authorization header
+    r"|(?<=://)[^\s/@\"\\]+(?=@)"  # user and password of a URL
+    r"|(?i:(?<=password=)|(?<=passwd=)|(?<=api_key=)|(?<=apikey=)|(?<=[?&]key=))[^\s\"'&,;\\]+"
+)
+
+
+@lru_cache(maxsize=1000)
+def _is_secret_key(name: str) -> bool:
+    return _SECRET_KEY.search(name) is not None
+
+
+def _redact_fields(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+    """Hides what a field's name gives away as a secret, and keeps long values short."""
+    for name, value in fields.items():
+        kind = type(value)
+        if _is_secret_key(name):
+            fields[name] = "***"
+        elif kind is str:
+            if len(value) > LONGEST_VALUE and name != "exception":
+                fields[name] = excerpt(value, LONGEST_VALUE)
+        elif kind is dict:
+            fields[name] = _redact_fields(_, __, value.copy())
+    return fields
+
+
+def _redact_line(_: WrappedLogger, __: str, line: Any) -> Any:
+    """Hides what looks like a secret, wherever it stands. The substring tests spare most lines the slower pattern."""
+    if "sk-" in line or "AIza" in line or "earer " in line or "://" in line or "key=" in line or "assw" in line:
+        line = _SECRET_VALUE.sub("***", line)
+    return line
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+
+
+def _render_json(_: WrappedLogger, __: str, fields: EventDict) -> str:
+    return _encode(fields)
+
+
+def _prefix_priority(_: WrappedLogger, method: str, line: Any) -> str:
+    """journald takes `<N>` at the beginning of a line for its priority (sd-daemon(3))."""
+    return f"{_PRIORITY[method]}{line}"
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether systemd connected this very stream to the journal: JOURNAL_STREAM holds its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
