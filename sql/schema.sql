@@ -1,0 +1,192 @@
+-- AI Worker: the whole present schema in one piece, for reading and for a new database.
+-- A test proves it equal to what the files in migrations/ make one after the other; those are what `ai-worker migrate` applies.
+-- Runs unchanged on MySQL 8.0.16+ and MariaDB 10.6+. All times are UTC, from the server's own clock.
+
+CREATE TABLE schema_migration (
+  version    INT UNSIGNED NOT NULL,
+  name       VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  -- SHA-256 of the file, in hex; NULL after the plain client applied it, until `ai-worker migrate` has compared it.
+  checksum   CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  applied_at DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  PRIMARY KEY (version)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+CREATE TABLE task_status (
+  status_id TINYINT UNSIGNED NOT NULL,
+  name      VARCHAR(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  PRIMARY KEY (status_id),
+  UNIQUE KEY u_task_status_name (name)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+INSERT INTO task_status (status_id, name) VALUES
+  (0, 'NEW'), (1, 'IN_PROGRESS'), (2, 'COMPLETED'), (3, 'ERROR'), (4, 'PAUSED'), (5, 'CANCELLED');
+
+CREATE TABLE task_item_status (
+  status_id TINYINT UNSIGNED NOT NULL,
+  name      VARCHAR(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  PRIMARY KEY (status_id),
+  UNIQUE KEY u_task_item_status_name (name)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+INSERT INTO task_item_status (status_id, name) VALUES
+  (0, 'PENDING'), (1, 'PROCESSED'), (2, 'IN_PROGRESS'), (3, 'ERROR'), (4, 'DEFERRED'), (5, 'CANCELLED');
+
+CREATE TABLE review_status (
+  status_id TINYINT UNSIGNED NOT NULL,
+  name      VARCHAR(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  PRIMARY KEY (status_id),
+  UNIQUE KEY u_review_status_name (name)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+INSERT INTO review_status (status_id, name) VALUES (0, 'UNREVIEWED'), (1, 'ACCEPTED'), (2, 'REJECTED');
+
+CREATE TABLE ai_model (
+  id_ai_model             INT UNSIGNED NOT NULL AUTO_INCREMENT,
+  name                    VARCHAR(100) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  provider                VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  model                   VARCHAR(200) NULL,
+  base_url                VARCHAR(500) NULL,
+  api_key_encrypted       VARBINARY(2048) NULL,
+  options                 JSON NULL,
+  max_requests_per_minute INT UNSIGNED NULL,
+  max_tokens_per_minute   INT UNSIGNED NULL,
+  max_in_flight           INT UNSIGNED NULL,
+  price_input             DECIMAL(14,6) NULL,
+  price_cached            DECIMAL(14,6) NULL,
+  price_output            DECIMAL(14,6) NULL,
+  is_active               TINYINT UNSIGNED NOT NULL DEFAULT 1,
+  stopped_kind            VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  stopped_reason          VARCHAR(1000) NULL,
+  stopped_at              DATETIME(6) NULL,
+  probe_at                DATETIME(6) NULL,
+  created_at              DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  PRIMARY KEY (id_ai_model),
+  UNIQUE KEY u_ai_model_name (name),
+  CONSTRAINT c_ai_model_active CHECK (is_active IN (0, 1)),
+  -- A stopped model always says why, since when, and when it will be tried again.
+  CONSTRAINT c_ai_model_stopped CHECK (
+    (stopped_at IS NULL AND stopped_kind IS NULL AND stopped_reason IS NULL AND probe_at IS NULL)
+    OR (stopped_at IS NOT NULL AND stopped_kind IS NOT NULL AND stopped_reason IS NOT NULL AND probe_at IS NOT NULL))
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+CREATE TABLE task (
+  id_task           BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+  id_ai_model       INT UNSIGNED NOT NULL,
+  task_type         VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'correction',
+  description       TEXT NULL,
+  parameters        JSON NULL,
+  status_id         TINYINT UNSIGNED NOT NULL DEFAULT 0,
+  status_reason     VARCHAR(500) NULL,
+  priority          SMALLINT NOT NULL DEFAULT 0,
+  -- The claim reads "highest priority first, then oldest" off an ascending index, also where descending ones are ignored.
+  claim_order       SMALLINT GENERATED ALWAYS AS (-priority) STORED,
+  scheduled_at      DATETIME(6) NULL,
+  max_attempts      TINYINT UNSIGNED NOT NULL DEFAULT 3,
+  submit_key        VARCHAR(190) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  records_processed INT UNSIGNED NOT NULL DEFAULT 0,
+  records_failed    INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_input      BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_output     BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  cost              DECIMAL(18,9) NULL,
+  created_at        DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  started_at        DATETIME(6) NULL,
+  finished_at       DATETIME(6) NULL,
+  PRIMARY KEY (id_task),
+  UNIQUE KEY u_task_submit_key (submit_key),
+  KEY k_task_runnable (status_id, claim_order, id_task),
+  KEY k_task_model (id_ai_model),
+  CONSTRAINT f_task_ai_model FOREIGN KEY (id_ai_model) REFERENCES ai_model (id_ai_model),
+  CONSTRAINT f_task_status FOREIGN KEY (status_id) REFERENCES task_status (status_id),
+  CONSTRAINT c_task_priority CHECK (priority > -32768),
+  CONSTRAINT c_task_max_attempts CHECK (max_attempts >= 1),
+  -- COMPLETED and ERROR are ends; NEW and IN_PROGRESS are not; a paused or cancelled task may still have items in flight.
+  CONSTRAINT c_task_finished CHECK (
+    (status_id IN (2, 3) AND finished_at IS NOT NULL)
+    OR (status_id IN (0, 1, 4) AND finished_at IS NULL)
+    OR status_id = 5)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- No foreign key to `task` or `worker`: checking one takes a shared lock on the parent row, which would make every INSERT of
+-- an application wait for the commit that is updating the task's counters, and every claim wait for the heartbeat.
+-- No foreign key to `task_item_status`: a CHECK says the same without a lookup at each change of status.
+CREATE TABLE task_item (
+  id_task_item     BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+  id_task          BIGINT UNSIGNED NOT NULL,
+  status_id        TINYINT UNSIGNED NOT NULL DEFAULT 0,
+  attempt          SMALLINT UNSIGNED NOT NULL DEFAULT 0,
+  lost_count       SMALLINT UNSIGNED NOT NULL DEFAULT 0,
+  review_status_id TINYINT UNSIGNED NOT NULL DEFAULT 0,
+  id_worker        BIGINT UNSIGNED NULL,
+  claim_token      BINARY(16) NULL,
+  available_at     DATETIME(6) NULL,
+  tokens_input     INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_output    INT UNSIGNED NOT NULL DEFAULT 0,
+  cost             DECIMAL(18,9) NULL,
+  created_at       DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  finished_at      DATETIME(6) NULL,
+  external_key     VARCHAR(190) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  error_kind       VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  error_message    VARCHAR(1000) NULL,
+  text_original    MEDIUMTEXT NOT NULL,
+  context          JSON NULL,
+  text_corrected   MEDIUMTEXT NULL,
+  change_summary   TEXT NULL,
+  result           JSON NULL,
+  PRIMARY KEY (id_task_item),
+  KEY k_task_item_claim (id_task, status_id, id_task_item),
+  KEY k_task_item_due (available_at),
+  CONSTRAINT c_task_item_status CHECK (status_id <= 5),
+  CONSTRAINT c_task_item_review CHECK (review_status_id <= 2),
+  -- In progress means: owned by a worker, under a claim, in an attempt; and nothing else is owned.
+  CONSTRAINT c_task_item_owner CHECK (
+    (status_id = 2 AND id_worker IS NOT NULL AND claim_token IS NOT NULL AND attempt > 0)
+    OR (status_id <> 2 AND id_worker IS NULL)),
+  -- Only deferred rows carry a due time, so that the due index holds nothing else.
+  CONSTRAINT c_task_item_due CHECK ((status_id = 4) = (available_at IS NOT NULL)),
+  CONSTRAINT c_task_item_finished CHECK (status_id NOT IN (1, 3) OR finished_at IS NOT NULL),
+  CONSTRAINT c_task_item_lost CHECK (lost_count <= attempt)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- The ledger: one row per attempt that ended, with what it cost. It outlives the item, so no foreign key.
+CREATE TABLE task_attempt (
+  operation_uuid   BINARY(16) NOT NULL,
+  id_task          BIGINT UNSIGNED NOT NULL,
+  id_task_item     BIGINT UNSIGNED NOT NULL,
+  attempt          SMALLINT UNSIGNED NOT NULL,
+  id_worker        BIGINT UNSIGNED NULL,
+  id_ai_model      INT UNSIGNED NOT NULL,
+  outcome          VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  error_kind       VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  error_message    VARCHAR(1000) NULL,
+  tokens_input     INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_output    INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_cached    INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_reasoning INT UNSIGNED NOT NULL DEFAULT 0,
+  cost             DECIMAL(18,9) NULL,
+  latency_ms       INT UNSIGNED NULL,
+  finished_at      DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  PRIMARY KEY (operation_uuid),
+  KEY k_task_attempt_item (id_task_item),
+  CONSTRAINT c_task_attempt_outcome CHECK (outcome IN ('processed', 'retry', 'failed', 'postponed', 'lost'))
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+CREATE TABLE worker (
+  id_worker       BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+  host            VARCHAR(255) NOT NULL,
+  pid             INT UNSIGNED NOT NULL,
+  version         VARCHAR(50) NOT NULL,
+  mode            VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  concurrency     INT UNSIGNED NOT NULL,
+  in_flight       INT UNSIGNED NOT NULL DEFAULT 0,
+  items_processed BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  items_failed    BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  started_at      DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  heartbeat_at    DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  lease_until     DATETIME(6) NOT NULL,
+  lost_at         DATETIME(6) NULL,
+  ended_at        DATETIME(6) NULL,
+  PRIMARY KEY (id_worker),
+  KEY k_worker_lease (ended_at, lease_until)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+INSERT INTO schema_migration (version, name) VALUES (1, 'core');
