@@ -4,3 +4,417 @@
 -- name: ping
 -- Whether the server answers.
 SELECT 1 AS answer;
+
+-- ===== queue: how items move =====
+
+-- name: runnable_tasks
+-- Which tasks can be worked on now, best first, without a lock: one index-ordered scan per status, merged by the caller.
+-- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items.
+(SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
+        m.stopped_at IS NOT NULL AS is_probe
+   FROM task t FORCE INDEX (k_task_runnable)
+   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+  WHERE t.status_id = 0
+    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+    AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+    AND (%(any_model)s OR m.name IN %(model_names)s)
+    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+  ORDER BY t.claim_order, t.id_task
+  LIMIT 100)
+UNION ALL
+(SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
+        m.stopped_at IS NOT NULL AS is_probe
+   FROM task t FORCE INDEX (k_task_runnable)
+   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+  WHERE t.status_id = 1
+    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+    AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+    AND (%(any_model)s OR m.name IN %(model_names)s)
+    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+  ORDER BY t.claim_order, t.id_task
+  LIMIT 100);
+
+-- name: lock_pending_of_task
+-- The claim on one big task: equality on task and status, a range on the key, no sort; other workers' rows are stepped over.
+SELECT id_task_item, id_task
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s
+ ORDER BY id_task_item
+ LIMIT %(size)s
+   FOR UPDATE SKIP LOCKED;
+
+-- name: lock_pending_of_tasks
+-- The claim on many small tasks. No ORDER BY: a sort would lock every candidate and starve the next worker.
+SELECT id_task_item, id_task
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task IN %(tasks)s AND status_id = 0
+ LIMIT %(size)s
+   FOR UPDATE SKIP LOCKED;
+
+-- name: lock_pending_item
+-- The claim on one named item.
+SELECT id_task_item, id_task
+  FROM task_item
+ WHERE id_task_item = %(id_task_item)s AND id_task = %(id_task)s AND status_id = 0
+   FOR UPDATE SKIP LOCKED;
+
+-- name: task_states
+-- Whether the tasks of the rows just locked may still be worked on: a task paused a moment ago is not claimed from.
+SELECT id_task, status_id, id_ai_model FROM task WHERE id_task IN %(tasks)s;
+
+-- name: mark_claimed
+-- The status is tested again: where SKIP LOCKED is parsed but ignored (TiDB), only one of two claimers gets the row.
+UPDATE task_item
+   SET status_id = 2, id_worker = %(id_worker)s, claim_token = %(claim_token)s, attempt = attempt + 1
+ WHERE id_task_item IN %(items)s AND status_id = 0;
+
+-- name: start_tasks
+-- NEW begins; a finished task that got new items goes on.
+UPDATE task
+   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL
+ WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
+
+-- name: claimed_items
+-- What the claim really got: the rows that carry its token. FOR UPDATE, because after a lost COMMIT it must wait for the old session.
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count
+  FROM task_item
+ WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2
+ ORDER BY id_task_item
+   FOR UPDATE;
+
+-- name: lock_committed
+-- The commit's fence: rows by primary key, in its order, with what decides whether the result still counts.
+SELECT id_task_item, status_id, claim_token, attempt
+  FROM task_item
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item
+   FOR UPDATE;
+
+-- name: landed_operations
+-- After a COMMIT whose answer was lost: which attempts it brought home. Rows written by a rescue do not count.
+SELECT operation_uuid FROM task_attempt WHERE operation_uuid IN %(operations)s AND outcome <> 'lost';
+
+-- name: store_outcomes
+-- All results of a group in one statement, handed over as one JSON document; the join order makes it primary key look-ups.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task_item BIGINT UNSIGNED PATH '$.id', attempt INT PATH '$.at', status_id INT PATH '$.st',
+         charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de',
+         tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co',
+         error_kind VARCHAR(32) PATH '$.ek', error_message VARCHAR(1000) PATH '$.em',
+         text_corrected MEDIUMTEXT PATH '$.tc', change_summary TEXT PATH '$.cs', result MEDIUMTEXT PATH '$.re')) r
+STRAIGHT_JOIN task_item i ON i.id_task_item = r.id_task_item AND i.attempt = r.attempt
+   SET i.status_id = r.status_id,
+       i.id_worker = NULL,
+       i.claim_token = IF(r.charged, i.claim_token, NULL),
+       i.attempt = i.attempt - 1 + r.charged,
+       i.lost_count = i.lost_count - r.found_again,
+       i.available_at = IF(r.status_id = 4, NOW(6) + INTERVAL r.delay_us MICROSECOND, NULL),
+       i.finished_at = IF(r.status_id IN (1, 3), NOW(6), NULL),
+       i.tokens_input = i.tokens_input + r.tokens_input,
+       i.tokens_output = i.tokens_output + r.tokens_output,
+       i.cost = IF(r.cost IS NULL, i.cost, COALESCE(i.cost, 0) + r.cost),
+       i.error_kind = r.error_kind,
+       i.error_message = r.error_message,
+       i.text_corrected = r.text_corrected,
+       i.change_summary = r.change_summary,
+       i.result = r.result;
+
+-- name: charge_items
+-- Tokens of results that came too late are the item's all the same; nothing else of the row is the loser's to touch.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task_item BIGINT UNSIGNED PATH '$.id',
+         tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
+STRAIGHT_JOIN task_item i ON i.id_task_item = r.id_task_item
+   SET i.tokens_input = i.tokens_input + r.tokens_input,
+       i.tokens_output = i.tokens_output + r.tokens_output,
+       i.cost = IF(r.cost IS NULL, i.cost, COALESCE(i.cost, 0) + r.cost);
+
+-- name: forget_lost_attempts
+-- A rescue wrote these attempts down as lost, without tokens; their workers came back and know better.
+DELETE FROM task_attempt WHERE operation_uuid IN %(operations)s AND outcome = 'lost';
+
+-- name: insert_attempts
+-- The ledger: one row per attempt that ended.
+INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_worker, id_ai_model, outcome, error_kind, error_message,
+                          tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost, latency_ms)
+VALUES (%(operation_uuid)s, %(id_task)s, %(id_task_item)s, %(attempt)s, %(id_worker)s, %(id_ai_model)s, %(outcome)s, %(error_kind)s,
+        %(error_message)s, %(tokens_input)s, %(tokens_output)s, %(tokens_cached)s, %(tokens_reasoning)s, %(cost)s, %(latency_ms)s);
+
+-- name: count_outcomes
+-- The counters, in the same transaction as what they count; last, and by id, so that the hot row is held shortest.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task BIGINT UNSIGNED PATH '$.id', processed INT PATH '$.pr', failed INT PATH '$.fa',
+         tokens_input BIGINT PATH '$.ti', tokens_output BIGINT PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
+STRAIGHT_JOIN task t ON t.id_task = r.id_task
+   SET t.records_processed = t.records_processed + r.processed,
+       t.records_failed = t.records_failed + r.failed,
+       t.tokens_input = t.tokens_input + r.tokens_input,
+       t.tokens_output = t.tokens_output + r.tokens_output,
+       t.cost = IF(r.cost IS NULL, t.cost, COALESCE(t.cost, 0) + r.cost);
+
+-- name: lock_tasks
+-- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
+SELECT id_task FROM task WHERE id_task IN %(tasks)s ORDER BY id_task FOR UPDATE;
+
+-- name: tasks_without_open_items
+-- The look, under the task row's lock.
+SELECT t.id_task
+  FROM task t
+ WHERE t.id_task IN %(tasks)s
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NULL;
+
+-- name: end_tasks
+-- COMPLETED, or ERROR when an item failed; a cancelled task stays cancelled.
+UPDATE task
+   SET status_id = IF(status_id = 5, 5, IF(records_failed > 0, 3, 2)), status_reason = IF(status_id = 5, status_reason, NULL),
+       finished_at = NOW(6)
+ WHERE id_task IN %(tasks)s AND NOT (status_id = 5 AND finished_at IS NOT NULL);
+
+-- name: ended_tasks
+-- What became of them, for the log.
+SELECT id_task, status_id, records_processed, records_failed FROM task WHERE id_task IN %(tasks)s AND finished_at IS NOT NULL;
+
+-- name: open_tasks_without_open_items
+-- Tasks that nobody ended: an application deleted their last open items. Looked for now and then, in pages of tasks.
+SELECT t.id_task
+  FROM task t
+ WHERE t.status_id = 1
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NULL
+ ORDER BY t.id_task
+ LIMIT 100;
+
+-- name: newest_item
+-- One look at the end of the primary key: has anybody inserted anything?
+SELECT COALESCE(MAX(id_task_item), 0) AS id_task_item FROM task_item;
+
+-- name: finished_tasks_of_new_items
+-- Items that an application inserted into tasks which had ended: those tasks go on.
+SELECT DISTINCT t.id_task
+  FROM task_item i FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN task t ON t.id_task = i.id_task
+ WHERE i.id_task_item > %(after)s AND i.status_id IN (0, 4) AND t.status_id IN (2, 3)
+ LIMIT 100;
+
+-- name: finished_tasks_page
+-- The same for items that became visible out of order (a long INSERT): all finished tasks, page by page, newest first.
+SELECT t.id_task,
+       (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+    OR (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NOT NULL
+    OR (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NOT NULL AS is_open
+  FROM task t FORCE INDEX (PRIMARY)
+ WHERE t.id_task < %(before)s AND t.status_id IN (2, 3)
+ ORDER BY t.id_task DESC
+ LIMIT 1000;
+
+-- name: reopen_tasks
+UPDATE task SET status_id = 1, finished_at = NULL WHERE id_task IN %(tasks)s AND status_id IN (2, 3);
+
+-- name: lock_due
+-- Deferred items whose time has come; the due index holds nothing else.
+SELECT id_task_item
+  FROM task_item FORCE INDEX (k_task_item_due)
+ WHERE available_at <= NOW(6)
+ ORDER BY available_at
+ LIMIT 500
+   FOR UPDATE SKIP LOCKED;
+
+-- name: promote_due
+UPDATE task_item SET status_id = 0, available_at = NULL WHERE id_task_item IN %(items)s AND status_id = 4;
+
+-- name: next_due
+-- Seconds until the next deferred item is due, negative when it is overdue; NULL when there is none.
+SELECT TIMESTAMPDIFF(MICROSECOND, NOW(6), MIN(available_at)) / 1000000 AS seconds FROM task_item FORCE INDEX (k_task_item_due)
+ WHERE available_at IS NOT NULL;
+
+-- name: register_worker
+INSERT INTO worker (host, pid, version, mode, concurrency, lease_until)
+VALUES (%(host)s, %(pid)s, %(version)s, %(mode)s, %(concurrency)s, NOW(6) + INTERVAL %(lease_us)s MICROSECOND);
+
+-- name: beat
+-- The heartbeat: one row, by key; it fails when somebody has begun to rescue this worker's items.
+UPDATE worker
+   SET heartbeat_at = NOW(6), lease_until = NOW(6) + INTERVAL %(lease_us)s MICROSECOND,
+       in_flight = %(in_flight)s, items_processed = %(items_processed)s, items_failed = %(items_failed)s
+ WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL;
+
+-- name: end_worker
+UPDATE worker
+   SET ended_at = NOW(6), in_flight = 0, items_processed = %(items_processed)s, items_failed = %(items_failed)s
+ WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
+
+-- name: uptime
+-- Seconds since the server started: right after a restart every lease is stale and none of the workers is dead.
+SHOW GLOBAL STATUS LIKE 'Uptime';
+
+-- name: lock_stale_worker
+-- One worker whose lease is over; several rescuers take different ones.
+SELECT id_worker
+  FROM worker FORCE INDEX (k_worker_lease)
+ WHERE ended_at IS NULL AND lease_until < NOW(6)
+ ORDER BY lease_until
+ LIMIT 1
+   FOR UPDATE SKIP LOCKED;
+
+-- name: mark_worker_lost
+UPDATE worker SET lost_at = COALESCE(lost_at, NOW(6)) WHERE id_worker = %(id_worker)s;
+
+-- name: items_of_worker
+-- What a lost worker holds. Through the claim index, which is there anyway: an index on the owner would cost every claim and commit.
+SELECT i.id_task_item
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+ WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND i.id_worker = %(id_worker)s
+ LIMIT 500;
+
+-- name: orphaned_items
+-- Items whose owner has ended or is not there at all: a claim that landed after its worker had been given up.
+SELECT i.id_task_item
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+  LEFT JOIN worker w ON w.id_worker = i.id_worker
+ WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND (w.id_worker IS NULL OR w.ended_at IS NOT NULL)
+ LIMIT 500;
+
+-- name: lock_lost_items
+SELECT id_task_item, id_task, attempt, lost_count, claim_token, id_worker
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s AND status_id = 2
+   FOR UPDATE SKIP LOCKED;
+
+-- name: give_back_lost
+-- Claimable again at once, and not charged: lost_count grows beside attempt. The claim token stays, so that a result may come late.
+UPDATE task_item
+   SET status_id = 0, id_worker = NULL, lost_count = lost_count + 1,
+       error_kind = 'lost', error_message = 'the worker that had claimed the item was lost'
+ WHERE id_task_item IN %(items)s AND status_id = 2;
+
+-- name: cancel_lost
+-- The same for items of cancelled tasks.
+UPDATE task_item
+   SET status_id = 5, id_worker = NULL, lost_count = lost_count + 1
+ WHERE id_task_item IN %(items)s AND status_id = 2;
+
+-- name: bury_lost
+-- An item that has taken too many workers down with it.
+UPDATE task_item
+   SET status_id = 3, id_worker = NULL, finished_at = NOW(6), error_kind = 'lost',
+       error_message = CONCAT('the item was lost with its worker ', lost_count + 1, ' times: it may be what kills them'),
+       lost_count = lost_count + 1
+ WHERE id_task_item IN %(items)s AND status_id = 2;
+
+-- name: others_at_work
+-- Who else holds items that these filters want, and how long ago each showed a sign of life: `run` waits for the silent ones.
+SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000 AS silent_seconds
+  FROM worker w FORCE INDEX (k_worker_lease)
+ WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s
+   AND (SELECT i.id_task_item
+          FROM task t FORCE INDEX (k_task_runnable)
+          STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+         WHERE t.status_id = 1
+           AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+           AND (%(any_type)s OR t.task_type IN %(task_types)s)
+           AND (%(any_model)s OR m.name IN %(model_names)s)
+           AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+           AND i.id_worker = w.id_worker
+         LIMIT 1) IS NOT NULL;
+
+-- name: waiting_items
+-- What is left for a `run` with these filters: pending items whose model is stopped, and when the next deferred one is due.
+SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
+       MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), i.available_at)) / 1000000 AS due_seconds
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id IN (0, 4)
+ WHERE t.status_id IN (0, 1)
+   AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+   AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s);
+
+-- name: item_of
+-- For `run --task-item`: which task it belongs to, and how it stands.
+SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_status s ON s.status_id = i.status_id
+ WHERE i.id_task_item = %(id_task_item)s;
+
+-- name: preview_items
+-- For dry runs: what would be claimed, page by page, without touching it.
+SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_count
+  FROM task_item i FORCE INDEX (k_task_item_claim)
+ WHERE i.id_task = %(id_task)s AND i.status_id = 0 AND i.id_task_item > %(after)s
+   AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+ ORDER BY i.id_task_item
+ LIMIT %(size)s;
+
+-- name: take_probe
+-- A stopped model is tried again by one claim in the whole fleet: who moves the time forward makes it.
+UPDATE ai_model SET probe_at = NOW(6) + INTERVAL %(seconds)s SECOND
+ WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL AND probe_at <= NOW(6);
+
+
+-- ===== models =====
+
+-- name: model_list
+-- All endpoints, for people and for workers that start; a handful of rows.
+SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options, max_requests_per_minute, max_tokens_per_minute,
+       max_in_flight, price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
+  FROM ai_model ORDER BY id_ai_model;
+
+-- name: model_lock
+-- One endpoint, locked, so that two people who change different columns do not undo each other's work.
+SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options, max_requests_per_minute, max_tokens_per_minute,
+       max_in_flight, price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
+  FROM ai_model WHERE id_ai_model = %(id_ai_model)s FOR UPDATE;
+
+-- name: model_add
+-- The key follows in the same transaction: it is bound to the id that this statement makes.
+INSERT INTO ai_model (name, provider, model, base_url, options, max_requests_per_minute, max_tokens_per_minute, max_in_flight,
+                      price_input, price_cached, price_output, is_active)
+VALUES (%(name)s, %(provider)s, %(model)s, %(base_url)s, %(options)s, %(max_requests_per_minute)s, %(max_tokens_per_minute)s,
+        %(max_in_flight)s, %(price_input)s, %(price_cached)s, %(price_output)s, %(is_active)s);
+
+-- name: model_set
+-- Every column that people set; the caller has locked the row and changed what it wants changed.
+UPDATE ai_model
+   SET name = %(name)s, provider = %(provider)s, model = %(model)s, base_url = %(base_url)s, options = %(options)s,
+       max_requests_per_minute = %(max_requests_per_minute)s, max_tokens_per_minute = %(max_tokens_per_minute)s,
+       max_in_flight = %(max_in_flight)s, price_input = %(price_input)s, price_cached = %(price_cached)s,
+       price_output = %(price_output)s, is_active = %(is_active)s
+ WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: model_set_key
+-- The encrypted key alone; NULL takes it away.
+UPDATE ai_model SET api_key_encrypted = %(api_key_encrypted)s WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: model_keys_lock
+-- All keys, locked: `rekey` changes all of them or none.
+SELECT id_ai_model, api_key_encrypted FROM ai_model WHERE api_key_encrypted IS NOT NULL ORDER BY id_ai_model FOR UPDATE;
+
+-- name: model_task_count
+-- How many tasks hold an endpoint in place (k_task_model).
+SELECT COUNT(*) AS tasks FROM task WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: model_remove
+-- Refused by the foreign key of `task` when a task uses it.
+DELETE FROM ai_model WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: model_stop
+-- The first failure stops it, a failed probe keeps it stopped; the calls that were in flight beside them change nothing.
+UPDATE ai_model
+   SET stopped_kind = %(kind)s, stopped_reason = %(reason)s, stopped_at = COALESCE(stopped_at, UTC_TIMESTAMP(6)),
+       probe_at = UTC_TIMESTAMP(6) + INTERVAL %(probe_seconds)s SECOND
+ WHERE id_ai_model = %(id_ai_model)s AND (stopped_at IS NULL OR probe_at <= UTC_TIMESTAMP(6));
+
+-- name: model_resume
+-- Matches a row only when it was stopped, so that one of many workers says so.
+UPDATE ai_model SET stopped_kind = NULL, stopped_reason = NULL, stopped_at = NULL, probe_at = NULL
+ WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL;

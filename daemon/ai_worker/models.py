@@ -114,13 +114,24 @@ class Task:
     max_attempts: int
     priority: int
     status: TaskStatus
+    is_probe: bool = False  # its model is stopped and due to be tried again, with one item
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which items a worker takes. Empty means all."""
+
+    id_task: int | None = None
+    id_task_item: int | None = None
+    task_types: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One claimed `task_item`: the row, its task, and the fence (`claim_token`, `attempt`) that its commit names.
 
-    `attempt` counts from 1; `failed_attempts` is how many earlier ones were charged (losses to crashes are not).
+    `attempt` counts all claims from 1; `lost_count` of the earlier ones were lost to crashes, which costs no retry.
     """
 
     id_task_item: int
@@ -133,8 +144,13 @@ class Item:
     operation_uuid: uuid.UUID
 
     @property
+    def tries(self) -> int:
+        """How many attempts were charged, this one included."""
+        return self.attempt - self.lost_count
+
+    @property
     def is_last_attempt(self) -> bool:
-        return self.attempt - self.lost_count >= self.task.max_attempts
+        return self.tries >= self.task.max_attempts
 
 
 @dataclass(frozen=True, slots=True)

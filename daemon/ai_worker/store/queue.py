@@ -1,0 +1,538 @@
+"""How items move: claim, commit, release, rescue, and what keeps tasks' ends right. The protocol is in DB_Description.md.
+
+Every method is one transaction and may be called from any thread. The fence of an item is its claim token and attempt: whoever
+commits names both, and a new claim overwrites them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+from ai_worker.db import Database, Row, Transaction
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
+
+MAX_LOSSES: Final = 5  # an item lost with its worker this often is set aside: it may be what kills them
+
+STATUS_AFTER: Final[Mapping[OutcomeKind, ItemStatus]] = {
+    OutcomeKind.PROCESSED: ItemStatus.PROCESSED,
+    OutcomeKind.RETRY: ItemStatus.DEFERRED,
+    OutcomeKind.FAILED: ItemStatus.ERROR,
+    OutcomeKind.POSTPONED: ItemStatus.DEFERRED,
+    OutcomeKind.RELEASED: ItemStatus.PENDING,
+}
+UNCHARGED: Final = frozenset({OutcomeKind.POSTPONED, OutcomeKind.RELEASED})
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTask:
+    """A task that a transaction ended, as it stands then."""
+
+    id_task: int
+    status: TaskStatus
+    records_processed: int
+    records_failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What became of a group of outcomes. `lost` ones came after somebody else's claim; their cost is on the books."""
+
+    stored: list[Outcome] = field(default_factory=list)
+    lost: list[Outcome] = field(default_factory=list)
+    ended: list[EndedTask] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What one step of a rescue did. `more` says that there may be more to do at once."""
+
+    id_worker: int | None = None
+    items: int = 0
+    more: bool = False
+    ended: list[EndedTask] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What filters leave open: pending items, deferred ones, and the seconds until the first of these is due."""
+
+    pending: int
+    deferred: int
+    due_seconds: float | None
+
+
+def new_claim_token() -> bytes:
+    """16 bytes: milliseconds since 1970 (6 bytes), then random. The time only keeps related keys together on disk."""
+    return (time.time_ns() // 1_000_000).to_bytes(6) + os.urandom(10)
+
+
+def operation_uuid(claim_token: bytes, id_task_item: int) -> uuid.UUID:
+    """The attempt's own UUID, derived, so that whoever sees the item's claim token can name the attempt.
+
+    Version 8 (RFC 9562, 5.8): the token's first 10 bytes (time, 26 random bits) and the item's id in the last 6.
+    """
+    high = int.from_bytes(claim_token[:8]) & ~0xF000 | 0x8000
+    low = 1 << 63 | (int.from_bytes(claim_token[8:10]) & 0x3FFF) << 48 | id_task_item & 0xFFFF_FFFF_FFFF
+    return uuid.UUID(int=high << 64 | low)
+
+
+class Queue:
+    """The verbs of a worker on the tables `task`, `task_item`, `task_attempt` and `worker`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # ----- the worker's own row
+
+    def register(self, *, host: str, pid: int, version: str, mode: str, concurrency: int, lease_seconds: float) -> int:
+        """A new worker row with a fresh lease; its id."""
+        parameters = {"host": host, "pid": pid, "version": version, "mode": mode, "concurrency": concurrency}
+        return self._db.transaction(lambda tx: tx.insert("register_worker", {**parameters, **_lease(lease_seconds)}))
+
+    def beat(self, id_worker: int, *, lease_seconds: float, in_flight: int, processed: int, failed: int) -> bool:
+        """The heartbeat. False when the lease is gone: others have begun to give this worker's items back."""
+        numbers = {"in_flight": in_flight, "items_processed": processed, "items_failed": failed}
+        return bool(self._db.execute("beat", {"id_worker": id_worker, **numbers, **_lease(lease_seconds)}))
+
+    def end_worker(self, id_worker: int, *, processed: int, failed: int) -> None:
+        """The worker has stopped in good order and holds nothing."""
+        self._db.execute("end_worker", {"id_worker": id_worker, "items_processed": processed, "items_failed": failed})
+
+    # ----- claim
+
+    def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
+        """Tasks with pending items that may be worked on now, the best first; `busy_models` are left out."""
+        rows = self._db.query("runnable_tasks", {**_filter(filters), "busy_models": (0, *busy_models)})
+        rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
+        return [
+            Task(
+                id_task=row["id_task"],
+                id_ai_model=row["id_ai_model"],
+                task_type=row["task_type"],
+                description=row["description"] or "",
+                parameters=_json(row["parameters"]),
+                max_attempts=row["max_attempts"],
+                priority=row["priority"],
+                status=TaskStatus(row["status_id"]),
+                is_probe=bool(row["is_probe"]),
+            )
+            for row in rows
+        ]
+
+    def claim(
+        self, id_worker: int, tasks: Sequence[Task], size: int, *, after: int = 0, id_task_item: int | None = None
+    ) -> list[Item]:
+        """Takes up to `size` pending items of these tasks, in the order of the key where it is one task.
+
+        `after` is the watermark of the single task: items up to this key are passed over. An empty list means that nothing
+        was there to take now, above the watermark.
+        """
+        by_id = {task.id_task: task for task in tasks}
+        token = new_claim_token()
+        chosen: list[int] = []  # survives a repeat of the transaction
+
+        def work(tx: Transaction) -> list[Row]:
+            fence = {"id_worker": id_worker, "claim_token": token}
+            if tx.in_doubt and chosen and (landed := tx.query("claimed_items", {"items": chosen, **fence})):
+                return landed
+            rows = self._lock_pending(tx, list(by_id), size, after, id_task_item)
+            if not rows:
+                return []
+            found = sorted({row["id_task"] for row in rows})
+            states = {row["id_task"]: TaskStatus(row["status_id"]) for row in tx.query("task_states", {"tasks": found})}
+            allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
+            chosen[:] = [row["id_task_item"] for row in rows if row["id_task"] in allowed]
+            if not chosen:
+                return []
+            tx.execute("mark_claimed", {"items": chosen, **fence})
+            if starting := sorted(each for each in allowed if states[each] is not TaskStatus.IN_PROGRESS):
+                tx.execute("start_tasks", {"tasks": starting})
+            return tx.query("claimed_items", {"items": chosen, **fence})
+
+        return [
+            Item(
+                id_task_item=row["id_task_item"],
+                task=by_id[row["id_task"]],
+                text_original=row["text_original"],
+                context=_json(row["context"]),
+                attempt=row["attempt"],
+                lost_count=row["lost_count"],
+                claim_token=token,
+                operation_uuid=operation_uuid(token, row["id_task_item"]),
+            )
+            for row in self._db.transaction(work)
+        ]
+
+    @staticmethod
+    def _lock_pending(tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None) -> list[Row]:
+        if id_task_item is not None:
+            return tx.query("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
+        if len(tasks) == 1:
+            return tx.query("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
+        return tx.query("lock_pending_of_tasks", {"tasks": tasks, "size": size})
+
+    # ----- commit
+
+    def commit(self, id_worker: int, outcomes: Sequence[Outcome], held_tasks: Iterable[int] = ()) -> Committed:
+        """Writes a group of outcomes, their attempts and their tasks' counters in one transaction.
+
+        An outcome whose item has been claimed by somebody else since is refused: only its tokens and cost are recorded, as a
+        lost attempt. A result (not a failure) of an item that was given back and not yet claimed again still counts.
+        `held_tasks` are those of which the caller holds more items: they cannot have ended yet, and are not looked at.
+        """
+        group = sorted(outcomes, key=lambda outcome: outcome.item.id_task_item)
+        held = frozenset(held_tasks)
+
+        def work(tx: Transaction) -> Committed:
+            ids = [outcome.item.id_task_item for outcome in group]
+            rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
+            landed: set[bytes] = set()
+            if tx.in_doubt:
+                operations = [outcome.item.operation_uuid.bytes for outcome in group]
+                landed = {row["operation_uuid"] for row in tx.query("landed_operations", {"operations": operations})}
+            report = Committed()
+            changes = _Changes(id_worker)
+            for outcome in group:
+                row = rows.get(outcome.item.id_task_item)
+                if outcome.item.operation_uuid.bytes in landed:
+                    report.stored.append(outcome)
+                elif row is not None and _fence_holds(outcome, row):
+                    changes.add(outcome, ItemStatus(row["status_id"]))
+                    report.stored.append(outcome)
+                else:
+                    changes.add_lost(outcome, is_there=row is not None)
+                    report.lost.append(outcome)
+            changes.write(tx)
+            # Also after an earlier run landed: it is cheap to look again, and what it returned was lost with its answer.
+            touched = {outcome.item.task.id_task for outcome in report.stored} - held
+            report.ended.extend(_end_tasks(tx, touched))
+            return report
+
+        return self._db.transaction(work)
+
+    # ----- rescue and upkeep
+
+    def rescue(self) -> Rescued:
+        """Gives back up to 500 items of one worker whose lease is over; the worker's row ends with its last item."""
+
+        def work(tx: Transaction) -> Rescued:
+            stale = tx.query("lock_stale_worker")
+            if not stale:
+                return Rescued()
+            id_worker = stale[0]["id_worker"]
+            tx.execute("mark_worker_lost", {"id_worker": id_worker})
+            candidates = [row["id_task_item"] for row in tx.query("items_of_worker", {"id_worker": id_worker})]
+            count, ended = _give_back(tx, candidates)
+            if len(candidates) < 500:
+                tx.execute("end_worker", {"id_worker": id_worker, "items_processed": 0, "items_failed": 0})
+            return Rescued(id_worker, count, True, ended)
+
+        return self._db.transaction(work)
+
+    def rescue_orphans(self) -> Rescued:
+        """Gives back up to 500 items whose owner has ended or is unknown: claims that landed after their worker was given up."""
+        candidates = [row["id_task_item"] for row in self._db.query("orphaned_items")]
+        if not candidates:
+            return Rescued()
+        count, ended = self._db.transaction(lambda tx: _give_back(tx, candidates))
+        return Rescued(None, count, len(candidates) == 500, ended)
+
+    def uptime(self) -> float:
+        """Seconds since the database server started."""
+        return float(self._db.query("uptime")[0]["Value"])
+
+    def promote_due(self) -> int:
+        """Makes up to 500 deferred items pending whose time has come; how many."""
+
+        def work(tx: Transaction) -> int:
+            items = [row["id_task_item"] for row in tx.query("lock_due")]
+            return tx.execute("promote_due", {"items": items}) if items else 0
+
+        return self._db.transaction(work)
+
+    def next_due(self) -> float | None:
+        """Seconds until the next deferred item of any task is due; zero or less when one is; None when there is none."""
+        seconds = self._db.query("next_due")[0]["seconds"]
+        return None if seconds is None else float(seconds)
+
+    def newest_item(self) -> int:
+        """The highest item key there is."""
+        newest: int = self._db.query("newest_item")[0]["id_task_item"]
+        return newest
+
+    def reopen_for_new_items(self, after: int) -> int:
+        """Reopens finished tasks that have open items with keys above `after`; how many."""
+        return self._reopen([row["id_task"] for row in self._db.query("finished_tasks_of_new_items", {"after": after})])
+
+    def reopen_page(self, before: int | None = None) -> int | None:
+        """Reopens finished tasks with open items among the next thousand below `before`; where to go on, None at the end."""
+        page = self._db.query("finished_tasks_page", {"before": before or 2**63})
+        self._reopen([row["id_task"] for row in page if row["is_open"]])
+        return page[-1]["id_task"] if len(page) == 1000 else None
+
+    def _reopen(self, tasks: list[int]) -> int:
+        return self._db.execute("reopen_tasks", {"tasks": tasks}) if tasks else 0
+
+    def end_forgotten(self) -> list[EndedTask]:
+        """Ends tasks in progress that have no open item left because somebody deleted the last ones."""
+        tasks = {row["id_task"] for row in self._db.query("open_tasks_without_open_items")}
+        return self._db.transaction(lambda tx: _end_tasks(tx, tasks)) if tasks else []
+
+    def take_probe(self, id_ai_model: int, seconds: int = 60) -> bool:
+        """Whether this worker may try a stopped model with one item; nobody else may for the next `seconds`."""
+        return bool(self._db.execute("take_probe", {"id_ai_model": id_ai_model, "seconds": seconds}))
+
+    # ----- looking ahead
+
+    def waiting(self, filters: Filters) -> Waiting:
+        """What is left open for these filters."""
+        row = self._db.query("waiting_items", _filter(filters))[0]
+        due = row["due_seconds"]
+        return Waiting(int(row["pending"] or 0), int(row["deferred"] or 0), None if due is None else float(due))
+
+    def others_at_work(self, id_worker: int, filters: Filters) -> list[float]:
+        """For each other worker that holds items these filters want: the seconds since its last heartbeat."""
+        rows = self._db.query("others_at_work", {"id_worker": id_worker, **_filter(filters)})
+        return [float(row["silent_seconds"]) for row in rows]
+
+    def task_of(self, id_task_item: int) -> tuple[int, ItemStatus] | None:
+        """The task of an item, and the item's status; None when there is no such item."""
+        rows = self._db.query("item_of", {"id_task_item": id_task_item})
+        return (rows[0]["id_task"], ItemStatus(rows[0]["status_id"])) if rows else None
+
+    def preview(self, task: Task, id_task_item: int | None = None) -> Iterable[Item]:
+        """The pending items of a task as a claim would see them, without a claim, streamed."""
+        parameters = {"id_task": task.id_task, "id_task_item": id_task_item}
+        for row in self._db.pages("preview_items", parameters, key="id_task_item", size=500):
+            yield Item(
+                id_task_item=row["id_task_item"],
+                task=task,
+                text_original=row["text_original"],
+                context=_json(row["context"]),
+                attempt=row["attempt"] + 1,
+                lost_count=row["lost_count"],
+                claim_token=bytes(16),
+                operation_uuid=uuid.UUID(int=0),
+            )
+
+
+def _fence_holds(outcome: Outcome, row: Row) -> bool:
+    """Whether the item is still this attempt's: by token and attempt; of an item given back since, only a result is taken."""
+    item = outcome.item
+    if row["claim_token"] != item.claim_token or row["attempt"] != item.attempt:
+        return False
+    return bool(row["status_id"] == ItemStatus.IN_PROGRESS or outcome.kind is OutcomeKind.PROCESSED)
+
+
+class _Changes:
+    """Collects what a commit writes, so that it takes a fixed number of statements however many items it has."""
+
+    def __init__(self, id_worker: int) -> None:
+        self._id_worker = id_worker
+        self._items: list[dict[str, Any]] = []
+        self._charges: list[dict[str, Any]] = []
+        self._attempts: list[dict[str, Any]] = []
+        self._found_again: list[bytes] = []
+        self._tasks: dict[int, _Counters] = {}
+
+    def add(self, outcome: Outcome, before: ItemStatus) -> None:
+        item, usage, result = outcome.item, outcome.usage, outcome.result
+        after = STATUS_AFTER[outcome.kind]
+        is_late = before is not ItemStatus.IN_PROGRESS
+        self._items.append(
+            {
+                "id": item.id_task_item,
+                "at": item.attempt,
+                "st": int(after),
+                "ch": int(outcome.kind not in UNCHARGED),
+                "fa": int(is_late),
+                "de": int(outcome.delay * 1e6),
+                "ti": usage.tokens_input,
+                "to": usage.tokens_output,
+                "co": _decimal(outcome.cost),
+                "ek": outcome.error_kind,
+                "em": _short(outcome.error_message),
+                "tc": result.text_corrected if result else None,
+                "cs": result.change_summary if result else None,
+                "re": json.dumps(result.data, ensure_ascii=False) if result else None,
+            }
+        )
+        if outcome.kind is OutcomeKind.RELEASED:
+            return
+        self._attempt(outcome, outcome.kind, is_late)
+        counters = self._tasks.setdefault(item.task.id_task, _Counters())
+        counters.processed += after is ItemStatus.PROCESSED
+        counters.failed += (after is ItemStatus.ERROR) - (before is ItemStatus.ERROR)
+        counters.charge(outcome)
+
+    def add_lost(self, outcome: Outcome, *, is_there: bool) -> None:
+        if outcome.usage == NO_USAGE and outcome.kind is not OutcomeKind.PROCESSED:
+            return  # nothing was paid for; if the attempt was rescued, that is on record
+        self._attempt(outcome, OutcomeKind.LOST, True)
+        self._tasks.setdefault(outcome.item.task.id_task, _Counters()).charge(outcome)
+        if is_there:
+            usage, cost = outcome.usage, _decimal(outcome.cost)
+            tokens = {"ti": usage.tokens_input, "to": usage.tokens_output, "co": cost}
+            self._charges.append({"id": outcome.item.id_task_item, **tokens})
+
+    def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
+        item, usage = outcome.item, outcome.usage
+        if may_be_known:
+            self._found_again.append(item.operation_uuid.bytes)
+        self._attempts.append(
+            {
+                "operation_uuid": item.operation_uuid.bytes,
+                "id_task": item.task.id_task,
+                "id_task_item": item.id_task_item,
+                "attempt": item.attempt,
+                "id_worker": self._id_worker,
+                "id_ai_model": item.task.id_ai_model,
+                "outcome": kind.value,
+                "error_kind": outcome.error_kind,
+                "error_message": _short(outcome.error_message),
+                "tokens_input": usage.tokens_input,
+                "tokens_output": usage.tokens_output,
+                "tokens_cached": usage.tokens_cached,
+                "tokens_reasoning": usage.tokens_reasoning,
+                "cost": outcome.cost,
+                "latency_ms": outcome.latency_ms,
+            }
+        )
+
+    def write(self, tx: Transaction) -> None:
+        """Items, attempts, and the tasks' counters last: the hot row is held shortest, and everybody locks in the same order."""
+        if self._items and tx.execute("store_outcomes", {"rows": _document(self._items)}) != len(self._items):
+            raise AssertionError("an item that this transaction holds locked was not where it was seen")
+        if self._charges:
+            tx.execute("charge_items", {"rows": _document(self._charges)})
+        if self._found_again:
+            tx.execute("forget_lost_attempts", {"operations": self._found_again})
+        if self._attempts:
+            tx.execute_many("insert_attempts", self._attempts)
+        if self._tasks:
+            tx.execute("count_outcomes", {"rows": _document([self._tasks[each].row(each) for each in sorted(self._tasks)])})
+
+
+@dataclass(slots=True)
+class _Counters:
+    """By how much one task's counters change."""
+
+    processed: int = 0
+    failed: int = 0
+    tokens_input: int = 0
+    tokens_output: int = 0
+    cost: Decimal | None = None
+
+    def charge(self, outcome: Outcome) -> None:
+        self.tokens_input += outcome.usage.tokens_input
+        self.tokens_output += outcome.usage.tokens_output
+        if outcome.cost is not None:
+            self.cost = (self.cost or Decimal(0)) + outcome.cost
+
+    def row(self, id_task: int) -> dict[str, Any]:
+        tokens = {"ti": self.tokens_input, "to": self.tokens_output, "co": _decimal(self.cost)}
+        return {"id": id_task, "pr": self.processed, "fa": self.failed, **tokens}
+
+
+def _end_tasks(tx: Transaction, tasks: Iterable[int]) -> list[EndedTask]:
+    """Ends those of these tasks that have no open item: takes their rows' locks, then looks."""
+    candidates = sorted(tasks)
+    if not candidates:
+        return []
+    tx.query("lock_tasks", {"tasks": candidates})
+    ended = [row["id_task"] for row in tx.query("tasks_without_open_items", {"tasks": candidates})]
+    if not ended:
+        return []
+    tx.execute("end_tasks", {"tasks": ended})
+    return [
+        EndedTask(row["id_task"], TaskStatus(row["status_id"]), row["records_processed"], row["records_failed"])
+        for row in tx.query("ended_tasks", {"tasks": ended})
+    ]
+
+
+def _give_back(tx: Transaction, candidates: Sequence[int]) -> tuple[int, list[EndedTask]]:
+    """Takes items from their dead owners: pending again, or set aside, or cancelled with their task. How many, and what ended."""
+    if not candidates:
+        return 0, []
+    rows = tx.query("lock_lost_items", {"items": candidates})
+    if not rows:
+        return 0, []
+    tasks = {row["id_task"]: row for row in tx.query("task_states", {"tasks": sorted({row["id_task"] for row in rows})})}
+    groups: dict[str, list[int]] = {"give_back_lost": [], "bury_lost": [], "cancel_lost": []}
+    counters: dict[int, _Counters] = {}
+    attempts: list[dict[str, Any]] = []
+    for row in rows:
+        task = tasks.get(row["id_task"])
+        if task is None or task["status_id"] == TaskStatus.CANCELLED:
+            verb = "cancel_lost"
+        elif row["lost_count"] + 1 >= MAX_LOSSES:
+            verb = "bury_lost"
+            counters.setdefault(row["id_task"], _Counters()).failed += 1
+        else:
+            verb = "give_back_lost"
+        groups[verb].append(row["id_task_item"])
+        attempts.append(
+            {
+                "operation_uuid": operation_uuid(row["claim_token"], row["id_task_item"]).bytes,
+                "id_task": row["id_task"],
+                "id_task_item": row["id_task_item"],
+                "attempt": row["attempt"],
+                "id_worker": row["id_worker"],
+                "id_ai_model": task["id_ai_model"] if task else 0,
+                "outcome": OutcomeKind.LOST.value,
+                "error_kind": "lost",
+                "error_message": None,
+                "tokens_input": 0,
+                "tokens_output": 0,
+                "tokens_cached": 0,
+                "tokens_reasoning": 0,
+                "cost": None,
+                "latency_ms": None,
+            }
+        )
+    for verb, items in groups.items():
+        if items:
+            tx.execute(verb, {"items": items})
+    tx.execute_many("insert_attempts", attempts)
+    if counters:
+        tx.execute("count_outcomes", {"rows": _document([counters[each].row(each) for each in sorted(counters)])})
+    return len(rows), _end_tasks(tx, set(tasks))
+
+
+def _lease(seconds: float) -> dict[str, int]:
+    return {"lease_us": int(seconds * 1e6)}
+
+
+def _filter(filters: Filters) -> dict[str, Any]:
+    return {
+        "id_task": filters.id_task,
+        "id_task_item": filters.id_task_item,
+        "any_type": not filters.task_types,
+        "task_types": filters.task_types or ("",),
+        "any_model": not filters.models,
+        "model_names": filters.models or ("",),
+    }
+
+
+def _json(text: str | None) -> Mapping[str, Any]:
+    value = json.loads(text) if text else {}
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def _document(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+
+
+def _decimal(value: Decimal | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _short(message: str | None) -> str | None:
+    return message[:1000] if message else None
