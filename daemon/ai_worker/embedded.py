@@ -190,12 +190,22 @@ class Server:
             install = _which("mariadb-install-db", "mysql_install_db")
             if install is None:
                 raise ConfigurationError(f"found {program} but not mariadb-install-db; install it with\n  {APT_LINE}")
-            command = [install, "--no-defaults", *_as_root(), f"--datadir={new}", "--skip-name-resolve", "--skip-test-db"]
+            # By a relative path, for the script takes one with a space in it apart.
+            command = [install, "--no-defaults", *_as_root(), f"--datadir=./{new.name}", "--skip-name-resolve", "--skip-test-db"]
             command += ["--auth-root-authentication-method=socket"]  # the system's user gets in without a password, nobody else
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 -- as above
+        result = subprocess.run(  # noqa: S603 -- as above
+            command,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
         if result.returncode != 0:
             shutil.rmtree(new, ignore_errors=True)
-            tail = "\n".join((result.stdout + result.stderr).strip().splitlines()[-15:])
+            tail = "\n".join(result.stdout.strip().splitlines()[-15:])
             raise ConfigurationError(f"the private database could not be made in {self.folder}:\n{tail}")
         new.rename(self._data)
 
