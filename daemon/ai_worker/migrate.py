@@ -18,14 +18,13 @@ from ai_worker.errors import ConfigurationError, DatabaseError, SchemaMismatch
 
 # Seconds. A host that finds another one at work waits for it, in slices well below the connection's read time-out.
 LOCK_PATIENCE = 1800.0
+STATEMENT_PATIENCE = 86400.0
 _LOCK_SLICE = 10
 
 # A DDL statement that waits for a table holds up everybody who comes after it: give way often, and try again.
-_BEGIN = "SET SESSION lock_wait_timeout = 15"
-_END = "SET SESSION lock_wait_timeout = DEFAULT"
+_SESSION = "SET SESSION lock_wait_timeout = 15"
 # One lock per database, of all those on the server. Lock names have at most 64 characters; MySQL 9.6 dropped MD5 and SHA1.
 _LOCK = f"SELECT GET_LOCK(CONCAT('ai_worker_migrate_', LEFT(SHA2(DATABASE(), 256), 32)), {_LOCK_SLICE}) AS got"
-_UNLOCK = "SELECT RELEASE_LOCK(CONCAT('ai_worker_migrate_', LEFT(SHA2(DATABASE(), 256), 32)))"
 _APPLIED = "SELECT version, name, checksum FROM schema_migration ORDER BY version"
 
 _NO_SUCH_DATABASE = 1049
@@ -111,28 +110,28 @@ def migrate(db: Database, folder: Path | None = None) -> list[str]:
     known = migrations(folder)
 
     def work(transaction: Transaction) -> list[str]:
-        transaction.raw(_BEGIN)
+        transaction.raw(_SESSION)
         _lock(transaction, db)
-        try:
-            applied = _applied(transaction)
-            pending = _pending(known, applied)
-            for migration in pending:
-                for statement in split(migration.text):
-                    transaction.raw(statement)
-            unsigned = {row["version"] for row in applied if row["checksum"] is None} | {each.version for each in pending}
-            for migration in known:
-                if migration.version in unsigned:
-                    transaction.raw(_sign(migration))
-            return [migration.label for migration in pending]
-        finally:
-            transaction.raw(_UNLOCK)
-            transaction.raw(_END)
+        applied = _applied(transaction)
+        pending = _pending(known, applied)
+        for migration in pending:
+            for statement in split(migration.text):
+                transaction.raw(statement)
+        unsigned = {row["version"] for row in applied if row["checksum"] is None} | {each.version for each in pending}
+        for migration in known:
+            if migration.version in unsigned:
+                transaction.raw(_sign(migration))
+        return [migration.label for migration in pending]
 
+    # A connection of its own, whose end frees the lock, and with time for statements that rebuild a large table.
+    own = Database(replace(db.url, read_timeout=max(db.url.read_timeout, STATEMENT_PATIENCE)), patience=db.patience)
     try:
-        _connect_or_create(db)
-        return db.transaction(work)
+        _connect_or_create(own)
+        return own.transaction(work)
     except DatabaseError as error:
         raise _explained(error, db) from error
+    finally:
+        own.close()
 
 
 def _connect_or_create(db: Database) -> None:

@@ -1,0 +1,287 @@
+"""Migrations: applied once however many try, by us or by hand, after being cut short anywhere; refused when not ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ai_worker import migrate
+from ai_worker.config import parse_database_url
+from ai_worker.db import Database, sql_folder
+from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError, SchemaMismatch
+from tests.servers import Programs, TestServer
+
+LABELS = [each.label for each in migrate.migrations()]
+NEWEST = len(LABELS)
+
+
+@pytest.fixture
+def empty(empty_database_url: str) -> Iterator[Database]:
+    """A `Database` without tables."""
+    database = Database(parse_database_url(empty_database_url))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the migrations, to add to and to change."""
+    copy = tmp_path / "migrations"
+    shutil.copytree(sql_folder() / "migrations", copy)
+    return copy
+
+
+def rows(database: Database, statement: str) -> list[dict[str, Any]]:
+    return database.transaction(lambda transaction: transaction.raw(statement))
+
+
+def test_a_new_database_gets_all_and_a_second_run_finds_nothing_to_do(empty: Database) -> None:
+    assert migrate.migrate(empty) == LABELS
+    assert migrate.migrate(empty) == []
+    assert migrate.check(empty) == NEWEST
+    applied = rows(empty, "SELECT version, name, checksum FROM schema_migration ORDER BY version")
+    assert [(row["version"], row["name"], row["checksum"]) for row in applied] == [
+        (each.version, each.name, each.checksum) for each in migrate.migrations()
+    ]
+
+
+def test_twenty_hosts_that_start_at_once(empty_database_url: str) -> None:
+    together = threading.Barrier(20)
+
+    def host(_: int) -> list[str]:
+        database = Database(parse_database_url(empty_database_url))
+        try:
+            together.wait()
+            applied = migrate.migrate(database)
+            assert migrate.check(database) == NEWEST
+            return applied
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(20) as pool:
+        results = list(pool.map(host, range(20)))
+    assert sorted(results) == [[]] * 19 + [LABELS]
+
+
+def test_one_that_finds_another_at_work_waits(server: TestServer, empty: Database) -> None:
+    """Whoever migrates holds the lock of this database, and only of this one."""
+    lock = migrate._LOCK.replace("DATABASE()", f"'{empty.url.database}'")
+    with server.connect() as holder, holder.cursor() as cursor, ThreadPoolExecutor(1) as pool:
+        cursor.execute(lock)
+        waiting = pool.submit(migrate.migrate, empty)
+        deadline = time.monotonic() + 30
+        while not any(
+            row["db"] == empty.url.database and row["State"] == "User lock" for row in server.execute("SHOW PROCESSLIST")
+        ):
+            assert not waiting.done()
+            assert time.monotonic() < deadline
+        with server.new_database() as name:
+            other = Database(parse_database_url(server.url(name)))
+            assert migrate.migrate(other) == LABELS
+            other.close()
+        assert not waiting.done()
+        server.execute(f"KILL {holder.thread_id()}")  # as when the host dies
+        assert waiting.result(60) == LABELS
+
+
+def test_a_holder_that_never_ends_is_reported(server: TestServer, empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "LOCK_PATIENCE", -1.0)
+    monkeypatch.setattr(migrate, "_LOCK", migrate._LOCK.replace(f", {migrate._LOCK_SLICE})", ", 0)"))
+    with server.connect() as holder, holder.cursor() as cursor:
+        cursor.execute(migrate._LOCK.replace("DATABASE()", f"'{empty.url.database}'"))
+        with pytest.raises(DatabaseError, match="another process"):
+            migrate.migrate(empty)
+
+
+def test_cut_short_after_any_statement(server: TestServer) -> None:
+    """DDL commits by itself: what a killed migration has done stays, and must not be in the way of the next run."""
+    statements = migrate.split(migrate.migrations()[0].text)
+    for done in range(1, len(statements)):
+        with server.new_database() as name:
+            with server.connect(name) as connection, connection.cursor() as cursor:
+                for statement in statements[:done]:
+                    cursor.execute(statement)
+            database = Database(parse_database_url(server.url(name)))
+            assert migrate.migrate(database) == LABELS, f"after {statements[done - 1][:60]}"
+            assert len(rows(database, "SELECT * FROM task_item_status")) == 6
+            database.close()
+
+
+def test_applied_with_the_plain_client(server: TestServer, empty: Database) -> None:
+    """A DBA's way: `mysql ai_worker < sql/migrations/NNNN_name.sql`. The checksum follows with the next `migrate`."""
+    client = shutil.which("mariadb") or shutil.which("mysql")
+    assert client, "the mysql client is missing"
+    host, port = server.admin.hosts[0]
+    command = [client, "--no-defaults", f"-h{host}", f"-P{port}", f"-u{server.admin.user}", "--default-character-set=utf8mb4"]
+    command += [f"--password={server.admin.password.reveal()}", empty.url.database]
+    for path in sorted((sql_folder() / "migrations").glob("*.sql")):
+        subprocess.run(command, input=path.read_bytes(), check=True, capture_output=True)
+    assert migrate.check(empty) == NEWEST
+    assert [row["checksum"] for row in rows(empty, "SELECT checksum FROM schema_migration")] == [None] * NEWEST
+    assert migrate.migrate(empty) == []
+    signed = rows(empty, "SELECT checksum FROM schema_migration ORDER BY version")
+    assert [row["checksum"] for row in signed] == [each.checksum for each in migrate.migrations()]
+
+
+def test_a_later_migration_is_applied_to_a_database_in_use(empty: Database, folder: Path) -> None:
+    migrate.migrate(empty)
+    label = f"{NEWEST + 1:04}_more"
+    (folder / f"{label}.sql").write_text(
+        "CREATE TABLE IF NOT EXISTS more (a INT); -- a comment; with a semicolon\n"
+        "INSERT INTO more SELECT 1 WHERE NOT EXISTS (SELECT * FROM more);\n"
+        f"INSERT IGNORE INTO schema_migration (version, name) VALUES ({NEWEST + 1}, 'more');\n"
+    )
+    with pytest.raises(SchemaMismatch, match=rf"at version {NEWEST}, this version needs {NEWEST + 1}: run `ai-worker migrate`"):
+        migrate.check(empty, folder)
+    assert migrate.migrate(empty, folder) == [label]
+    assert migrate.check(empty, folder) == NEWEST + 1
+
+
+def test_a_statement_that_fails_leaves_the_migration_pending(empty: Database, folder: Path) -> None:
+    migrate.migrate(empty)
+    path = folder / f"{NEWEST + 1:04}_broken.sql"
+    end = f"INSERT IGNORE INTO schema_migration (version, name) VALUES ({NEWEST + 1}, 'broken');"
+    path.write_text(f"CREATE TABLE IF NOT EXISTS more (a INT);\nCREATE TABEL oops (a INT);\n{end}")
+    with pytest.raises(DatabaseError, match="TABEL"):
+        migrate.migrate(empty, folder)
+    path.write_text(f"CREATE TABLE IF NOT EXISTS more (a INT);\n{end}")
+    assert migrate.migrate(empty, folder) == [path.stem]
+
+
+def test_check_of_a_database_without_tables(empty: Database) -> None:
+    with pytest.raises(SchemaMismatch, match=r"not there yet.*run `ai-worker migrate`") as caught:
+        migrate.check(empty)
+    assert caught.value.exit_code == 78
+
+
+def test_a_database_that_is_ahead_is_refused(empty: Database) -> None:
+    migrate.migrate(empty)
+    rows(empty, "INSERT INTO schema_migration (version, name) VALUES (99, 'future')")
+    message = f"knows schema {NEWEST}, the database has 99: upgrade ai-worker"
+    with pytest.raises(SchemaMismatch, match=message):
+        migrate.check(empty)
+    with pytest.raises(SchemaMismatch, match=message):
+        migrate.migrate(empty)
+
+
+def test_another_text_of_a_migration_is_refused(empty: Database, folder: Path) -> None:
+    migrate.migrate(empty)
+    path = folder / f"{LABELS[0]}.sql"
+    path.write_text(path.read_text() + "-- changed\n")
+    for function in (migrate.check, migrate.migrate):
+        with pytest.raises(SchemaMismatch, match=f"sql/migrations/{LABELS[0]}.sql"):
+            function(empty, folder)
+
+
+def test_line_ends_do_not_matter(empty: Database, folder: Path) -> None:
+    """A checkout on Windows may have other ones."""
+    migrate.migrate(empty)
+    for path in folder.glob("*.sql"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert migrate.check(empty, folder) == NEWEST
+
+
+def test_a_missing_database_is_made(server: TestServer, empty: Database) -> None:
+    server.execute(f"DROP DATABASE {empty.url.database}")
+    assert migrate.migrate(empty) == LABELS
+    charset = rows(empty, "SELECT @@character_set_database AS c")
+    assert charset == [{"c": "utf8mb4"}]
+
+
+@pytest.fixture
+def stranger(server: TestServer) -> Iterator[str]:
+    """A user without any privilege."""
+    server.execute("DROP USER IF EXISTS ai_worker_stranger@'%'", "CREATE USER ai_worker_stranger@'%' IDENTIFIED BY 'Secret.1'")
+    yield "ai_worker_stranger"
+    server.execute("DROP USER ai_worker_stranger@'%'")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_user_who_may_not_create_it(server: TestServer, empty: Database, stranger: str, exists: bool) -> None:
+    name = empty.url.database
+    server.execute(f"GRANT SELECT ON {name}.* TO {stranger}@'%'", *([] if exists else [f"DROP DATABASE {name}"]))
+    database = Database(parse_database_url(server.url(name, stranger), "Secret.1"))
+    with pytest.raises(ConfigurationError, match="CREATE, ALTER" if exists else "may not create it.*CREATE DATABASE"):
+        migrate.migrate(database)
+    database.close()
+
+
+def test_an_unreachable_server_is_a_temporary_failure() -> None:
+    database = Database(parse_database_url("mysql://a@127.0.0.1:1/b?connect_timeout=1"), patience=0.1)
+    with pytest.raises(DatabaseAway):
+        migrate.migrate(database)
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("SELECT 1;\nSELECT 2;\n", ["SELECT 1", "SELECT 2"]),
+        ("SELECT 1", ["SELECT 1"]),
+        ("", []),
+        (" ;;\n-- nothing; here\n# nor; here\n/* nor; here */ ;", []),
+        (
+            "SELECT ';', \"a;b\", `c;d`, 'it''s; \\'; fine';SELECT 2",
+            ["SELECT ';', \"a;b\", `c;d`, 'it''s; \\'; fine'", "SELECT 2"],
+        ),
+        ("SELECT 5--1; -- a comment; still\nSELECT '-- none';", ["SELECT 5--1", "SELECT '-- none'"]),
+        ("SELECT 4/2 /* a ' quote; */, 1;", ["SELECT 4/2 , 1"]),
+        ("/*!80000 SET @a = 1 */;", ["/*!80000 SET @a = 1 */"]),
+        ("SELECT 'zażółć; gęślą';\r\nSELECT 'jaźń'", ["SELECT 'zażółć; gęślą'", "SELECT 'jaźń'"]),
+    ],
+)
+def test_split(text: str, statements: list[str]) -> None:
+    assert migrate.split(text) == statements
+
+
+@pytest.mark.parametrize("name", ["0002_later.sql", "1_core.sql", "0001-core.sql", "core.sql"])
+def test_misnamed_migrations_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("SELECT 1;")
+    with pytest.raises(ConfigurationError, match=r"NNNN_name\.sql"):
+        migrate.migrations(tmp_path)
+
+
+def test_no_migrations_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="incomplete"):
+        migrate.migrations(tmp_path)
+
+
+@pytest.fixture
+def fresh(empty_database_url: str, tmp_path: Path) -> Iterator[Programs]:
+    """Starts commands on a database without tables."""
+    programs = Programs(empty_database_url, tmp_path)
+    yield programs
+    programs.close()
+
+
+def test_the_command(fresh: Programs) -> None:
+    before = fresh.run("migrate", "--check")
+    assert (before.returncode, before.stdout) == (78, "")
+    assert "run `ai-worker migrate`" in before.stderr
+    done = fresh.run("migrate")
+    assert (done.returncode, done.stdout) == (0, "".join(f"applied {label}\n" for label in LABELS))
+    again = fresh.run("migrate")
+    assert (again.returncode, again.stdout) == (0, f"schema is up to date ({NEWEST})\n")
+    after = fresh.run("migrate", "--check")
+    assert (after.returncode, after.stdout) == (0, f"schema is up to date ({NEWEST})\n")
+
+
+def test_the_command_in_json(fresh: Programs) -> None:
+    assert json.loads(fresh.run("migrate", "--check", "--json").stdout) == {"version": None, "needed": NEWEST, "applied": []}
+    assert json.loads(fresh.run("migrate", "--json").stdout) == {"version": NEWEST, "needed": NEWEST, "applied": LABELS}
+    assert json.loads(fresh.run("migrate", "--check", "--json").stdout) == {"version": NEWEST, "needed": NEWEST, "applied": []}
+
+
+def test_the_command_without_a_server(tmp_path: Path) -> None:
+    away = Programs("mysql://a@127.0.0.1:1/b?connect_timeout=1", tmp_path).run("migrate")
+    assert away.returncode == 75
+    assert "127.0.0.1:1" in away.stderr
+    assert "Traceback" not in away.stderr
