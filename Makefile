@@ -1,0 +1,77 @@
+# AI Worker from a fresh clone. Needs Python 3.11 or later and make; installs the rest: Python packages into .venv, and, where they
+# are missing, MariaDB's server programs by apt (no service is started, no existing database is touched).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICKSTART ?= $(CURDIR)/.quickstart
+
+.PHONY: help
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in a private database, without an API key
+	@$(BIN)/ai-worker quickstart --folder "$(QUICKSTART)"
+
+.PHONY: prepare
+prepare: $(VENV)/.installed-dev .server ## install what the tests need, and nothing else
+
+.PHONY: test
+test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
+	@$(BIN)/pytest $(PYTEST)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: bench
+bench: prepare ## drain a queue with several workers on a private database; BENCH=... passes options on
+	@$(BIN)/python -m bench.drain $(BENCH)
+
+.PHONY: clean
+clean: ## remove what make has made, the quickstart's database too
+	@rm -rf "$(VENV)" "$(VENV)-maker" "$(QUICKSTART)" dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The stamps are newer than pyproject.toml when the environment has what it names. The one for tests stands for the other too.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing AI Worker into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing AI Worker and its test tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# Debian splits ensurepip off into python3-venv; virtualenv brings what is missing, without root.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv "$(VENV)"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,python3-venv) && $(PYTHON) -m venv "$(VENV)"; \
+	elif $(PYTHON) -m pip install --quiet --target "$(VENV)-maker" virtualenv; then \
+	  PYTHONPATH="$(VENV)-maker" $(PYTHON) -m virtualenv --quiet "$(VENV)"; rm -rf "$(VENV)-maker"; \
+	else echo "No way to make a virtual environment. As root: apt-get install python3-venv" >&2; exit 1; fi
+
+# A server program, for private databases only. Nothing to do where one is installed, which needs no root.
+.PHONY: .server
+.server:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; \
+	if ! command -v mariadbd >/dev/null && ! command -v mysqld >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,mariadb-server-core mariadb-client-core); \
+	  else echo "No database server program found. As root: apt-get install --no-install-recommends mariadb-server-core mariadb-client-core" >&2; exit 1; fi; \
+	fi
+
+# Quiet unless it fails.
+apt = { echo "installing $(1)"; log=$$(mktemp); \
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1); } >"$$log" 2>&1 \
+  || { cat "$$log" >&2; rm -f "$$log"; exit 1; }; rm -f "$$log"; }
