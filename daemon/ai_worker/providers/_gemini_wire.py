@@ -1,0 +1,189 @@
+"""Gemini's wire format, read defensively: answers, errors, and the part of JSON Schema that it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ai_worker.errors import (
+    AccessDenied,
+    BadAnswer,
+    ContentRefused,
+    InputTooLong,
+    InvalidRequest,
+    ModelUnknown,
+    ProviderError,
+    QuotaExhausted,
+    RateLimited,
+)
+from ai_worker.models import Usage
+from ai_worker.providers._failures import class_for_status, clean, duration, retry_after
+
+# https://ai.google.dev/api/generate-content#FinishReason: these mean that a policy, not the model, ended the answer.
+_REFUSALS = frozenset(
+    {"SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT"}
+)
+
+# What `responseJsonSchema` understands: https://ai.google.dev/gemini-api/docs/structured-output
+_KEYWORDS = frozenset(
+    {"$id", "$defs", "$ref", "$anchor", "type", "format", "title", "description", "enum", "items", "prefixItems", "minItems"}
+    | {"maxItems", "minimum", "maximum", "anyOf", "oneOf", "properties", "additionalProperties", "required", "propertyOrdering"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A usable answer: the model's words (not empty), and what they cost."""
+
+    text: str
+    usage: Usage
+    finish: Literal["stop", "length"]
+    model: str | None
+    request_id: str | None
+
+
+def supported_schema(schema: Any) -> Any:
+    """The schema without the keywords that Gemini does not take; the answer is checked against the whole one anyway."""
+    if isinstance(schema, list):
+        return [supported_schema(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in ("properties", "$defs"):  # here the keys are names, not keywords
+            kept[keyword] = {name: supported_schema(sub) for name, sub in value.items()}
+        elif keyword == "const":
+            kept["enum"] = [value]
+        elif keyword in ("enum", "required", "propertyOrdering"):
+            kept[keyword] = value
+        elif keyword in _KEYWORDS:
+            kept[keyword] = supported_schema(value)
+    return kept
+
+
+def read(body: Mapping[str, Any], key: str | None) -> Said:
+    """A generateContent answer. Raises ContentRefused, BadAnswer, or what an error inside it stands for; each with its usage."""
+    usage = _usage(_dict(body.get("usageMetadata")))
+    if error := _dict(body.get("error")):
+        problem = failure(_int(error.get("code")) or 500, {"error": error}, {}, key)
+        problem.usage = usage
+        raise problem
+    if blocked := _dict(body.get("promptFeedback")).get("blockReason"):
+        raise ContentRefused(f"Gemini blocked the prompt: {clean(str(blocked), key)}", usage=usage, code=str(blocked))
+    candidate = _dict(_first(body.get("candidates")))
+    if not candidate:
+        raise BadAnswer(f"the answer has no candidates: {clean(str(dict(body)), key)}", usage=usage, code="wrong_shape")
+    finish = candidate.get("finishReason")
+    if finish in _REFUSALS:
+        said = clean(_text(candidate.get("finishMessage")), key)
+        raise ContentRefused(f"Gemini stopped the answer: {finish} {said}".rstrip(), usage=usage, code=str(finish))
+    if finish not in ("STOP", "MAX_TOKENS"):
+        raise BadAnswer(
+            f"Gemini ended the answer with {clean(str(finish), key)}", usage=usage, code=_text(finish) or "wrong_shape"
+        )
+    parts = [_dict(part) for part in _list(_dict(candidate.get("content")).get("parts"))]
+    text = "".join(_text(part.get("text")) for part in parts if not part.get("thought"))
+    if not text.strip():
+        if finish == "MAX_TOKENS":
+            raise BadAnswer("cut short before the first word: thoughts used up the output limit", usage=usage, code="MAX_TOKENS")
+        raise BadAnswer("the answer is empty", usage=usage, code="empty")
+    model, request_id = _text(body.get("modelVersion")) or None, _text(body.get("responseId")) or None
+    return Said(text, usage, "length" if finish == "MAX_TOKENS" else "stop", model, request_id)
+
+
+def failure(status: int, body: object, headers: Mapping[str, str], key: str | None) -> ProviderError:
+    """The sorted error for an HTTP status with its body: `{"error": {code, message, status, details}}`, or what came instead."""
+    body = _first(body) if isinstance(body, list) else body
+    error = _dict(_dict(body).get("error")) or _dict(body)
+    message = _text(error.get("message"))
+    details = [_dict(detail) for detail in _list(error.get("details"))]
+    words = clean(message, key) or _text(error.get("status")) or "no explanation"
+    label = next(_quota_ids(details), None) or next(_reasons(details), None) or _text(error.get("status")) or None
+    wait = next(_delays(details), None)
+    if wait is None:
+        wait = retry_after(headers)
+    if wait is None and (said := re.search(r"retry in ([\dhms.]+?)\.?(?:\s|$)", message)):
+        wait = duration(said[1])
+    sort = _sort(status, message, details)
+    return sort(f"HTTP {status}: {words}", code=label, retry_after=wait)
+
+
+# What Google says with a 400, in this order.
+_BY_WORDS: tuple[tuple[str, type[ProviderError]], ...] = (
+    ("api key", AccessDenied),
+    ("location is not supported", AccessDenied),
+    ("enable billing", AccessDenied),
+    ("exceeds the maximum number of tokens", InputTooLong),
+    ("model not exist", ModelUnknown),
+    ("unexpected model name", ModelUnknown),
+    ("safety policy", ContentRefused),
+)
+
+
+def _sort(status: int, message: str, details: list[dict[str, Any]]) -> type[ProviderError]:
+    lowered = message.lower()
+    if status == 429:
+        # A project without any quota for the model says `limit: 0`, with a retryDelay that means nothing.
+        spent = any("PerDay" in quota_id for quota_id in _quota_ids(details)) or re.search(r"\blimit: 0\b", message)
+        return QuotaExhausted if spent or "credits are depleted" in lowered or "spending cap" in lowered else RateLimited
+    sort = class_for_status(status)
+    if sort is not InvalidRequest:
+        return sort
+    if any(reason.startswith("API_KEY_") for reason in _reasons(details)):
+        return AccessDenied
+    return next((known for sign, known in _BY_WORDS if sign in lowered), InvalidRequest)
+
+
+def _of_type(details: list[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    return (detail for detail in details if str(detail.get("@type", "")).endswith(f"google.rpc.{name}"))
+
+
+def _quota_ids(details: list[dict[str, Any]]) -> Iterator[str]:
+    """The quotas that were hit; a daily one first, as it decides."""
+    found = [
+        _text(_dict(violation).get("quotaId"))
+        for quota in _of_type(details, "QuotaFailure")
+        for violation in _list(quota.get("violations"))
+    ]
+    return iter(sorted(filter(None, found), key=lambda quota_id: "PerDay" not in quota_id))
+
+
+def _reasons(details: list[dict[str, Any]]) -> Iterator[str]:
+    return (_text(info.get("reason")) for info in _of_type(details, "ErrorInfo") if _text(info.get("reason")))
+
+
+def _delays(details: list[dict[str, Any]]) -> Iterator[float]:
+    found = (duration(_text(info.get("retryDelay"))) for info in _of_type(details, "RetryInfo"))
+    return (seconds for seconds in found if seconds is not None)
+
+
+def _usage(usage: Mapping[str, Any]) -> Usage:
+    thoughts = _int(usage.get("thoughtsTokenCount"))
+    return Usage(
+        _int(usage.get("promptTokenCount")),
+        _int(usage.get("candidatesTokenCount")) + thoughts,  # unlike OpenAI, Google counts thoughts apart
+        _int(usage.get("cachedContentTokenCount")),
+        thoughts,
+    )
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

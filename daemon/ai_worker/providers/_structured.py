@@ -1,0 +1,43 @@
+"""Getting a JSON object out of models and servers that cannot be held to a schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# From the strictest to the loosest: the server enforces the schema; the server enforces JSON; we look for JSON in the text.
+LADDER = ("json_schema", "json_object", "text")
+
+_THOUGHTS = re.compile(
+    r"\A\s*<think>.*?</think>", re.DOTALL
+)  # what reasoning models say aloud on servers that do not take it out
+
+
+def schema_instruction(schema: Mapping[str, Any]) -> str:
+    """What to append to the system prompt where the server is not given the schema. Servers' JSON modes require the word JSON."""
+    return (
+        "\n\nAnswer with one JSON object and nothing else: no explanation, no code fence. It must fit this JSON schema:\n"
+        + json.dumps(schema, ensure_ascii=False)
+    )
+
+
+def json_object_in(text: str) -> str:
+    """The JSON object in a model's text (in a code fence, after thoughts or an introduction); the text itself without one."""
+    text = text.strip()
+    if text.startswith("{") and text.endswith("}"):  # the normal case; whether it is valid is judged by whoever reads it
+        return text
+    spoken = _THOUGHTS.sub("", text)
+    decoder = json.JSONDecoder()
+    start = spoken.find("{")
+    for _ in range(100):  # bounded: an answer of braces alone must not cost quadratic time
+        if start < 0:
+            break
+        try:
+            _, end = decoder.raw_decode(spoken, start)
+        except ValueError:
+            start = spoken.find("{", start + 1)
+        else:
+            return spoken[start:end]
+    return text

@@ -1,0 +1,157 @@
+"""`gemini`: Google's Gemini API, through generateContent.
+
+The SDK builds and sends the request; the answer's JSON is read here (`should_return_http_response`), so that an answer of any
+shape is judged by us and the tokens it cost are known first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+from google import genai
+from google.genai import errors, types
+
+from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, Overloaded, ProviderError
+from ai_worker.models import Completion, Prompt
+from ai_worker.providers import ProviderConfig
+from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
+from ai_worker.providers._gemini_wire import failure, read, supported_schema
+from ai_worker.providers._options import Options
+from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
+
+OFFICIAL_URL = "https://generativelanguage.googleapis.com/"
+OPTIONS = (
+    "api_version",
+    "structured",
+    "max_output_tokens",
+    "temperature",
+    "thinking_budget",
+    "thinking_level",
+    "safety",
+    "extra_body",
+)
+_SAFETY_CATEGORIES = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
+
+
+class GeminiProvider:
+    """Gemini models by API key.
+
+    Options: `api_version` (default v1beta); `structured` = json_schema | json_object | text; `max_output_tokens` (thoughts
+    included), `temperature` (otherwise the prompt's); `thinking_budget` in tokens (0 none, -1 the model decides) or
+    `thinking_level` (low, high, ...); `safety` = default | off (Google's adjustable filters; what it blocks regardless stays
+    blocked); `extra_body`, a JSON object added to each request.
+    """
+
+    def __init__(self, config: ProviderConfig) -> None:
+        options = Options(config.name, config.options, OPTIONS)
+        if not config.model:
+            raise ConfigurationError(f"model {config.name!r}: the provider needs a model name")
+        key = header_safe(config.api_key, config.name)
+        if key is None:
+            raise ConfigurationError(f"model {config.name!r}: Gemini needs an API key")
+        check_base_url(config.base_url, config.name)
+        self._key = key
+        self._model = config.model
+        self._config = config
+        self._api_version = options.text("api_version", "v1beta")
+        self._structured = options.choice("structured", LADDER)
+        self._max_output_tokens = options.integer("max_output_tokens", minimum=1)
+        self._temperature = options.number("temperature", minimum=0, maximum=2)
+        self._thinking_budget = options.integer("thinking_budget", minimum=-1)
+        self._thinking_level = options.text("thinking_level")
+        self._safety_off = options.choice("safety", ("default", "off")) == "off"
+        self._extra_body = options.mapping("extra_body")
+        self._client: genai.Client | None = None
+
+    def __repr__(self) -> str:
+        return f"<GeminiProvider {self._config.name!r}>"
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        content = await self._generate(prompt)
+        try:
+            body = json.loads(content)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._key)}", code="not_json")
+        said = read(body, self._key)
+        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, said.request_id)
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.aio.aclose()
+
+    async def _generate(self, prompt: Prompt) -> str:
+        """The answer's text.
+
+        Raises ProviderError only, and outside the `except`: the SDK's errors hold the response, its request, and that the key.
+        """
+        problem: ProviderError
+        limit = self._config.request_timeout
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._connected().aio.models.generate_content(
+                    model=self._model, contents=prompt.user, config=self._request(prompt)
+                )
+                http = response.sdk_http_response
+                return (http.body if http else None) or ""
+        except errors.APIError as error:
+            problem = failure(error.code, error.details, getattr(error.response, "headers", None) or {}, self._key)
+        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
+            problem = network_failure(error, limit, self._key)
+        except json.JSONDecodeError:  # a 200 is not parsed by the SDK: this came with an error status, which it then forgets
+            problem = Overloaded("an HTTP error whose body is broken JSON", code="not_json")
+        except UnicodeEncodeError as error:
+            problem = InvalidRequest(f"the text is not valid Unicode: {error.reason}")
+        except Exception as error:  # noqa: BLE001 -- whatever else an SDK lets out must not bring the worker down
+            problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
+        raise problem
+
+    def _request(self, prompt: Prompt) -> types.GenerateContentConfig:
+        settings: dict[str, Any] = {}
+        system = prompt.system
+        if self._structured == "json_schema":
+            settings["response_json_schema"] = supported_schema(prompt.schema)
+        else:
+            system += schema_instruction(prompt.schema)
+        if self._structured != "text":
+            settings["response_mime_type"] = "application/json"
+        if self._thinking_budget is not None or self._thinking_level is not None:
+            level = types.ThinkingLevel(self._thinking_level.upper()) if self._thinking_level else None
+            settings["thinking_config"] = types.ThinkingConfig(thinking_budget=self._thinking_budget, thinking_level=level)
+        if self._safety_off:
+            settings["safety_settings"] = [
+                types.SafetySetting(
+                    category=types.HarmCategory(f"HARM_CATEGORY_{category}"), threshold=types.HarmBlockThreshold.OFF
+                )
+                for category in _SAFETY_CATEGORIES
+            ]
+        return types.GenerateContentConfig(
+            system_instruction=system,
+            temperature=prompt.temperature if self._temperature is None else self._temperature,
+            max_output_tokens=self._max_output_tokens,
+            automatic_continuation=False,  # on by default: one call would become several billed ones
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            should_return_http_response=True,
+            **settings,
+        )
+
+    def _connected(self) -> genai.Client:
+        """The client; made on first use, inside the event loop that its connections will belong to."""
+        if self._client is None:
+            self._client = genai.Client(
+                vertexai=False,  # whatever the environment says: only the model's row counts
+                api_key=self._key,
+                http_options=types.HttpOptions(
+                    base_url=self._config.base_url or OFFICIAL_URL,
+                    api_version=self._api_version,
+                    timeout=max(1, round(self._config.request_timeout * 1000)),  # milliseconds; the SDK has no default
+                    # Without options, the SDK's aiohttp transport sleeps up to 10 s and sends again on a lost connection.
+                    retry_options=types.HttpRetryOptions(attempts=1),
+                    extra_body=self._extra_body or None,
+                ),
+            )
+        return self._client

@@ -1,0 +1,242 @@
+"""`openai`: OpenAI, and every server that speaks its protocol (vLLM, Ollama, DeepSeek, Azure, Venice, OpenRouter, ...).
+
+The SDK serves as transport: its retries are off, and the answer's JSON is read here. Its models would cost half as much time
+again per call, and raise before the tokens that an unusable answer cost are known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import aiohttp
+import httpx2
+import openai
+
+from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ProviderError
+from ai_worker.models import Completion, Prompt
+from ai_worker.providers import ProviderConfig
+from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
+from ai_worker.providers._openai_wire import Said, failure, read_chat, read_responses
+from ai_worker.providers._options import Options
+from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
+
+OFFICIAL_URL = "https://api.openai.com/v1"
+CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answers far sooner
+
+OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "reasoning_effort", "headers", "extra_body")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What this server and model understand. Starts from the options and is narrowed when the server refuses something."""
+
+    structured: str
+    limit_field: str  # chat's name for the output limit: OpenAI renamed it, many compatible servers have not
+    temperature: bool = True
+
+    def narrowed(self, complaint: str) -> Dialect | None:
+        """The dialect without what the server refused; None when its complaint is about something else."""
+        complaint = complaint.lower()
+        refused = ("unsupported", "not support", "unavailable", "invalid", "unknown", "must be", "deserialize", "not permitted")
+        if not any(word in complaint for word in refused):
+            return None
+        if self.limit_field == "max_tokens" and "'max_completion_tokens'" in complaint:
+            return replace(self, limit_field="max_completion_tokens")
+        if self.limit_field == "max_completion_tokens" and "max_completion_tokens" in complaint:
+            return replace(self, limit_field="max_tokens")
+        if self.temperature and "'temperature'" in complaint:
+            return replace(self, temperature=False)
+        formats = ("response_format", "json_schema", "json_object", "text.format", "guided")
+        if self.structured != LADDER[-1] and any(word in complaint for word in formats):
+            return replace(self, structured=LADDER[LADDER.index(self.structured) + 1])
+        return None
+
+
+class Api(Protocol):
+    """One of OpenAI's two ways to ask: where to, the request, and reading its answer."""
+
+    @property
+    def path(self) -> str: ...
+
+    def body(self, prompt: Prompt, system: str, dialect: Dialect, settings: Settings) -> dict[str, Any]: ...
+
+    def read(self, body: Mapping[str, Any], key: str | None) -> Said: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options that go into a request as they are."""
+
+    model: str
+    max_output_tokens: int | None
+    temperature: float | None
+    reasoning_effort: str | None
+    extra_body: dict[str, Any]
+
+
+class OpenAIProvider:
+    """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can.
+
+    Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
+    one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` (otherwise the
+    prompt's), `reasoning_effort`; `headers` and `extra_body`, JSON objects added to each request.
+    """
+
+    def __init__(self, config: ProviderConfig) -> None:
+        options = Options(config.name, config.options, OPTIONS)
+        self._api: Api = _Chat() if options.choice("api", ("chat", "responses")) == "chat" else _Responses()
+        if not config.model:
+            raise ConfigurationError(f"model {config.name!r}: the provider needs a model name")
+        self._settings = Settings(
+            config.model,
+            options.integer("max_output_tokens", minimum=1),
+            options.number("temperature", minimum=0, maximum=2),
+            options.text("reasoning_effort"),
+            options.mapping("extra_body"),
+        )
+        self._headers = {str(name): str(value) for name, value in options.mapping("headers").items()}
+        self._key = header_safe(config.api_key, config.name)
+        check_base_url(config.base_url, config.name)
+        if self._key is None and config.base_url is None:
+            raise ConfigurationError(f"model {config.name!r}: api.openai.com needs an API key")
+        self._config = config
+        official = config.base_url is None or config.base_url.rstrip("/") == OFFICIAL_URL
+        self._dialect = Dialect(options.choice("structured", LADDER), "max_completion_tokens" if official else "max_tokens")
+        self._client: openai.AsyncOpenAI | None = None
+
+    def __repr__(self) -> str:
+        return f"<OpenAIProvider {self._config.name!r}>"
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        while True:
+            dialect = self._dialect
+            try:
+                return await self._ask(prompt, dialect)
+            except InvalidRequest as refusal:
+                # Nothing was billed. Each turn narrows the dialect, or another call already has: the loop ends.
+                narrower = dialect.narrowed(str(refusal))
+                if narrower is None:
+                    raise
+                if self._dialect is dialect:
+                    self._dialect = narrower
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
+        system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
+        content, request_id = await self._post(self._api.body(prompt, system, dialect, self._settings))
+        try:
+            body = json.loads(content)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            start = clean(content.decode(errors="replace"), self._key)
+            raise BadAnswer(f"HTTP 200, but not with a JSON object: {start}", code="not_json")
+        said = self._api.read(body, self._key)
+        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id)
+
+    async def _post(self, body: dict[str, Any]) -> tuple[bytes, str | None]:
+        """The answer's bytes and request id.
+
+        Raises ProviderError only, and outside the `except`: the SDK's errors hold the request, and that the key.
+        """
+        problem: ProviderError
+        limit = self._config.request_timeout
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body)
+                return response.content, response.headers.get("x-request-id")
+        except openai.APIStatusError as error:
+            problem = failure(error.status_code, error.body or error.response.text, error.response.headers, self._key)
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
+            problem = network_failure(error, limit, self._key)
+        except UnicodeEncodeError as error:
+            problem = InvalidRequest(f"the text is not valid Unicode: {error.reason}")
+        except Exception as error:  # noqa: BLE001 -- whatever else an SDK lets out must not bring the worker down
+            problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
+        raise problem
+
+    def _connected(self) -> openai.AsyncOpenAI:
+        """The client; made on first use, inside the event loop that its connections will belong to."""
+        if self._client is None:
+            limit = self._config.request_timeout
+            timeout = httpx2.Timeout(limit, connect=min(CONNECT_TIMEOUT, limit))
+            pool = httpx2.Limits(max_connections=self._config.max_connections, keepalive_expiry=30.0)
+            # Only the model's row counts: a key, organization or project in our environment must not reach a foreign server.
+            headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
+            if self._key is None:
+                headers["Authorization"] = openai.omit
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key or "",
+                base_url=self._config.base_url or OFFICIAL_URL,
+                max_retries=0,
+                timeout=timeout,
+                default_headers=cast("Mapping[str, str]", headers | self._headers),
+                http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=pool),
+            )
+        return self._client
+
+
+def _is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes the schema: every object closed, every property required (the API reference's rule)."""
+    if isinstance(schema, list):
+        return all(_is_strict(one) for one in schema)
+    if not isinstance(schema, Mapping):
+        return True
+    if "properties" in schema:
+        closed = schema.get("additionalProperties") is False
+        if not closed or set(schema.get("required", ())) != set(schema["properties"]):
+            return False
+    return all(_is_strict(sub) for sub in schema.values())
+
+
+class _Chat:
+    path = "/chat/completions"
+
+    def body(self, prompt: Prompt, system: str, dialect: Dialect, settings: Settings) -> dict[str, Any]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt.user}]
+        body: dict[str, Any] = {"model": settings.model, "messages": messages}
+        if dialect.structured == "json_schema":
+            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _is_strict(prompt.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": described}
+        elif dialect.structured == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        if settings.max_output_tokens is not None:
+            body[dialect.limit_field] = settings.max_output_tokens
+        if settings.reasoning_effort is not None:
+            body["reasoning_effort"] = settings.reasoning_effort
+        return body | _temperature(prompt, dialect, settings) | settings.extra_body
+
+    read = staticmethod(read_chat)
+
+
+class _Responses:
+    path = "/responses"
+
+    def body(self, prompt: Prompt, system: str, dialect: Dialect, settings: Settings) -> dict[str, Any]:
+        # The system prompt goes into `input`, not `instructions`: JSON mode looks for the word JSON there only.
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt.user}]
+        body: dict[str, Any] = {"model": settings.model, "input": messages, "store": False}
+        if dialect.structured == "json_schema":
+            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _is_strict(prompt.schema)}
+            body["text"] = {"format": {"type": "json_schema", **described}}
+        elif dialect.structured == "json_object":
+            body["text"] = {"format": {"type": "json_object"}}
+        if settings.max_output_tokens is not None:
+            body["max_output_tokens"] = settings.max_output_tokens
+        if settings.reasoning_effort is not None:
+            body["reasoning"] = {"effort": settings.reasoning_effort}
+        return body | _temperature(prompt, dialect, settings) | settings.extra_body
+
+    read = staticmethod(read_responses)
+
+
+def _temperature(prompt: Prompt, dialect: Dialect, settings: Settings) -> dict[str, float]:
+    value = prompt.temperature if settings.temperature is None else settings.temperature
+    return {"temperature": value} if dialect.temperature and value is not None else {}

@@ -1,0 +1,218 @@
+"""The faults by name. Most are an HTTP error in the vendor's own words; the others are played by the server itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.fake_provider.wire import Ask, Failure
+
+_GOOGLE = "type.googleapis.com/google.rpc."
+
+
+def _retry_info(delay: str) -> dict[str, Any]:
+    return {"@type": f"{_GOOGLE}RetryInfo", "retryDelay": delay}
+
+
+def _quota_failure(quota_id: str) -> dict[str, Any]:
+    metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
+    violation = {"quotaMetric": metric, "quotaId": quota_id, "quotaDimensions": {"location": "global", "model": "gemini"}}
+    return {"@type": f"{_GOOGLE}QuotaFailure", "violations": [violation]}
+
+
+def _error_info(reason: str) -> dict[str, Any]:
+    return {"@type": f"{_GOOGLE}ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": {}}
+
+
+_PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+_PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
+_GEMINI_QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+_RATE = Failure(
+    429,
+    "Rate limit reached for gpt-x on requests per min (RPM): Limit 3, Used 3, Requested 1.",
+    type="requests",
+    code="rate_limit_exceeded",
+    google_status="RESOURCE_EXHAUSTED",
+    google_message=_GEMINI_QUOTA,
+    google_details=[_quota_failure(_PER_MINUTE)],
+)
+
+FAILURES: dict[str, Failure] = {
+    "400": Failure(400, "Invalid value for 'messages[0].role'.", param="messages[0].role", code="invalid_value"),
+    "400_context_length": Failure(
+        400,
+        "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens.",
+        code="context_length_exceeded",
+        param="messages",
+        google_message="The input token count (1048577) exceeds the maximum number of tokens allowed (1048576).",
+    ),
+    "400_content_filter": Failure(
+        400,
+        "The response was filtered due to the prompt triggering the content management policy.",
+        type="",
+        code="content_filter",
+        param="prompt",
+        google_message="The prompt was blocked: it violates the content safety policy.",
+    ),
+    "400_bad_key": Failure(  # Gemini's way to say 401
+        400,
+        "Incorrect API key provided.",
+        code="invalid_api_key",
+        google_message="API key not valid. Please pass a valid API key.",
+        google_details=[_error_info("API_KEY_INVALID")],
+    ),
+    "400_model": Failure(400, "Model Not Exist", code="invalid_request_error", google_message="Model Not Exist"),
+    "401": Failure(401, "Incorrect API key provided.", code="invalid_api_key", google_status="UNAUTHENTICATED"),
+    "402": Failure(402, "Insufficient Balance", type="unknown_error", code="invalid_request_error"),
+    "403": Failure(
+        403,
+        "Country, region, or territory not supported",
+        type="request_forbidden",
+        code="unsupported_country_region_territory",
+        google_status="PERMISSION_DENIED",
+    ),
+    "404": Failure(
+        404,
+        "The model `gpt-x` does not exist or you do not have access to it.",
+        code="model_not_found",
+        google_status="NOT_FOUND",
+    ),
+    "408": Failure(408, "Request timeout.", type="timeout", code="request_timeout", google_status="DEADLINE_EXCEEDED"),
+    "409": Failure(409, "The resource is locked by another request.", type="conflict", google_status="ABORTED"),
+    "413": Failure(413, "Request entity too large.", type="request_too_large"),
+    "422": Failure(422, "Unprocessable entity.", code="unprocessable_entity"),
+    "429": _RATE,
+    "429_retry_after": replace(
+        _RATE, headers={"retry-after": "7"}, google_details=[_quota_failure(_PER_MINUTE), _retry_info("7s")]
+    ),
+    "429_retry_after_ms": replace(
+        _RATE,
+        headers={"retry-after": "2", "retry-after-ms": "1500"},
+        google_details=[_quota_failure(_PER_MINUTE), _retry_info("1.500s")],
+    ),
+    "429_quota": Failure(
+        429,
+        "You exceeded your current quota, please check your plan and billing details.",
+        type="insufficient_quota",
+        code="credit_balance_exhausted",
+        google_status="RESOURCE_EXHAUSTED",
+        google_message=_GEMINI_QUOTA + " Please retry in 10h17m4s.",
+        google_details=[_quota_failure(_PER_DAY), _retry_info("37024s")],
+    ),
+    "429_no_quota_ever": Failure(
+        429,
+        "You exceeded your current quota, please check your plan and billing details.",
+        type="insufficient_quota",
+        code="insufficient_quota",
+        google_status="RESOURCE_EXHAUSTED",
+        google_message=_GEMINI_QUOTA
+        + "\n* Quota exceeded for metric: generate_content_free_tier_requests, limit: 0, model: gemini",
+        google_details=[_quota_failure(_PER_MINUTE), _retry_info("39s")],
+    ),
+    "500": Failure(500, "The server had an error processing your request.", type="server_error", google_status="INTERNAL"),
+    "503": Failure(
+        503,
+        "The engine is currently overloaded, please try again later",
+        type="server_error",
+        code="server_is_overloaded",
+        google_status="UNAVAILABLE",
+        headers={"retry-after": "3"},
+    ),
+    "529": Failure(529, "Overloaded", type="overloaded_error", google_status="UNAVAILABLE"),
+}
+
+# Refused only where the request asks for what they refuse; other requests are answered.
+CONDITIONAL: dict[str, Failure] = {
+    "no_json_schema": Failure(400, "This response_format type is unavailable now", code="invalid_request_error"),
+    "no_json_object": Failure(400, "'response_format.type' must be 'text'", param="response_format.type"),
+    "no_temperature": Failure(
+        400,
+        "Unsupported value: 'temperature' does not support 0.2 with this model. Only the default (1) value is supported.",
+        param="temperature",
+        code="unsupported_value",
+    ),
+    "no_max_tokens": Failure(
+        400,
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        param="max_tokens",
+        code="unsupported_parameter",
+    ),
+}
+
+
+def condition_holds(name: str, ask: Ask) -> bool:
+    """Whether the request asks for what the conditional fault refuses."""
+    if name == "no_json_schema":
+        return ask.structured == "json_schema"
+    if name == "no_json_object":
+        return ask.structured != "text"
+    return {"no_temperature": "temperature", "no_max_tokens": "max_tokens"}[name] in ask.body
+
+
+PLAYED = frozenset(
+    {
+        "answer",  # no fault: an answer with given content or tokens
+        "502_html",
+        "500_broken_json",
+        "slow",
+        "hang",
+        "drop",
+        "html",
+        "broken_json",
+        "not_an_object",
+        "empty",
+        "empty_cut_short",
+        "refused",
+        "cut_short",
+        "blocked",
+        "filtered",
+        "wrong_shape",
+        "no_answer_in_it",
+        "error_in_200",
+    }
+)
+
+FAULTS = frozenset(FAILURES) | frozenset(CONDITIONAL) | PLAYED
+
+
+@dataclass
+class Rule:
+    """One entry of the script: which fault strikes, and whom.
+
+    fault: a name from `FAULTS`.
+    times: how many requests it strikes, None for no limit.
+    share: which part of the requests it strikes, 0..1, spread evenly.
+    contains: only requests whose row text contains this.
+    delay_ms: waits so long before answering (`slow`, or any other fault).
+    content, tokens: what `answer` says; tokens is `[input, output, cached, reasoning]`.
+    echo_key: puts the request's API key into the error message, as careless servers do.
+    """
+
+    fault: str
+    times: int | None = None
+    share: float = 1.0
+    contains: str | None = None
+    delay_ms: float = 0.0
+    content: str | None = None
+    tokens: list[int] | None = None
+    echo_key: bool = False
+    _debt: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.fault not in FAULTS:
+            raise ValueError(f"unknown fault {self.fault!r}; known ones: {', '.join(sorted(FAULTS))}")
+
+    def strikes(self, ask: Ask) -> bool:
+        """Whether this request is struck; counts it if so."""
+        if self.times == 0 or (self.contains is not None and self.contains not in ask.text):
+            return False
+        if self.fault in CONDITIONAL and not condition_holds(self.fault, ask):
+            return False
+        self._debt += self.share
+        if self._debt < 1.0 - 1e-9:
+            return False
+        self._debt -= 1.0
+        if self.times is not None:
+            self.times -= 1
+        return True
