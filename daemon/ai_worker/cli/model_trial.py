@@ -1,0 +1,93 @@
+"""One small real call to a model, by the same way that an item takes, and what its failure means in words."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from ai_worker import errors
+from ai_worker.errors import ProviderError
+from ai_worker.log import excerpt
+from ai_worker.models import NO_USAGE, Completion, Item, Model, Result, Secret, Task, TaskStatus, Usage
+from ai_worker.prices import cost
+from ai_worker.providers import Provider, ProviderConfig, provider_class
+from ai_worker.task_types import task_type
+
+SAMPLE = "He go to school every day."
+
+# The first class that fits says what to do; {name} is the model's.
+REMEDIES: tuple[tuple[type[ProviderError], str], ...] = (
+    (
+        errors.RateLimited,
+        "Others may be using this account; try again in a minute, or set --rpm and --tpm below the account's limits.",
+    ),
+    (errors.Overloaded, "The provider is in trouble; try again later."),
+    (errors.NetworkFailed, "Check --base-url, the network, proxies and the provider's certificate from this host."),
+    (errors.QuotaExhausted, "Add credit, or raise the spend limit, in the provider's console; then run this again."),
+    (errors.AccessDenied, "Set a valid key: `ai-worker model set {name} --api-key-file FILE`."),
+    (errors.ModelUnknown, "Check --model (spelling, access) and --base-url: `ai-worker model set {name} --model ...`."),
+    (errors.ContentRefused, "The provider's policy refuses even a harmless sentence; use another model."),
+    (errors.InvalidRequest, "Check the options (`ai-worker model list --json`): the endpoint does not understand the request."),
+    (errors.BadAnswer, "The model does not follow the answer's JSON schema; use another model, or another `structured` option."),
+)
+
+
+def make_provider(model: Model, api_key: Secret | None, request_timeout: float) -> None:
+    """Makes the model's provider and closes it again. Raises ConfigurationError when that cannot be done. Calls nobody."""
+
+    async def make() -> None:
+        await _provider(model, api_key, request_timeout).aclose()
+
+    asyncio.run(make())
+
+
+def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> dict[str, Any]:
+    """Lets the model correct one sentence.
+
+    Returns a report with `ok`, the tokens, cost and latency, and either the `answer` or `error_kind`, `error` and `remedy`.
+    Raises ConfigurationError when the model's configuration cannot work at all.
+    """
+    kind = task_type("correction")
+    task = Task(0, model.id_ai_model, "correction", "", {}, 1, 0, TaskStatus.IN_PROGRESS)
+    item = Item(0, task, SAMPLE, {}, 1, 0, b"", uuid.uuid4())
+    usage, result, error = NO_USAGE, None, None
+    began = time.perf_counter()
+
+    async def call() -> Completion:
+        provider = _provider(model, api_key, request_timeout)
+        try:
+            return await provider.complete(kind.prompt(item))
+        finally:
+            await provider.aclose()
+
+    try:
+        completion = asyncio.run(call())
+        usage = completion.usage
+        result = kind.parse(item, completion)
+    except ProviderError as caught:
+        usage, error = usage + caught.usage, caught
+    return _report(model, usage, result, error, round((time.perf_counter() - began) * 1000))
+
+
+def _provider(model: Model, api_key: Secret | None, request_timeout: float) -> Provider:
+    config = ProviderConfig(model.name, model.model, model.base_url, api_key, model.options, request_timeout, max_connections=1)
+    return provider_class(model.provider)(config)
+
+
+def _report(model: Model, usage: Usage, result: Result | None, error: ProviderError | None, latency_ms: int) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "model": model.name,
+        "ok": error is None,
+        "latency_ms": latency_ms,
+        "tokens_input": usage.tokens_input,
+        "tokens_output": usage.tokens_output,
+        "cost": cost(model, usage),
+        "text": SAMPLE,
+    }
+    if error is not None:
+        fits = (text for cls, text in REMEDIES if isinstance(error, cls))
+        remedy = next(fits, "Look at the message and at the options of the model.").format(name=model.name)
+        return report | {"error_kind": error.kind, "error": str(error), "remedy": remedy}
+    return report | {"answer": excerpt((result.text_corrected if result else None) or "", 500)}
