@@ -45,12 +45,12 @@ clean: ## remove what make has made, the quickstart's database too
 # The stamps are newer than pyproject.toml when the environment has what it names. The one for tests stands for the other too.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing AI Worker into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing AI Worker and its test tools into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 # Debian splits ensurepip off into python3-venv; virtualenv brings what is missing, without root.

@@ -1,0 +1,64 @@
+-- AI Worker: three users who may do what they need and no more. For a DBA to read, adapt and run, after the first `migrate`:
+--
+--   * replace the passwords;
+--   * replace '%' by the hosts that they come from, and add REQUIRE SSL where that is a network;
+--   * replace `ai_worker.` by the database's name, if it is another one.
+--
+-- Every statement may be repeated. A test runs each user's verbs with these very grants, on MySQL and on MariaDB.
+--
+-- Not here: the person who runs `ai-worker migrate`, `model add`, `rekey` and the like needs a user with all rights on the
+-- database, which no machine that only works has to know.
+
+-- ===== ai_worker: the workers (`ai-worker daemon`, `run`) =====
+
+CREATE USER IF NOT EXISTS ai_worker@'%' IDENTIFIED BY 'CHANGE-ME-worker-1';
+
+GRANT SELECT ON ai_worker.schema_migration TO ai_worker@'%';
+GRANT SELECT ON ai_worker.task_status TO ai_worker@'%';
+GRANT SELECT ON ai_worker.task_item_status TO ai_worker@'%';
+GRANT SELECT ON ai_worker.review_status TO ai_worker@'%';
+-- It reads the encrypted keys, but can only stop a model and let it go again.
+GRANT SELECT, UPDATE (stopped_kind, stopped_reason, stopped_at, probe_at) ON ai_worker.ai_model TO ai_worker@'%';
+-- What a task is for stays as the application wrote it; so does every item's original text.
+GRANT SELECT, UPDATE (status_id, status_reason, started_at, finished_at, records_processed, records_failed,
+                      tokens_input, tokens_output, cost) ON ai_worker.task TO ai_worker@'%';
+GRANT SELECT, UPDATE (status_id, attempt, lost_count, id_worker, claim_token, available_at, finished_at, tokens_input, tokens_output,
+                      cost, error_kind, error_message, text_corrected, change_summary, result) ON ai_worker.task_item TO ai_worker@'%';
+-- The ledger is written, not changed; an attempt that was booked as lost is replaced when its result comes after all.
+GRANT SELECT, INSERT, DELETE ON ai_worker.task_attempt TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.worker TO ai_worker@'%';
+
+-- ===== ai_worker_web: what a person may do with tasks (the web; `ai-worker status`, `results`, `retry`, `pause`, …) =====
+
+CREATE USER IF NOT EXISTS ai_worker_web@'%' IDENTIFIED BY 'CHANGE-ME-web-1';
+
+GRANT SELECT ON ai_worker.schema_migration TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.task_status TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.task_item_status TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.review_status TO ai_worker_web@'%';
+-- All of a model but its key.
+GRANT SELECT (id_ai_model, name, provider, model, base_url, options, max_requests_per_minute, max_tokens_per_minute, max_in_flight,
+              price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at, created_at)
+  ON ai_worker.ai_model TO ai_worker_web@'%';
+GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed)
+  ON ai_worker.task TO ai_worker_web@'%';
+-- It brings items back and reviews them; it does not write results.
+GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, claim_token, available_at, finished_at, error_kind, error_message,
+                              review_status_id) ON ai_worker.task_item TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.task_attempt TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.worker TO ai_worker_web@'%';
+
+-- ===== ai_worker_app: the application that inserts rows and reads results =====
+
+CREATE USER IF NOT EXISTS ai_worker_app@'%' IDENTIFIED BY 'CHANGE-ME-app-1';
+
+GRANT SELECT ON ai_worker.task_status TO ai_worker_app@'%';
+GRANT SELECT ON ai_worker.task_item_status TO ai_worker_app@'%';
+GRANT SELECT ON ai_worker.review_status TO ai_worker_app@'%';
+-- Enough to choose a model by its name, and to see whether it has been stopped.
+GRANT SELECT (id_ai_model, name, provider, model, is_active, stopped_kind, stopped_reason, stopped_at)
+  ON ai_worker.ai_model TO ai_worker_app@'%';
+-- It can say what is to be done, and cannot say that it was done.
+GRANT SELECT, INSERT (id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key)
+  ON ai_worker.task TO ai_worker_app@'%';
+GRANT SELECT, INSERT (id_task, text_original, context, external_key) ON ai_worker.task_item TO ai_worker_app@'%';

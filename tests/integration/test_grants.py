@@ -1,0 +1,242 @@
+"""sql/grants.sql: each user can do its work with these grants, and none of what it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pymysql
+import pytest
+
+from ai_worker import migrate
+from ai_worker.config import parse_database_url
+from ai_worker.db import Database, sql_folder
+from ai_worker.models import Filters, Outcome, Result, TaskStatus, Usage
+from ai_worker.store.models import Models
+from ai_worker.store.queue import Queue
+from ai_worker.store.reports import Reports
+from ai_worker.store.tasks import NewItem, NewTask, Tasks
+from tests.conftest import Sql
+from tests.servers import TestServer
+
+DENIED = {1142, 1143}  # table access, column access
+PASSWORD = "Test.1-zxcvb"
+
+
+@dataclass(frozen=True)
+class Users:
+    """The three users on the test's database, under names of the test's own."""
+
+    server: TestServer
+    database: str
+    prefix: str
+
+    def database_of(self, role: str) -> Database:
+        return Database(parse_database_url(self.server.url(self.database, self.prefix + role, PASSWORD)))
+
+    def connect(self, role: str) -> pymysql.Connection[Any]:
+        return self.server.connect(self.database, self.prefix + role, PASSWORD)
+
+
+@pytest.fixture
+def users(server: TestServer, database_url: str) -> Iterator[Users]:
+    users = Users(server, parse_database_url(database_url).database, "ai_test_")
+    names = {role: f"{users.prefix}{role}@'%'" for role in ("worker", "web", "app")}
+    text = (sql_folder() / "grants.sql").read_text(encoding="utf-8").replace(" ai_worker.", f" {users.database}.")
+    for role, original in (("worker", "ai_worker@'%'"), ("web", "ai_worker_web@'%'"), ("app", "ai_worker_app@'%'")):
+        text = text.replace(f" {original}", f" {names[role]}").replace(f"CHANGE-ME-{role}-1", PASSWORD)
+    statements = migrate.split(text)
+    try:
+        server.execute(*statements)
+        server.execute(*statements)  # may be repeated
+        yield users
+    finally:
+        server.execute(*(f"DROP USER IF EXISTS {name}" for name in names.values()))
+
+
+@pytest.fixture
+def id_ai_model(sql: Sql) -> int:
+    sql("INSERT INTO ai_model (name, provider, api_key_encrypted) VALUES ('echo', 'echo', 'sealed')")
+    key: int = sql("SELECT id_ai_model FROM ai_model")[0]["id_ai_model"]
+    return key
+
+
+def insert(cursor: pymysql.cursors.Cursor, id_ai_model: int, *texts: str) -> int:
+    """A task with items, as an application makes it."""
+    cursor.execute("INSERT INTO task (id_ai_model, description) VALUES (%s, 'popraw')", [id_ai_model])
+    id_task = int(cursor.lastrowid)
+    cursor.executemany("INSERT INTO task_item (id_task, text_original) VALUES (%s, %s)", [(id_task, text) for text in texts])
+    return id_task
+
+
+def refused(cursor: pymysql.cursors.Cursor, statement: str) -> None:
+    with pytest.raises((pymysql.err.OperationalError, pymysql.err.ProgrammingError)) as caught:
+        cursor.execute(statement)
+    assert caught.value.args[0] in DENIED, statement
+
+
+def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
+    """Every verb of the queue, and the breaker."""
+    with users.server.connect(users.database) as connection, connection.cursor() as cursor:
+        id_task = insert(cursor, id_ai_model, "Zażółć", "gęślą", "jaźń", "ćma", "łoś")
+    db = users.database_of("worker")
+    try:
+        migrate.check(db)
+        queue, models = Queue(db), Models(db)
+        lease = {"lease_seconds": 30.0}
+        worker = queue.register(host="h", pid=1, version="1", mode="run", concurrency=4, **lease)
+        (task,) = queue.runnable(Filters())
+        assert queue.waiting(Filters()).pending == 5
+        items = queue.claim(worker, [task], 4)
+        assert [item.text_original for item in items] == ["Zażółć", "gęślą", "jaźń", "ćma"]
+        assert queue.beat(worker, in_flight=4, processed=0, failed=0, **lease)
+        usage, cost = Usage(10, 20), Decimal("0.001")
+        committed = queue.commit(
+            worker,
+            [
+                Outcome.processed(items[0], Result("Zażółć.", "kropka", {"a": 1}), usage, cost, 5),
+                Outcome.retry(items[1], "bad_answer", "pusto", 0.0, usage, cost, 5),
+                Outcome.failed(items[2], "content_refused", "nie", usage, cost, 5),
+                Outcome.released(items[3]),
+            ],
+        )
+        assert (len(committed.stored), committed.lost, committed.ended) == (4, [], [])
+        assert queue.next_due() <= 0
+        assert queue.promote_due() == 1
+        (lost, *_) = queue.claim(worker, [task], 1)
+        sql("UPDATE worker SET lease_until = NOW(6) - INTERVAL 1 HOUR, heartbeat_at = lease_until WHERE id_worker = %s", [worker])
+        assert queue.rescue().items == 1
+        assert not queue.rescue_orphans().items
+        late = queue.commit(worker, [Outcome.processed(lost, Result("x", None, {}), usage, cost, 5)])
+        assert len(late.stored) == 1
+        assert queue.reopen_for_new_items(0) == 0
+        assert queue.end_forgotten() == []
+        assert queue.uptime() >= 0
+        assert models.stop(id_ai_model, "quota_exhausted", "pusto", 0.0)
+        assert queue.take_probe(id_ai_model)
+        assert models.resume(id_ai_model)
+        assert models.all()[0].api_key_encrypted == b"sealed"
+        second = queue.register(host="h", pid=2, version="1", mode="run", concurrency=4, **lease)
+        rest = queue.claim(second, [task], 10)
+        ended = queue.commit(second, [Outcome.processed(each, Result("x", None, {}), usage, cost, 5) for each in rest]).ended
+        assert [(each.id_task, each.status) for each in ended] == [(id_task, TaskStatus.ERROR)]
+        queue.end_worker(second, processed=3, failed=0)
+        # the named lock that idle workers wait for
+        assert db.transaction(lambda tx: tx.raw("SELECT GET_LOCK('ai_worker_test_grants', 0) AS got")) == [{"got": 1}]
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE task_item SET text_original = 'x'",
+        "DELETE FROM task_item",
+        "INSERT INTO task_item (id_task, text_original) VALUES (1, 'x')",
+        "UPDATE task SET description = 'x'",
+        "DELETE FROM task",
+        "UPDATE task_attempt SET cost = 0",
+        "UPDATE ai_model SET api_key_encrypted = NULL",
+        "UPDATE ai_model SET base_url = 'http://elsewhere'",
+        "UPDATE schema_migration SET checksum = NULL",
+        "CREATE TABLE mine (a INT)",
+        "ALTER TABLE task ADD a INT",
+        "DROP TABLE task",
+    ],
+)
+def test_the_worker_cannot(users: Users, statement: str) -> None:
+    with users.connect("worker") as connection, connection.cursor() as cursor:
+        refused(cursor, statement)
+
+
+def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> None:
+    db = users.database_of("web")
+    try:
+        migrate.check(db)
+        tasks, reports = Tasks(db), Reports(db)
+        id_task = tasks.submit(NewTask(id_ai_model, "correction"), lambda: iter([NewItem("Zażółć"), NewItem("gęślą")])).id_task
+        tasks.set_priority(id_task, 5)
+        tasks.pause(id_task)
+        tasks.resume(id_task)
+        tasks.cancel(id_task)
+        tasks.resume(id_task)
+        sql(
+            "UPDATE task_item SET status_id = 3, finished_at = NOW(6), error_kind = 'x', attempt = 1 WHERE id_task = %s",
+            [id_task],
+        )
+        sql("UPDATE task SET records_failed = 2, status_id = 3, finished_at = NOW(6) WHERE id_task = %s", [id_task])
+        assert tasks.retry(id_task) == 2
+        assert reports.task(id_task).records_failed == 0
+        assert len(reports.tasks()) == 1
+        assert reports.workers() == []
+        assert reports.stopped_models() == []
+        assert len(list(reports.results(id_task))) == 2
+        with users.connect("web") as connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE task_item SET review_status_id = 1 WHERE id_task = %s", [id_task])
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT api_key_encrypted FROM ai_model",
+        "SELECT * FROM ai_model",
+        "UPDATE ai_model SET is_active = 0",
+        "UPDATE task_item SET text_corrected = 'x'",
+        "UPDATE task_item SET text_original = 'x'",
+        "UPDATE task SET records_processed = 9",
+        "DELETE FROM task_attempt",
+        "UPDATE worker SET lease_until = NOW(6)",
+        "DROP TABLE task",
+    ],
+)
+def test_a_person_cannot(users: Users, statement: str) -> None:
+    with users.connect("web") as connection, connection.cursor() as cursor:
+        refused(cursor, statement)
+
+
+def test_the_application_can_insert_rows_and_read_results(users: Users, sql: Sql, id_ai_model: int) -> None:
+    with users.connect("app") as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT id_ai_model FROM ai_model WHERE name = 'echo'")
+        assert cursor.fetchone() == {"id_ai_model": id_ai_model}
+        id_task = insert(cursor, id_ai_model, "Zażółć gęślą jaźń")
+        sql("UPDATE task_item SET status_id = 1, finished_at = NOW(6), text_corrected = 'Zażółć gęślą jaźń.'")
+        cursor.execute(
+            "SELECT text_corrected, name FROM task_item JOIN task_item_status USING (status_id) WHERE id_task = %s",
+            [id_task],
+        )
+        assert cursor.fetchall() == [{"text_corrected": "Zażółć gęślą jaźń.", "name": "PROCESSED"}]
+        cursor.execute("SELECT name FROM task JOIN task_status USING (status_id) WHERE id_task = %s", [id_task])
+        assert cursor.fetchone() == {"name": "NEW"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT api_key_encrypted FROM ai_model",
+        "SELECT * FROM ai_model",
+        "SELECT options FROM ai_model",
+        "UPDATE task_item SET text_corrected = 'x'",
+        "INSERT INTO task_item (id_task, text_original, text_corrected) VALUES (1, 'x', 'y')",
+        "INSERT INTO task_item (id_task, text_original, status_id, finished_at) VALUES (1, 'x', 1, NOW(6))",
+        "INSERT INTO task (id_ai_model, records_processed) VALUES (1, 9)",
+        "UPDATE task SET status_id = 2, finished_at = NOW(6)",
+        "DELETE FROM task_item",
+        "SELECT * FROM worker",
+        "DROP TABLE task",
+    ],
+)
+def test_the_application_cannot(users: Users, statement: str) -> None:
+    with users.connect("app") as connection, connection.cursor() as cursor:
+        refused(cursor, statement)
+
+
+def test_nobody_reaches_another_database(users: Users) -> None:
+    with users.server.new_database() as other:
+        for role in ("worker", "web", "app"):
+            with users.connect(role) as connection, connection.cursor() as cursor:
+                cursor.execute("SHOW DATABASES")
+                assert other not in {row["Database"] for row in cursor.fetchall()}
