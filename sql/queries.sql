@@ -418,3 +418,225 @@ UPDATE ai_model
 -- Matches a row only when it was stopped, so that one of many workers says so.
 UPDATE ai_model SET stopped_kind = NULL, stopped_reason = NULL, stopped_at = NULL, probe_at = NULL
  WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL;
+
+-- ===== tasks: what people do with them =====
+
+-- name: server_packet
+-- The longest statement the server takes: a row larger than that cannot be sent.
+SELECT @@max_allowed_packet AS bytes;
+
+-- name: insert_task
+-- With id_task NULL it makes an id; otherwise it writes the row under an id that was reserved before.
+INSERT INTO task (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key)
+VALUES (%(id_task)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s, %(scheduled_at)s,
+        %(max_attempts)s, %(submit_key)s);
+
+-- name: insert_items
+-- Nothing but placeholders in VALUES: the driver joins many rows into one statement.
+INSERT INTO task_item (id_task, external_key, context, text_original)
+VALUES (%(id_task)s, %(external_key)s, %(context)s, %(text_original)s);
+
+-- name: task_of_key
+-- Whether this submission is there already, from an earlier call or from a COMMIT whose answer was lost.
+SELECT id_task FROM task WHERE submit_key = %(submit_key)s;
+
+-- name: count_items
+-- Off the claim index alone.
+SELECT COUNT(*) AS items FROM task_item FORCE INDEX (k_task_item_claim) WHERE id_task = %(id_task)s;
+
+-- name: task_state
+-- How a task stands, without a lock.
+SELECT status_id FROM task WHERE id_task = %(id_task)s;
+
+-- name: lock_task
+-- Before a person changes it. Items were locked before, never after: the commits' order.
+SELECT status_id FROM task WHERE id_task = %(id_task)s FOR UPDATE;
+
+-- name: look_into_task
+-- Under its lock: whether anything is in flight, open at all, cancelled, or there at all. Four look-ups of the claim index.
+SELECT (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND status_id = 2 LIMIT 1) IS NOT NULL AS is_in_flight,
+       (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND status_id = 0 LIMIT 1) IS NOT NULL
+    OR (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND status_id = 4 LIMIT 1) IS NOT NULL AS is_waiting,
+       (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND status_id = 5 LIMIT 1) IS NOT NULL AS has_cancelled,
+       (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s LIMIT 1) IS NOT NULL AS has_items;
+
+-- name: pause_task
+-- A finished task can be paused only when somebody has put new items into it; the caller has looked.
+UPDATE task SET status_id = 4, status_reason = 'paused by a person', finished_at = NULL
+ WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3);
+
+-- name: cancel_task
+-- From here on no worker claims from it; its items follow in batches.
+UPDATE task SET status_id = 5, status_reason = 'cancelled by a person', finished_at = NULL
+ WHERE id_task = %(id_task)s AND status_id <> 5;
+
+-- name: resume_task
+-- Back to where it was: not started, or in progress.
+UPDATE task SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, finished_at = NULL
+ WHERE id_task = %(id_task)s AND status_id IN (4, 5);
+
+-- name: set_priority
+-- Workers see it at their next look for work.
+UPDATE task SET priority = %(priority)s WHERE id_task = %(id_task)s;
+
+-- name: items_in_status
+-- The next batch of a verb on many items, off the claim index and without locks; what is done to it tests the status again.
+SELECT id_task_item
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item > %(after)s
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: cancel_items
+-- What waits is cancelled; what is in flight is still stored by its worker. The claim token stays, as at a rescue.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET status_id = 5, available_at = NULL
+ WHERE id_task_item IN %(items)s AND status_id IN (0, 4);
+
+-- name: restore_items
+-- Cancelled items wait again. Their task is still cancelled then, so that no worker finishes it half-way.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET status_id = 0
+ WHERE id_task_item IN %(items)s AND status_id = 5;
+
+-- name: retry_items
+-- Dead letters begin anew. Without their claim token no late result is taken; tokens and cost were paid and stay.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET status_id = 0, attempt = 0, lost_count = 0, claim_token = NULL, finished_at = NULL, error_kind = NULL, error_message = NULL
+ WHERE id_task_item IN %(items)s AND id_task = %(id_task)s AND status_id = 3;
+
+-- name: uncount_failed
+-- The counter follows the items that were brought back, and a finished task goes on; a cancelled one must be resumed first.
+UPDATE task
+   SET records_failed = records_failed - LEAST(records_failed, %(items)s), finished_at = NULL,
+       status_id = IF(status_id IN (2, 3), 1, status_id)
+ WHERE id_task = %(id_task)s AND status_id <> 5;
+
+-- name: item_state
+-- Why an item cannot be retried.
+SELECT id_task, status_id FROM task_item WHERE id_task_item = %(id_task_item)s;
+
+-- name: task_report
+-- One task with its model; the seconds are the server's.
+SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
+       t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
+       TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason
+  FROM task t
+  JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+ WHERE t.id_task = %(id_task)s;
+
+-- name: task_reports
+-- A page of tasks, the newest first, read down the primary key.
+SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
+       t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
+       TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason
+  FROM task t FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+ WHERE t.id_task < %(before)s
+ ORDER BY t.id_task DESC
+ LIMIT %(size)s;
+
+-- name: task_counts
+-- Items per status, off the claim index alone.
+SELECT status_id, COUNT(*) AS items
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s
+ GROUP BY status_id;
+
+-- name: open_counts
+-- The same for a page of tasks, but only what is open or cancelled: how many are done is in the tasks' own counters.
+SELECT id_task, status_id, COUNT(*) AS items
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 4, 5)
+ GROUP BY id_task, status_id;
+
+-- name: task_errors
+-- Why items failed or wait, by kind, each with its first item as the example.
+SELECT g.status_id, g.error_kind, g.items, i.id_task_item, i.error_message,
+       TIMESTAMPDIFF(MICROSECOND, NOW(6), g.due_at) / 1000000 AS due_seconds
+  FROM (SELECT status_id, error_kind, COUNT(*) AS items, MIN(id_task_item) AS id_task_item, MIN(available_at) AS due_at
+          FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id IN (3, 4)
+         GROUP BY status_id, error_kind) g
+  JOIN task_item i ON i.id_task_item = g.id_task_item
+ ORDER BY g.status_id, g.items DESC;
+
+-- name: workers
+-- Who is there, by the server's clock: a worker is late when it has missed a beat, lost when its lease is over.
+SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_processed, items_failed, started_at, ended_at,
+       TIMESTAMPDIFF(MICROSECOND, heartbeat_at, NOW(6)) / 1000000 AS silent_seconds,
+       CASE WHEN lost_at IS NOT NULL THEN 'lost'
+            WHEN ended_at IS NOT NULL THEN 'ended'
+            WHEN lease_until < NOW(6) THEN 'lost'
+            WHEN TIMESTAMPDIFF(MICROSECOND, heartbeat_at, NOW(6)) * 2 > TIMESTAMPDIFF(MICROSECOND, heartbeat_at, lease_until) THEN 'late'
+            ELSE 'alive' END AS state
+  FROM worker
+ WHERE ended_at IS NULL OR (%(with_ended)s AND ended_at > NOW(6) - INTERVAL 1 DAY)
+ ORDER BY id_worker;
+
+-- name: stopped_models
+-- Models that wait for somebody, and the items that wait with them.
+SELECT name, stopped_kind, stopped_reason, stopped_at, TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds
+  FROM ai_model
+ WHERE stopped_at IS NOT NULL
+ ORDER BY id_ai_model;
+
+-- name: results_of_status
+-- A page of results in one status, in the order of the key.
+SELECT id_task_item, external_key, status_id, text_original, text_corrected, change_summary, error_kind, error_message,
+       tokens_input, tokens_output, cost, context
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item > %(after)s
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: results_of_task
+-- The same for all statuses: six short runs of the claim index, merged; sorting the task by its key would read all of it per page.
+SELECT i.id_task_item, i.external_key, i.status_id, i.text_original, i.text_corrected, i.change_summary, i.error_kind,
+       i.error_message, i.tokens_input, i.tokens_output, i.cost, i.context
+  FROM (
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       UNION ALL
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 1 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       UNION ALL
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 2 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       UNION ALL
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 3 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       UNION ALL
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 4 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       UNION ALL
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = 5 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+       ORDER BY id_task_item LIMIT %(size)s) page
+  STRAIGHT_JOIN task_item i ON i.id_task_item = page.id_task_item
+ ORDER BY i.id_task_item;
+
+
+-- ===== health =====
+
+-- name: server_variables
+-- As this session sees them, not as the server was set up: a proxy in between may have swallowed what we asked for.
+SHOW SESSION VARIABLES WHERE Variable_name IN
+  ('version', 'version_comment', 'transaction_isolation', 'tx_isolation', 'sql_mode', 'max_allowed_packet', 'time_zone',
+   'character_set_client', 'autocommit');
+
+-- name: server_cipher
+-- Empty when the connection is not encrypted.
+SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher';
+
+-- name: server_clock
+-- UTC, whatever the session's time zone is.
+SELECT UTC_TIMESTAMP(6) AS now;
+
+-- name: orphan_tasks
+-- The DISTINCT reads only the ends of k_task_item_claim's ranges, so millions of items cost as little as their tasks.
+SELECT used.id_task FROM (SELECT DISTINCT id_task FROM task_item) AS used
+  LEFT JOIN task ON task.id_task = used.id_task
+ WHERE task.id_task IS NULL ORDER BY used.id_task LIMIT 20;

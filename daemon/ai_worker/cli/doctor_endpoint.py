@@ -1,0 +1,74 @@
+"""The doctor's look at a model's endpoint: whether it can be reached and takes the key, without spending a token."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from email.message import Message
+from typing import IO, Final
+
+from ai_worker.models import Model, Secret
+
+TIMEOUT: Final = 10.0  # seconds
+
+# provider -> its own endpoint, where it lists models, and how it takes the key
+_LISTS: Final = {
+    "openai": ("https://api.openai.com/v1", "/models", "Authorization", "Bearer {}"),
+    "gemini": ("https://generativelanguage.googleapis.com", "/v1beta/models", "x-goog-api-key", "{}"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of it. `status` is HTTP's, None when no answer came; `reason` says why not. `is_refused`: the key was."""
+
+    url: str
+    status: int | None = None
+    reason: str = ""
+
+    is_refused: bool = False
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer. Following it would hand the key to whoever it names."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,  # noqa: ARG002 -- the base's signature
+        fp: IO[bytes],  # noqa: ARG002
+        code: int,  # noqa: ARG002
+        msg: str,  # noqa: ARG002
+        headers: Message,  # noqa: ARG002
+        newurl: str,  # noqa: ARG002
+    ) -> None:
+        return None
+
+
+def probe(model: Model, api_key: Secret | None) -> Probe | None:
+    """Asks the endpoint for its list of models, which is free; None when the model has no endpoint (`offline`, `echo`).
+
+    Any HTTP answer but 401 and 403 says: reachable. Proxies are used as the environment names them.
+    """
+    base, path, header, form = _LISTS.get(model.provider, ("", "", "", ""))
+    url = (model.base_url or base).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        return None
+    request = urllib.request.Request(url + path, headers={"User-Agent": "ai-worker-doctor"})  # noqa: S310 -- checked above
+    if header and api_key is not None:
+        request.add_unredirected_header(header, form.format(api_key.reveal()))
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
+            return Probe(url, answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        # Google says 400 to a key that it does not know.
+        return Probe(url, error.code, is_refused=error.code in (401, 403) or (error.code == 400 and model.provider == "gemini"))
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, ssl.SSLError):
+            return Probe(url, reason=f"its certificate is not trusted here: {reason.reason or reason}")
+        return Probe(url, reason=str(getattr(reason, "strerror", None) or reason))
+    except (OSError, ValueError) as error:  # no HTTP in the answer, a time-out while reading, a header that cannot be sent
+        return Probe(url, reason=type(error).__name__)
