@@ -56,15 +56,13 @@ def _check_env_file(path: Path) -> Iterator[Finding]:
         yield ok(".env", f"{path} is read alike by AI Worker and by systemd's EnvironmentFile=")
 
 
-# A line that matches is read differently by python-dotenv and by systemd's EnvironmentFile=, or by neither; the first one says why.
-# Measured with systemd 252 and python-dotenv 1.2.
+# Lines that python-dotenv and systemd's EnvironmentFile= (systemd.exec(5)) read differently, or that neither of them reads.
 _DRIFT = tuple(
     (re.compile(pattern), why)
     for pattern, why in (
         (r";", "systemd takes ; for the beginning of a comment, AI Worker does not"),
         (r"export\s", "systemd drops lines with export"),
         (r"[^=]*$", "there is no = in it: it has no effect"),
-        (r"[^=]*\s=", "systemd drops a line with a space before its ="),
         (
             r"""[^=]+=\s*(["'])(?!(?:(?!\1).)*\1$)""",
             "there is a quotation mark or a comment too many, or the value goes on in the next line",
