@@ -136,7 +136,7 @@ def env_file() -> Path | None:
     """The `.env` in use, None when there is none. Raises ConfigurationError when AI_WORKER_ENV_FILE names a missing file."""
     named = os.environ.get(ENV_FILE_VARIABLE)
     path = Path(named or ".env")
-    if path.is_file():
+    if _is_file(path):
         return path
     if named:
         raise ConfigurationError(f"{ENV_FILE_VARIABLE} names {named!r}, which is not a file")
@@ -183,7 +183,7 @@ def _named_in(variables: Mapping[str, str | None]) -> Callable[[str], tuple[str,
 def _credential(field: str) -> tuple[str, Path] | None:
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder or "", f"ai_worker_{field}")
-    return (f"the systemd credential {path.name}", path) if folder and path.is_file() else None
+    return (f"the systemd credential {path.name}", path) if folder and _is_file(path) else None
 
 
 class _FilesSource(PydanticBaseSettingsSource):
@@ -316,7 +316,7 @@ def _query_options(query: str) -> dict[str, Any]:
     if bool(options.get("ssl_cert")) != bool(options.get("ssl_key")):
         raise _wrong("must give ssl_cert and ssl_key together, or neither")
     for name in _QUERY_PATHS:
-        if name in options and not Path(options[name]).is_file():
+        if name in options and not _is_file(Path(options[name])):
             raise _wrong(f"has {name}={options[name]!r}, which is not a file")
     if "ssl_ca" in options:
         if options.setdefault("ssl", "verify") == "off":
@@ -354,6 +354,13 @@ def _embedded_path(rest: str) -> Path:
     if os.name == "nt" and re.match(r"/[A-Za-z]:", text):
         text = text[1:]
     return Path(text).expanduser()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that we may not enter, or with a name too long
+        return False
 
 
 def _is_loopback(host: str) -> bool:
