@@ -20,6 +20,8 @@ from tests.fake_provider.wire import CHAT, GEMINI, RESPONSES, Answer, Ask, Token
 
 HTML = "<html><head><title>Bad Gateway</title></head><body><h1>502 Bad Gateway</h1><hr>nginx</body></html>"
 
+TEXT_SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
 # How the outer settings of an answer follow from a fault's name.
 _FINISH = {"refused": "refused", "filtered": "filtered", "cut_short": "length", "empty_cut_short": "length"}
 
@@ -34,9 +36,15 @@ def tokens_for(text: str) -> Tokens:
     return Tokens(len(text.split()) + 10, len(correct(text).split()))
 
 
+def schema_in(system: str) -> dict[str, Any] | None:
+    """The JSON schema that a system prompt spells out, on a line of its own, for want of a better place."""
+    lines = [line for line in system.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else None
+
+
 def answer_json(ask: Ask) -> str:
     """JSON for the schema that was asked for; the worked text stands in its first free string."""
-    schema = ask.schema or {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    schema = ask.schema or schema_in(ask.system) or TEXT_SCHEMA
     free = (name for name, sub in schema["properties"].items() if "string" in sub.get("type", ()) and "enum" not in sub)
     return json.dumps(fill(schema, next(free, ""), correct(ask.text)), ensure_ascii=False)
 
@@ -77,6 +85,7 @@ class FakeProvider:
         self.answer = answer
         self.rules: list[Rule] = []
         self.requests: deque[Request] = deque(maxlen=keep)
+        self._arrived = threading.Condition()
         self.reset()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +127,12 @@ class FakeProvider:
             "per_text": dict(self.per_text),
             "per_fault": dict(self.per_fault),
         }
+
+    def wait_for_requests(self, number: int, timeout: float = 10.0) -> None:
+        """Blocks until so many requests have come in since the last reset. Raises TimeoutError after `timeout` seconds."""
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: self.received >= number, timeout):
+                raise TimeoutError(f"{self.received} of {number} requests within {timeout:g} s")
 
     def __enter__(self) -> Self:
         started = threading.Event()
@@ -220,7 +235,9 @@ class FakeProvider:
         self.per_text[ask.text] += 1
         if rule:
             self.per_fault[rule.fault] += 1
-        self.received += 1
+        with self._arrived:
+            self.received += 1
+            self._arrived.notify_all()
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         return record

@@ -71,14 +71,14 @@ def read(body: Mapping[str, Any], key: str | None) -> Said:
         problem.usage = usage
         raise problem
     if blocked := _dict(body.get("promptFeedback")).get("blockReason"):
-        raise ContentRefused(f"Gemini blocked the prompt: {clean(str(blocked), key)}", usage=usage, code=str(blocked))
+        raise ContentRefused(f"Gemini blocked the prompt: {clean(str(blocked), key)}", usage=usage, code=_text(blocked) or None)
     candidate = _dict(_first(body.get("candidates")))
     if not candidate:
         raise BadAnswer(f"the answer has no candidates: {clean(str(dict(body)), key)}", usage=usage, code="wrong_shape")
-    finish = candidate.get("finishReason")
+    finish = _text(candidate.get("finishReason"))
     if finish in _REFUSALS:
         said = clean(_text(candidate.get("finishMessage")), key)
-        raise ContentRefused(f"Gemini stopped the answer: {finish} {said}".rstrip(), usage=usage, code=str(finish))
+        raise ContentRefused(f"Gemini stopped the answer: {finish} {said}".rstrip(), usage=usage, code=finish)
     if finish not in ("STOP", "MAX_TOKENS"):
         raise BadAnswer(
             f"Gemini ended the answer with {clean(str(finish), key)}", usage=usage, code=_text(finish) or "wrong_shape"

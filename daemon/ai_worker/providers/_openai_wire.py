@@ -78,7 +78,7 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     error = body if isinstance(body, dict) else {"message": _text(body)}
     error = _dict(error.get("error")) or error
     code, type_ = _word(error.get("code")), _word(error.get("type"))
-    if status == 200 and code and code.isdecimal():
+    if status == 200 and code and code.isdecimal() and len(code) == 3:
         status = int(code)
     message = _text(error.get("message")) or _text(error.get("detail")) or _text(error.get("error"))
     label = code if code and not code.isdecimal() else type_
@@ -132,10 +132,10 @@ def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     cut = status == "incomplete" and reason == "max_output_tokens"
     if not isinstance(body.get("output"), list) or not (cut or status == "completed"):
-        what = f"status {status}" if "output" in body else clean(str(dict(body)), key)
+        what = f"status {clean(str(status), key)}" if "output" in body else clean(str(dict(body)), key)
         raise BadAnswer(f"the response is not complete: {what}", usage=usage, code="wrong_shape")
     parts = [
-        _dict(part) for item in map(_dict, body["output"]) if item.get("type") == "message" for part in item.get("content") or ()
+        _dict(part) for item in map(_dict, body["output"]) if item.get("type") == "message" for part in _list(item.get("content"))
     ]
     if refusal := "".join(_text(part.get("refusal")) for part in parts if part.get("type") == "refusal"):
         raise ContentRefused(f"the model refused: {clean(refusal, key)}", usage=usage, code="refusal")
@@ -176,6 +176,10 @@ def _dict(value: object) -> dict[str, Any]:
 
 def _first(value: object) -> object:
     return value[0] if isinstance(value, list) and value else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _int(value: object) -> int:

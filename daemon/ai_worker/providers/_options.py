@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,29 +45,32 @@ class Options:
             raise self._wrong(name, f"one of {', '.join(allowed)}")
         return str(value)
 
-    def number(self, name: str, minimum: float, maximum: float | None = None) -> float | None:
+    def number(self, name: str, minimum: float, maximum: float = math.inf) -> float | None:
         """A number within bounds; None when not given."""
-        if self._given.get(name) is None:
+        bounds = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        return self._bounded(name, minimum, maximum, f"a number {bounds}")
+
+    def integer(self, name: str, minimum: int) -> int | None:
+        """A whole number of at least `minimum`; None when not given."""
+        expected = f"a whole number of at least {minimum}"
+        number = self._bounded(name, minimum, math.inf, expected)
+        if number is None:
             return None
-        upper = float("inf") if maximum is None else maximum
-        expected = f"a number of at least {minimum:g}" if maximum is None else f"a number from {minimum:g} to {maximum:g}"
-        value = self._given[name]
+        if number != int(number):
+            raise self._wrong(name, expected)
+        return int(number)
+
+    def _bounded(self, name: str, minimum: float, maximum: float, expected: str) -> float | None:
+        value = self._given.get(name)
+        if value is None:
+            return None
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise self._wrong(name, expected) from None
-        if isinstance(value, bool) or not minimum <= number <= upper or number == float("inf"):
+        if isinstance(value, bool) or not math.isfinite(number) or not minimum <= number <= maximum:
             raise self._wrong(name, expected)
         return number
-
-    def integer(self, name: str, minimum: int) -> int | None:
-        """A whole number of at least `minimum`; None when not given."""
-        number = self.number(name, minimum)
-        if number is None:
-            return None
-        if number != int(number):
-            raise self._wrong(name, f"a whole number of at least {minimum}")
-        return int(number)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """A JSON object, given as such or as its text; empty when not given."""

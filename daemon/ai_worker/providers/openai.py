@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import aiohttp
 import httpx2
@@ -98,8 +98,8 @@ class OpenAIProvider:
             options.text("reasoning_effort"),
             options.mapping("extra_body"),
         )
-        self._headers = {str(name): str(value) for name, value in options.mapping("headers").items()}
         self._key = header_safe(config.api_key, config.name)
+        self._headers = _headers(options.mapping("headers"), self._key)
         check_base_url(config.base_url, config.name)
         if self._key is None and config.base_url is None:
             raise ConfigurationError(f"model {config.name!r}: api.openai.com needs an API key")
@@ -150,7 +150,9 @@ class OpenAIProvider:
         limit = self._config.request_timeout
         try:
             async with asyncio.timeout(limit):
-                response = await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body)
+                response = await self._connected().post(
+                    self._api.path, cast_to=httpx2.Response, body=body, options={"headers": self._headers}
+                )
                 return response.content, response.headers.get("x-request-id")
         except openai.APIStatusError as error:
             problem = failure(error.status_code, error.body or error.response.text, error.response.headers, self._key)
@@ -168,19 +170,23 @@ class OpenAIProvider:
             limit = self._config.request_timeout
             timeout = httpx2.Timeout(limit, connect=min(CONNECT_TIMEOUT, limit))
             pool = httpx2.Limits(max_connections=self._config.max_connections, keepalive_expiry=30.0)
-            # Only the model's row counts: a key, organization or project in our environment must not reach a foreign server.
-            headers: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
-            if self._key is None:
-                headers["Authorization"] = openai.omit
             self._client = openai.AsyncOpenAI(
-                api_key=self._key or "",
+                api_key=self._key or "none",  # without one the SDK looks into the environment
                 base_url=self._config.base_url or OFFICIAL_URL,
                 max_retries=0,
                 timeout=timeout,
-                default_headers=cast("Mapping[str, str]", headers | self._headers),
                 http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=pool),
             )
         return self._client
+
+
+def _headers(extra: Mapping[str, Any], key: str | None) -> dict[str, str | openai.Omit]:
+    """The headers beside the SDK's own. Only the model's row counts: what our environment says of keys, organizations and
+    projects must not reach a foreign server."""
+    headers: dict[str, str | openai.Omit] = {"openai-organization": openai.omit, "openai-project": openai.omit}
+    if key is None:
+        headers["authorization"] = openai.omit
+    return headers | {str(name).lower(): str(value) for name, value in extra.items()}
 
 
 def _is_strict(schema: Any) -> bool:
