@@ -37,43 +37,47 @@ class Event(Enum):
     ITEM stands for the fields of `of_item`: task, item, attempt, operation_uuid, model. A worker's lines all carry `worker`.
     """
 
-    # An item's way.
-    START = (INFO, "host pid version mode concurrency", "a worker has started")
-    FETCH = (INFO, "task count", "items of one task were claimed")
-    PROMPT = (DEBUG, "ITEM prompt", "a model is about to be called; the prompt is cut to an excerpt")
-    RESULT = (DEBUG, "ITEM tokens_input tokens_output latency_ms answer", "a model has answered")
-    DONE = (INFO, "ITEM tokens_input tokens_output cost latency_ms", "a result is stored")
+    # An item's way. Levels are spelt logging.X, since ERROR is an event's name in here.
+    START = (logging.INFO, "host pid version mode concurrency", "a worker has started")
+    FETCH = (logging.INFO, "task count", "items of one task were claimed")
+    PROMPT = (logging.DEBUG, "ITEM prompt", "a model is about to be called; the prompt is cut to an excerpt")
+    RESULT = (logging.DEBUG, "ITEM tokens_input tokens_output latency_ms answer", "a model has answered")
+    DONE = (logging.INFO, "ITEM tokens_input tokens_output cost latency_ms", "a result is stored")
     ERROR = (
         ERROR,
         "ITEM kind message outcome tokens_input tokens_output",
         "an attempt failed; a warning where another will follow",
     )
     # Things that happen on the way.
-    RETRY = (WARNING, "ITEM kind message call delay", "a call failed and is made again within the attempt")
-    RELEASE = (INFO, "count", "own items were given back untouched")
-    RESCUE = (WARNING, "lost_worker count", "the items of a dead worker were given back")
-    CLAIM_LOST = (WARNING, "ITEM tokens_input tokens_output cost", "a result came after somebody else's claim and was not stored")
+    RETRY = (logging.WARNING, "ITEM kind message call delay", "a call failed and is made again within the attempt")
+    RELEASE = (logging.INFO, "count", "own items were given back untouched")
+    RESCUE = (logging.WARNING, "lost_worker count", "the items of a dead worker were given back")
+    CLAIM_LOST = (
+        logging.WARNING,
+        "ITEM tokens_input tokens_output cost",
+        "a result came after somebody else's claim and was not stored",
+    )
     MODEL_STOPPED = (
         ERROR,
         "model kind message probe_seconds",
         "no item can succeed on a model now; it is stopped for every worker",
     )
-    MODEL_RESUMED = (INFO, "model", "a stopped model answered again")
-    TASK_DONE = (INFO, "task status records_processed records_failed", "a task's last open item was closed")
+    MODEL_RESUMED = (logging.INFO, "model", "a stopped model answered again")
+    TASK_DONE = (logging.INFO, "task status records_processed records_failed", "a task's last open item was closed")
     # The worker and its database.
-    DRAIN = (INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
-    STOP = (INFO, "processed failed deferred released", "a worker has ended")
-    HEARTBEAT_LATE = (WARNING, "seconds", "no heartbeat could be written for a while; claiming pauses")
-    LEASE_LOST = (ERROR, "seconds", "others may have taken this worker's items")
+    DRAIN = (logging.INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
+    STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")
+    HEARTBEAT_LATE = (logging.WARNING, "seconds", "no heartbeat could be written for a while; claiming pauses")
+    LEASE_LOST = (logging.ERROR, "seconds", "others may have taken this worker's items")
     DATABASE_AWAY = (
         WARNING,
         "host reason commit_in_doubt",
         "a connection was lost, or no server can be reached; results in hand are kept",
     )
-    DATABASE_BACK = (INFO, "host", "the database answers again")
-    CONFLICT = (DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
-    MIGRATED = (INFO, "version name seconds", "a schema migration was applied")
-    LIBRARY = (WARNING, "logger message", "a library had something to say")
+    DATABASE_BACK = (logging.INFO, "host", "the database answers again")
+    CONFLICT = (logging.DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
+    MIGRATED = (logging.INFO, "version name seconds", "a schema migration was applied")
+    LIBRARY = (logging.WARNING, "logger message", "a library had something to say")
 
     def __init__(self, level: int, fields: str, says: str) -> None:
         self.level = level
@@ -110,7 +114,7 @@ class Log:
         return level >= _state.level
 
 
-def of_item(item: Item, model: str) -> dict[str, object]:
+def of_item(item: Item, model: str) -> dict[str, Any]:
     """The fields that every line about an item carries."""
     return {
         "task": item.task.id_task,
@@ -210,15 +214,17 @@ class _LibraryHandler(logging.Handler):
     """Turns a record of `logging` into an event LIBRARY."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        level = WARNING if record.levelno < ERROR else ERROR
+        if level < _state.level:
+            return
         try:
-            fields: dict[str, Any] = {"logger": record.name, "message": record.getMessage()}
-            if record.exc_info:
-                fields["exc_info"] = record.exc_info
-            level = WARNING if record.levelno < ERROR else ERROR
-            if level >= _state.level:
-                _state.write(_LEVEL_NAMES[level], {"event": Event.LIBRARY.name, **fields})
-        except Exception:  # noqa: BLE001 -- `logging` asks this of handlers: a record that cannot be shown must not raise
-            self.handleError(record)
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 -- a library's arguments that do not fit its text must not stop the work
+            message = str(record.msg)
+        fields: EventDict = {"event": Event.LIBRARY.name, "logger": record.name, "message": message}
+        if record.exc_info:
+            fields["exc_info"] = record.exc_info
+        _state.write(_LEVEL_NAMES[level], fields)
 
 
 def _utc_time(_: WrappedLogger, level: str, fields: EventDict) -> EventDict:
@@ -255,7 +261,7 @@ def _is_secret_key(name: str) -> bool:
 
 def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which nothing that a name gives away as a secret is shown, however deep; long texts are cut."""
-    return _redact_fields(None, "", dict(fields))
+    return dict(_redact_fields(None, "", dict(fields)))
 
 
 def redacted_text(text: str) -> str:
@@ -266,7 +272,7 @@ def redacted_text(text: str) -> str:
     return text
 
 
-def _redact_fields(_: WrappedLogger, __: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _redact_fields(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
     for name, value in fields.items():
         kind = type(value)
         if _is_secret_key(name):
