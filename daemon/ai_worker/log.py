@@ -44,7 +44,7 @@ class Event(Enum):
     RESULT = (logging.DEBUG, "ITEM tokens_input tokens_output latency_ms answer", "a model has answered")
     DONE = (logging.INFO, "ITEM tokens_input tokens_output cost latency_ms", "a result is stored")
     ERROR = (
-        ERROR,
+        logging.ERROR,
         "ITEM kind message outcome tokens_input tokens_output",
         "an attempt failed; a warning where another will follow",
     )
@@ -58,7 +58,7 @@ class Event(Enum):
         "a result came after somebody else's claim and was not stored",
     )
     MODEL_STOPPED = (
-        ERROR,
+        logging.ERROR,
         "model kind message probe_seconds",
         "no item can succeed on a model now; it is stopped for every worker",
     )
@@ -70,7 +70,7 @@ class Event(Enum):
     HEARTBEAT_LATE = (logging.WARNING, "seconds", "no heartbeat could be written for a while; claiming pauses")
     LEASE_LOST = (logging.ERROR, "seconds", "others may have taken this worker's items")
     DATABASE_AWAY = (
-        WARNING,
+        logging.WARNING,
         "host reason commit_in_doubt",
         "a connection was lost, or no server can be reached; results in hand are kept",
     )
