@@ -1,0 +1,116 @@
+"""A task followed live: its numbers, its rate over the last seconds, and the one line that shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import click
+
+from ai_worker.cli import context
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED
+from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.store.reports import Reports, TaskReport
+
+WINDOW = 30.0  # seconds over which the rate is taken
+SAMPLE = 0.5  # seconds between two looks, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A task as it stood at one moment; `rate` is in items per second, None as long as nothing moves."""
+
+    task: TaskReport
+    rate: float | None
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until the last open item, at this rate."""
+        return self.task.open / self.rate if self.rate and self.task.open else None
+
+
+def samples(reports: Reports, id_task: int) -> Iterator[Sample]:
+    """Looks at a task until it is over, twice a second, or as rarely as keeps counting a huge task from becoming a load."""
+    seen: deque[tuple[float, int]] = deque()
+    while True:
+        began = time.monotonic()
+        task = reports.task(id_task)
+        took = time.monotonic() - began
+        seen.append((began, task.records_processed + task.records_failed))
+        while began - seen[0][0] > WINDOW:
+            seen.popleft()
+        passed, done = began - seen[0][0], seen[-1][1] - seen[0][1]
+        yield Sample(task, done / passed if passed and done > 0 else None)
+        if task.is_over:
+            return
+        time.sleep(max(SAMPLE, 10 * took))
+
+
+def follow(reports: Reports, id_task: int, *, interval: float, to_stderr: bool) -> int:
+    """Shows a task until it is over: a line that is drawn anew on a terminal, else a line per `interval` seconds.
+
+    Returns the exit code: 3 when items ended in ERROR, 1 when the task was cancelled.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    on_terminal = stream.isatty()
+    shown = 0.0
+    last = None
+    for last in samples(reports, id_task):
+        if on_terminal:
+            click.echo(f"\r\x1b[K{line(last)}", nl=last.task.is_over, err=to_stderr)
+        elif last.task.is_over or time.monotonic() - shown >= interval:
+            click.echo(line(last), err=to_stderr)
+            shown = time.monotonic()
+    if last is None or last.task.status is TaskStatus.CANCELLED:
+        return EXIT_FAILED
+    return EXIT_ITEMS_FAILED if last.task.status is TaskStatus.ERROR else EXIT_DONE
+
+
+def line(sample: Sample) -> str:
+    """A task in one line: `task 7  IN_PROGRESS  450 of 1 500 (30 %)  12.3/s  ETA 1 min 25 s  2 errors  $0.0123`."""
+    task = sample.task
+    done = task.records_processed + task.records_failed
+    share = f" ({100 * done // task.total} %)" if task.total else ""
+    parts = [f"task {task.id_task}", task.status.name, f"{context.number(done)} of {context.number(task.total)}{share}"]
+    if sample.rate is not None and not task.is_over:
+        parts.append(f"{sample.rate:.1f}/s")
+        if sample.eta is not None:
+            parts.append(f"ETA {context.duration(sample.eta)}")
+    if task.records_failed:
+        parts.append("1 error" if task.records_failed == 1 else f"{context.number(task.records_failed)} errors")
+    if task.items[ItemStatus.DEFERRED]:
+        parts.append(f"{context.number(task.items[ItemStatus.DEFERRED])} deferred")
+    if task.cost is not None:
+        parts.append(context.money(task.cost))
+    if task.model_stopped and not task.is_over:
+        parts.append(f"model {task.model} is stopped")
+    return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def row_counter() -> Iterator[Callable[[int], None]]:
+    """Shows how many rows were read, on a terminal only; the line is gone at the end.
+
+    What is shown must never disturb what is done: a terminal that has gone is no reason to give up half-way.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    shown = 0.0
+
+    def show(count: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > 0.1:
+            shown = time.monotonic()
+            with contextlib.suppress(OSError):
+                click.echo(f"\r\x1b[K{context.number(count)} rows", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        with contextlib.suppress(OSError):
+            click.echo("\r\x1b[K", nl=False, err=True)

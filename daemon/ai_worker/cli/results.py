@@ -1,0 +1,172 @@
+"""`results`: what came out, as CSV, JSONL or an HTML page; streamed, so that a million rows need no memory."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import click
+
+from ai_worker.cli import context
+from ai_worker.cli.status import plain
+from ai_worker.errors import AiWorkerError, UsageError
+from ai_worker.models import ItemStatus
+from ai_worker.store.reports import ItemResult, Reports
+
+COLUMNS = (
+    "id_task_item",
+    "external_key",
+    "status",
+    "text_original",
+    "text_corrected",
+    "change_summary",
+    "error",
+    "tokens_input",
+    "tokens_output",
+    "cost",
+    "context",
+)
+# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+_ONLY = {"processed": ItemStatus.PROCESSED, "error": ItemStatus.ERROR, "all": None}
+_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".html": "html", ".htm": "html"}
+
+
+@click.command()
+@click.argument("id_task", metavar="ID", type=int)
+@click.option(
+    "--format", "format_name", type=click.Choice(["csv", "jsonl", "html"]), help="[default: as FILE's name tells, else csv]"
+)
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write a file, which appears when it is complete.  [default: standard output]"
+)
+@click.option("--only", type=click.Choice(list(_ONLY)), default="all", show_default=True, help="Which items.")
+@click.option("--raw", is_flag=True, help="CSV: write cells that look like formulas as they are.")
+@click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, by which Excel knows that it is UTF-8.")
+def results(
+    id_task: int,
+    format_name: Literal["csv", "jsonl", "html"] | None,
+    output: str | None,
+    only: str,
+    raw: bool,
+    bom: bool,
+) -> None:
+    """Results of a task as CSV, JSONL or an HTML page that shows the changes side by side.
+
+    In CSV, a text that begins with = + - @, tab or carriage return gets an apostrophe before it, since a spreadsheet would run it
+    as a formula; how many did is told on standard error. --raw leaves them alone. JSONL never changes a text.
+    """
+    chosen = format_name or _SUFFIXES.get(Path(output or "").suffix.lower(), "csv")
+    with context.database() as db:
+        reports = Reports(db)
+        task = reports.task(id_task)
+        items = reports.results(id_task, _ONLY[only])
+        with _target(output) as stream:
+            if chosen == "csv":
+                guarded = _write_csv(stream, items, raw=raw, bom=bom)
+            elif chosen == "jsonl":
+                guarded = _write_jsonl(stream, items)
+            else:
+                from ai_worker.cli.results_page import write_page
+
+                guarded = write_page(stream, task, items)
+    if guarded:
+        cells = "1 cell" if guarded == 1 else f"{guarded} cells"
+        click.echo(
+            f"note: {cells} got an apostrophe, lest a spreadsheet take them for formulas; --raw leaves them alone", err=True
+        )
+
+
+def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: bool) -> int:
+    """Returns how many cells were changed."""
+    guarded = 0
+
+    def cell(text: str | None) -> str | None:
+        nonlocal guarded
+        if raw or not text or not text.startswith(FORMULA):
+            return text
+        guarded += 1
+        return f"'{text}"
+
+    if bom:
+        stream.write("\ufeff")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for item in items:
+        writer.writerow(
+            (
+                item.id_task_item,
+                cell(item.external_key),
+                item.status.name,
+                cell(item.text_original),
+                cell(item.text_corrected),
+                cell(item.change_summary),
+                cell(item.error),
+                item.tokens_input,
+                item.tokens_output,
+                plain(item.cost),
+                json.dumps(item.context, ensure_ascii=False) if item.context else None,
+            )
+        )
+    return guarded
+
+
+def _write_jsonl(stream: IO[str], items: Iterator[ItemResult]) -> int:
+    for item in items:
+        values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
+        values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
+        stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+    return 0
+
+
+@contextlib.contextmanager
+def _target(output: str | None) -> Iterator[IO[str]]:
+    """Where results go, as UTF-8. A file is written beside its place and moved there at the end: half of one is never seen."""
+    if output is None or output == "-":
+        with _stdout() as stream:
+            yield stream
+        return
+    path = Path(output)
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            if path.is_dir():
+                raise UsageError(f"{output} is a directory; name a file")
+            with path.open("w", encoding="utf-8", newline="") as stream:  # a device or a pipe: there is no half of it
+                yield stream
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("x", encoding="utf-8", newline="") as stream:
+                yield stream
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        return
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+    except OSError as error:
+        raise AiWorkerError(f"{output} could not be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _stdout() -> Iterator[IO[str]]:
+    """Standard output as UTF-8, whatever the locale is. Its reader may leave early, as `head` does: that is no error."""
+    stream = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="")
+    try:
+        yield stream
+        stream.flush()
+    except BrokenPipeError:
+        # What is still in the buffers would be flushed at exit, and complained about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        stream.detach()

@@ -1,0 +1,288 @@
+"""`status`, `watch`, `workers`: what is going on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from ai_worker.cli import context, progress
+from ai_worker.errors import EXIT_DONE
+from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.store.reports import ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
+
+# What stops a model (errors.ModelStopped and below), and what to do about it.
+WHY_STOPPED = {
+    "quota_exhausted": "the account's money or quota is spent: top it up",
+    "access_denied": "its API key is wrong or lacks a permission: `ai-worker model set` takes another one",
+    "model_unknown": "the provider knows no such model or endpoint: `ai-worker model set` changes it",
+}
+
+_ID = click.argument("id_task", metavar="[ID]", type=int, required=False)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@_ID
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many tasks to list, newest first."
+)
+@_JSON
+def status(id_task: int | None, limit: int, as_json: bool) -> None:
+    """What is going on: all tasks, or one with its numbers and its errors by kind."""
+    with context.database() as db:
+        reports = Reports(db)
+        if id_task is not None:
+            task = reports.task(id_task)
+            if as_json:
+                context.emit_json(as_dict(task))
+            else:
+                _show_task(task, reports.workers())
+            return
+        tasks = reports.tasks(limit)
+        if as_json:
+            context.emit_json([as_dict(task) for task in tasks])
+        else:
+            _show_tasks(tasks)
+            _show_stopped(reports.stopped_models())
+
+
+@click.command()
+@_ID
+@click.option("--interval", type=click.FloatRange(0.1), help="Seconds between two looks.  [default: 1 on a terminal, else 10]")
+def watch(id_task: int | None, interval: float | None) -> int:
+    """The same, live: one task until it ends, or all tasks until Ctrl-C.
+
+    On a terminal the picture is drawn anew, elsewhere there is a line per interval. Exit code 3 says that items ended in
+    ERROR, 1 that the task was cancelled.
+    """
+    on_terminal = sys.stdout.isatty()
+    interval = interval or (1.0 if on_terminal else 10.0)
+    with context.database(patience=60) as db:
+        reports = Reports(db)
+        try:
+            if id_task is not None:
+                return progress.follow(reports, id_task, interval=interval, to_stderr=False)
+            while True:
+                _watch_all(reports, on_terminal)
+                time.sleep(interval)
+        except KeyboardInterrupt:  # how a person ends it
+            return EXIT_DONE
+
+
+@click.command()
+@click.option("--all", "with_ended", is_flag=True, help="Those that ended within the last day, too.")
+@_JSON
+def workers(with_ended: bool, as_json: bool) -> None:
+    """Which workers are alive, and what they hold; which models are stopped, and why."""
+    with context.database() as db:
+        reports = Reports(db)
+        found = reports.workers(with_ended=with_ended)
+        stopped = reports.stopped_models()
+    if as_json:
+        context.emit_json([_worker_dict(worker) for worker in found])
+        return
+    if found:
+        headings = ("ID", "STATE", "HOST", "PID", "MODE", "IN FLIGHT", "DONE", "FAILED", "LAST SEEN")
+        context.emit_table(headings, [_worker_row(worker) for worker in found], right=(0, 3, 5, 6, 7))
+    else:
+        click.echo("no worker is running; `ai-worker run` or `ai-worker daemon` starts one")
+    _show_stopped(stopped)
+
+
+def as_dict(task: TaskReport) -> dict[str, Any]:
+    """A task as `status --json` prints it: first the keys that scripts rely on, then what may be of use."""
+    return {
+        "id_task": task.id_task,
+        "status": task.status.name,
+        "items": {name: task.items[ItemStatus[name.upper()]] for name in _ITEM_KEYS},
+        "records_processed": task.records_processed,
+        "records_failed": task.records_failed,
+        "tokens_input": task.tokens_input,
+        "tokens_output": task.tokens_output,
+        "cost": plain(task.cost),
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "status_reason": task.status_reason,
+        "task_type": task.task_type,
+        "model": task.model,
+        "model_stopped": task.model_stopped,
+        "description": task.description,
+        "priority": task.priority,
+        "max_attempts": task.max_attempts,
+        "created_at": task.created_at,
+        "scheduled_at": task.scheduled_at,
+        "rate": None if task.rate is None else round(task.rate, 3),
+        "eta_seconds": _eta(task),
+        "errors": [
+            {
+                "status": group.status.name,
+                "kind": group.kind,
+                "items": group.items,
+                "example": {"id_task_item": group.id_task_item, "message": group.message},
+            }
+            for group in task.errors
+        ],
+    }
+
+
+_ITEM_KEYS = ("pending", "in_progress", "deferred", "processed", "error", "cancelled")
+
+
+def plain(cost: Decimal | None) -> str | None:
+    """An amount without the zeros that the column's scale adds: "0.0123"."""
+    if cost is None:
+        return None
+    text = format(cost, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def visible(text: str) -> str:
+    """A text of somebody else's on one line of a terminal that it must not steer."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _eta(task: TaskReport) -> float | None:
+    if task.status is not TaskStatus.IN_PROGRESS or not task.open or not task.rate:
+        return None
+    return round(task.open / task.rate, 1)
+
+
+def _show_task(task: TaskReport, workers: Sequence[WorkerReport]) -> None:
+    click.echo(
+        click.style(f"task {task.id_task}  {task.status.name}", bold=True) + f"  {task.task_type} by {visible(task.model)}"
+    )
+    rows = [("items", _items(task))]
+    if task.description:
+        rows.insert(0, ("instruction", visible(task.description[:200])))
+    if task.status_reason:
+        rows.append(("reason", visible(task.status_reason)))
+    if task.rate is not None:
+        eta = f", done in about {context.duration(_eta(task))}" if _eta(task) is not None else ""
+        rows.append(("rate", f"{task.rate:.1f} items/s{eta}"))
+    if task.started_at is not None:
+        rows.append(("tokens", f"{context.number(task.tokens_input)} in, {context.number(task.tokens_output)} out"))
+        rows.append(("cost", context.money(task.cost)))
+    if task.priority:
+        rows.append(("priority", str(task.priority)))
+    for name, moment in (("created", task.created_at), ("started", task.started_at), ("finished", task.finished_at)):
+        if moment is not None:
+            rows.append((name, context.iso(moment) or ""))
+    for name, text in rows:
+        click.echo(f"  {name:<12} {text}")
+    for title, wanted in (("failed", ItemStatus.ERROR), ("waiting", ItemStatus.DEFERRED)):
+        groups = [group for group in task.errors if group.status is wanted]
+        if groups:
+            click.echo(f"  {title}")
+            for group in groups:
+                click.echo(f"    {_group(group)}")
+    for hint in _hints(task, workers):
+        click.echo(f"  → {hint}")
+
+
+def _items(task: TaskReport) -> str:
+    parts = [f"{context.number(task.items[each])} {_WORDS[each]}" for each in _WORDS if task.items[each]]
+    return f"{context.number(task.total)}: {', '.join(parts)}" if parts else "none yet"
+
+
+_WORDS = {
+    ItemStatus.PROCESSED: "processed",
+    ItemStatus.ERROR: "in error",
+    ItemStatus.IN_PROGRESS: "in progress",
+    ItemStatus.PENDING: "pending",
+    ItemStatus.DEFERRED: "deferred",
+    ItemStatus.CANCELLED: "cancelled",
+}
+
+
+def _group(group: ErrorGroup) -> str:
+    due = f", next try in {context.duration(max(0.0, group.due_seconds))}" if group.due_seconds is not None else ""
+    example = f"; item {group.id_task_item}: {visible(group.message[:160])}" if group.message else ""
+    return f"{context.number(group.items)} × {group.kind}{due}{example}"
+
+
+def _hints(task: TaskReport, workers: Sequence[WorkerReport]) -> list[str]:
+    """Why nothing moves, or what can be done next."""
+    hints = []
+    if task.open and task.status is TaskStatus.PAUSED:
+        hints.append(f"`ai-worker resume {task.id_task}` goes on")
+    elif task.open and task.model_stopped:
+        kind, _, reason = task.model_stopped.partition(": ")
+        hints.append(f"model {visible(task.model)} is stopped: {WHY_STOPPED.get(kind, kind)} ({visible(reason)})")
+    elif task.open and task.is_ahead:
+        hints.append(f"starts at {context.iso(task.scheduled_at)}")
+    elif task.open and task.status is not TaskStatus.CANCELLED and not any(each.state in {"alive", "late"} for each in workers):
+        hints.append(f"no worker is running; `ai-worker run --task {task.id_task}` starts one")
+    if task.items[ItemStatus.ERROR] and task.status is not TaskStatus.CANCELLED:
+        hints.append(f"`ai-worker retry {task.id_task}` brings back what failed")
+    if task.items[ItemStatus.PROCESSED]:
+        hints.append(f"`ai-worker results {task.id_task}` prints the results")
+    return hints
+
+
+def _show_tasks(tasks: Sequence[TaskReport]) -> None:
+    if not tasks:
+        click.echo("no task yet; `ai-worker submit FILE` makes one")
+        return
+    headings = ("ID", "STATUS", "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST", "INSTRUCTION")
+    rows = [
+        (
+            task.id_task,
+            task.status.name,
+            task.task_type,
+            visible(task.model[:30]),
+            context.number(task.total),
+            context.number(task.records_processed),
+            context.number(task.records_failed),
+            context.number(task.open),
+            None if task.cost is None else context.money(task.cost),
+            visible(task.description[:40]),
+        )
+        for task in tasks
+    ]
+    context.emit_table(headings, rows, right=(0, 4, 5, 6, 7, 8))
+
+
+def _show_stopped(models: Sequence[StoppedModel]) -> None:
+    for model in models:
+        again = "at the next claim" if model.probe_seconds <= 0 else f"in {context.duration(model.probe_seconds)}"
+        click.echo(
+            f"model {visible(model.name)} is stopped since {context.iso(model.stopped_at)}: "
+            f"{WHY_STOPPED.get(model.kind, model.kind)} ({visible(model.reason)}); tried again {again}"
+        )
+
+
+def _watch_all(reports: Reports, on_terminal: bool) -> None:
+    tasks = reports.tasks(20)
+    if on_terminal:
+        click.echo("\x1b[H\x1b[J", nl=False)
+        _show_tasks(tasks)
+        _show_stopped(reports.stopped_models())
+        return
+    at_work = [task for task in tasks if not task.is_over]
+    if not at_work:
+        click.echo("no open task")
+    for task in at_work:
+        click.echo(progress.line(progress.Sample(task, task.rate)))
+
+
+def _worker_row(worker: WorkerReport) -> tuple[object, ...]:
+    return (
+        worker.id_worker,
+        worker.state,
+        visible(worker.host),
+        worker.pid,
+        worker.mode,
+        f"{worker.in_flight} of {worker.concurrency}",
+        context.number(worker.items_processed),
+        context.number(worker.items_failed),
+        f"{context.duration(worker.silent_seconds)} ago",
+    )
+
+
+def _worker_dict(worker: WorkerReport) -> dict[str, Any]:
+    return {name: getattr(worker, name) for name in WorkerReport.__slots__}  # its fields, in their order

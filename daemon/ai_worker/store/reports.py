@@ -1,0 +1,240 @@
+"""What people look at: tasks with their numbers, workers, stopped models, results. Reads only, and never with a lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from ai_worker.db import Database, Row
+from ai_worker.errors import UsageError
+from ai_worker.models import ItemStatus, TaskStatus
+
+_OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
+_LAST: Final = 2**63 - 1
+_RESULTS_PAGE: Final = 250  # rows in memory at a time: texts may be long
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Items of one task that failed, or wait to be tried again, for one kind of reason.
+
+    `id_task_item` is the first of them and `message` its own; `due_seconds` says when the first deferred one is tried again.
+    """
+
+    status: ItemStatus
+    kind: str
+    items: int
+    id_task_item: int
+    message: str
+    due_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """A task as it stands. Times are in UTC without a zone; `seconds` is how long it has been, or was, at work.
+
+    `is_ahead` says that its scheduled time has not come yet; `model_stopped` is why its model is stopped, None when it is not.
+    """
+
+    id_task: int
+    status: TaskStatus
+    status_reason: str | None
+    task_type: str
+    model: str
+    model_stopped: str | None
+    description: str
+    priority: int
+    max_attempts: int
+    items: Mapping[ItemStatus, int]
+    records_processed: int
+    records_failed: int
+    tokens_input: int
+    tokens_output: int
+    cost: Decimal | None
+    created_at: datetime
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    seconds: float | None
+    is_ahead: bool
+    errors: list[ErrorGroup] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """All items, cancelled ones too."""
+        return sum(self.items.values())
+
+    @property
+    def open(self) -> int:
+        """Items that still have to be worked on."""
+        return sum(self.items[status] for status in _OPEN)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will happen to it by itself any more."""
+        return self.finished_at is not None or (self.status is TaskStatus.CANCELLED and not self.items[ItemStatus.IN_PROGRESS])
+
+    @property
+    def rate(self) -> float | None:
+        """Items finished per second, on average since the task was started; None before the first one."""
+        done = self.records_processed + self.records_failed
+        return done / self.seconds if done and self.seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """A worker process. `state` is alive, late (missed a beat), lost (its lease is over) or ended."""
+
+    id_worker: int
+    state: str
+    host: str
+    pid: int
+    version: str
+    mode: str
+    concurrency: int
+    in_flight: int
+    items_processed: int
+    items_failed: int
+    started_at: datetime
+    ended_at: datetime | None
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedModel:
+    """A model that is stopped for every worker; after `probe_seconds` one of them tries it again."""
+
+    name: str
+    kind: str
+    reason: str
+    stopped_at: datetime
+    probe_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One item with its result. `error` is why it failed or waits, None where nothing is wrong."""
+
+    id_task_item: int
+    external_key: str | None
+    status: ItemStatus
+    text_original: str
+    text_corrected: str | None
+    change_summary: str | None
+    error: str | None
+    tokens_input: int
+    tokens_output: int
+    cost: Decimal | None
+    context: Mapping[str, Any]
+
+
+class Reports:
+    """Questions about tasks and workers."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def task(self, id_task: int) -> TaskReport:
+        """One task, with its items counted and its errors grouped. Raises UsageError when there is none."""
+        rows = self._db.query("task_report", {"id_task": id_task})
+        if not rows:
+            raise UsageError(f"no task {id_task}; `ai-worker status` lists them")
+        counts = {row["status_id"]: row["items"] for row in self._db.query("task_counts", {"id_task": id_task})}
+        has_reasons = counts.get(ItemStatus.ERROR) or counts.get(ItemStatus.DEFERRED)
+        errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []
+        return _task(rows[0], counts, [_error(row) for row in errors])
+
+    def tasks(self, size: int = 20, before: int = _LAST) -> list[TaskReport]:
+        """Tasks with an id below `before`, the newest first, at most `size`. Their errors are not looked at."""
+        rows = self._db.query("task_reports", {"before": before, "size": size})
+        if not rows:
+            return []
+        counts: dict[int, dict[int, int]] = {
+            row["id_task"]: {ItemStatus.PROCESSED: row["records_processed"], ItemStatus.ERROR: row["records_failed"]}
+            for row in rows
+        }
+        for row in self._db.query("open_counts", {"tasks": list(counts)}):
+            counts[row["id_task"]][row["status_id"]] = row["items"]
+        return [_task(row, counts[row["id_task"]], []) for row in rows]
+
+    def workers(self, *, with_ended: bool = False) -> list[WorkerReport]:
+        """Workers that run or should run; with those that ended within the last day, if asked for."""
+        return [
+            WorkerReport(**{**row, "silent_seconds": float(row["silent_seconds"])})
+            for row in self._db.query("workers", {"with_ended": with_ended})
+        ]
+
+    def stopped_models(self) -> list[StoppedModel]:
+        """Models that no worker calls at the moment, and why."""
+        return [
+            StoppedModel(row["name"], row["stopped_kind"], row["stopped_reason"], row["stopped_at"], float(row["probe_seconds"]))
+            for row in self._db.query("stopped_models")
+        ]
+
+    def results(self, id_task: int, only: ItemStatus | None = None) -> Iterator[ItemResult]:
+        """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time.
+
+        No long transaction: what changes while it is read appears as it stands when its page is read, and only once.
+        """
+        name = "results_of_task" if only is None else "results_of_status"
+        parameters = {"id_task": id_task, "status_id": only}
+        return map(_result, self._db.pages(name, parameters, key="id_task_item", size=_RESULTS_PAGE))
+
+
+def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> TaskReport:
+    return TaskReport(
+        id_task=row["id_task"],
+        status=TaskStatus(row["status_id"]),
+        status_reason=row["status_reason"],
+        task_type=row["task_type"],
+        model=row["model"],
+        model_stopped=f"{row['stopped_kind']}: {row['stopped_reason']}" if row["stopped_kind"] else None,
+        description=row["description"] or "",
+        priority=row["priority"],
+        max_attempts=row["max_attempts"],
+        items={status: int(counts.get(status, 0)) for status in ItemStatus},
+        records_processed=row["records_processed"],
+        records_failed=row["records_failed"],
+        tokens_input=row["tokens_input"],
+        tokens_output=row["tokens_output"],
+        cost=row["cost"],
+        created_at=row["created_at"],
+        scheduled_at=row["scheduled_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        seconds=None if row["seconds"] is None else float(row["seconds"]),
+        is_ahead=bool(row["is_ahead"]),
+        errors=errors,
+    )
+
+
+def _error(row: Row) -> ErrorGroup:
+    due = row["due_seconds"]
+    return ErrorGroup(
+        status=ItemStatus(row["status_id"]),
+        kind=row["error_kind"] or "unknown",
+        items=row["items"],
+        id_task_item=row["id_task_item"],
+        message=row["error_message"] or "",
+        due_seconds=None if due is None else float(due),
+    )
+
+
+def _result(row: Row) -> ItemResult:
+    return ItemResult(
+        id_task_item=row["id_task_item"],
+        external_key=row["external_key"],
+        status=ItemStatus(row["status_id"]),
+        text_original=row["text_original"],
+        text_corrected=row["text_corrected"],
+        change_summary=row["change_summary"],
+        error=": ".join(filter(None, (row["error_kind"], row["error_message"]))) or None,
+        tokens_input=row["tokens_input"],
+        tokens_output=row["tokens_output"],
+        cost=row["cost"],
+        context=json.loads(row["context"]) if row["context"] else {},
+    )
