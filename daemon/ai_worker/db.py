@@ -24,7 +24,6 @@ from typing import Any, Final, TypeVar
 
 import pymysql
 import pymysql.cursors
-import structlog
 from pymysql.constants import CLIENT
 from tenacity import (
     RetryCallState,
@@ -38,12 +37,13 @@ from tenacity import (
 
 from ai_worker.config import DatabaseUrl
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused
+from ai_worker.log import Event, Log
 
 T = TypeVar("T")
 Row = dict[str, Any]
 Parameters = Mapping[str, Any]
 
-log = structlog.get_logger(__name__)
+log = Log()
 
 # Error numbers: https://dev.mysql.com/doc/mysql-errors/9.0/en/server-error-reference.html, https://mariadb.com/kb/en/mariadb-error-codes/
 CONFLICT: Final = frozenset(
@@ -317,12 +317,12 @@ class Database:
             except (_ConnectionLostError, _CommitLostError) as error:
                 in_doubt = in_doubt or isinstance(error, _CommitLostError)
                 losses += 1
-                log.warning("DATABASE_AWAY", host=_name(session.host), reason=str(error), commit_in_doubt=in_doubt)
+                log(Event.DATABASE_AWAY, host=_name(session.host), reason=str(error), commit_in_doubt=in_doubt)
                 if losses >= MAX_LOSSES:
                     raise DatabaseAway(f"{_name(session.host)}: the connection was lost {losses} times: {error}") from error
             except _ConflictError as error:
                 conflicts += 1
-                log.debug("CONFLICT", attempt=conflicts, reason=str(error))
+                log(Event.CONFLICT, attempt=conflicts, reason=str(error))
                 if conflicts >= MAX_CONFLICTS:
                     raise DatabaseError(f"gave up after {conflicts} conflicts: {error}", 1213) from error
                 time.sleep(random.uniform(0.0, 0.002 * 2 ** min(conflicts, 7)))  # noqa: S311 -- jitter
@@ -347,7 +347,7 @@ class Database:
     def _connect(self) -> _Session:
         def note(state: RetryCallState) -> None:
             if state.attempt_number == 1 and state.outcome is not None:
-                log.warning("DATABASE_AWAY", reason=str(state.outcome.exception()), commit_in_doubt=False)
+                log(Event.DATABASE_AWAY, reason=str(state.outcome.exception()), commit_in_doubt=False)
 
         retrying = Retrying(
             retry=retry_if_exception_type(DatabaseAway),
@@ -359,7 +359,7 @@ class Database:
         )
         session = retrying(self._connect_once)
         if retrying.statistics.get("attempt_number", 1) > 1:
-            log.info("DATABASE_BACK", host=_name(session.host))
+            log(Event.DATABASE_BACK, host=_name(session.host))
         return session
 
     def _connect_once(self) -> _Session:

@@ -193,10 +193,7 @@ class Queue:
         def work(tx: Transaction) -> Committed:
             ids = [outcome.item.id_task_item for outcome in group]
             rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
-            landed: set[bytes] = set()
-            if tx.in_doubt:
-                operations = [outcome.item.operation_uuid.bytes for outcome in group]
-                landed = {row["operation_uuid"] for row in tx.query("landed_operations", {"operations": operations})}
+            landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
             report = Committed()
             changes = _Changes(id_worker)
             for outcome in group:
@@ -302,6 +299,10 @@ class Queue:
         rows = self._db.query("others_at_work", {"id_worker": id_worker, **_filter(filters)})
         return [float(row["silent_seconds"]) for row in rows]
 
+    def has_task(self, id_task: int) -> bool:
+        """Whether there is such a task."""
+        return bool(self._db.query("task_states", {"tasks": [id_task]}))
+
     def task_of(self, id_task_item: int) -> tuple[int, ItemStatus] | None:
         """The task of an item, and the item's status; None when there is no such item."""
         rows = self._db.query("item_of", {"id_task_item": id_task_item})
@@ -321,6 +322,19 @@ class Queue:
                 claim_token=bytes(16),
                 operation_uuid=uuid.UUID(int=0),
             )
+
+
+def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> set[bytes]:
+    """Which of these attempts are on record already: an earlier commit of theirs landed and its answer was lost."""
+    if not outcomes:
+        return set()
+    operations = [outcome.item.operation_uuid.bytes for outcome in outcomes]
+    return {row["operation_uuid"] for row in tx.query("landed_operations", {"operations": operations})}
+
+
+def _is_held(item: Item, row: Row | None) -> bool:
+    """Whether the row is in progress under this very claim: the plain case."""
+    return row is not None and row["status_id"] == ItemStatus.IN_PROGRESS and row["claim_token"] == item.claim_token
 
 
 def _fence_holds(outcome: Outcome, row: Row) -> bool:

@@ -1,0 +1,270 @@
+"""`run` and `daemon`: the worker, put together from the settings; and the dry run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import click
+
+from ai_worker.cli import context
+from ai_worker.config import Settings
+from ai_worker.db import Database
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, ItemRejected, UsageError
+from ai_worker.models import Filters, Item, ItemStatus, Usage
+from ai_worker.store.models import Models
+from ai_worker.store.queue import Queue
+from ai_worker.worker import Summary, Worker, WorkerOptions
+
+PREVIEWED_PROMPTS = 10
+
+
+def process(
+    settings: Settings,
+    db: Database,
+    *,
+    filters: Filters,
+    forever: bool = False,
+    max_items: int | None = None,
+    concurrency: int | None = None,
+    on_progress: Callable[[Summary], None] = lambda _: None,
+) -> Summary:
+    """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
+    worker = Worker(
+        Queue(db),
+        Models(db),
+        context.keyring(settings).decrypt,
+        filters=filters,
+        options=WorkerOptions(
+            forever=forever,
+            concurrency=concurrency or settings.concurrency,
+            max_items=max_items,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+            request_timeout=settings.request_timeout_seconds,
+            name=settings.worker_name,
+        ),
+        give_up=db.give_up,
+        on_progress=on_progress,
+    )
+    return asyncio.run(worker.run())
+
+
+def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
+    for option in (
+        click.option("--model", "models", multiple=True, metavar="NAME", help="Only tasks of this model; may be repeated."),
+        click.option("--type", "task_types", multiple=True, metavar="TYPE", help="Only tasks of this type; may be repeated."),
+        click.option("--concurrency", type=click.IntRange(1, 2000), help="Model calls in flight.  [AI_WORKER_CONCURRENCY, 50]"),
+        click.option("--max-item", "max_items", type=click.IntRange(1), help="Stop after so many items."),
+        click.option("--task-item", "id_task_item", type=click.IntRange(1), metavar="ID", help="Only this item."),
+        click.option("--task", "id_task", type=click.IntRange(1), metavar="ID", help="Only this task."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_filter_options
+@click.option("--dry-run", is_flag=True, help="Show the prompts, with estimated tokens and cost; send and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+def run(
+    id_task: int | None,
+    id_task_item: int | None,
+    max_items: int | None,
+    concurrency: int | None,
+    task_types: tuple[str, ...],
+    models: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Process what is there, the oldest task of the highest priority first, and exit when nothing is left.
+
+    Items that wait for a retry due within a minute are waited for; later ones stay DEFERRED for the next run. Any number of
+    runs and daemons may work at the same time. Exit code 3: done, but some items ended in ERROR; 1: a model has stopped.
+    """
+    settings = context.settings()
+    with context.database(settings) as db:
+        filters = _checked_filters(db, id_task, id_task_item, task_types, models)
+        if dry_run:
+            return _preview(db, filters, max_items, as_json)
+        if filters.id_task_item is not None and not _is_claimable(db, filters.id_task_item):
+            return EXIT_DONE
+        with _Progress(db, filters) as progress:
+            summary = process(
+                settings, db, filters=filters, max_items=max_items, concurrency=concurrency, on_progress=progress.show
+            )
+    return _report(summary, as_json)
+
+
+@click.command()
+@_filter_options
+def daemon(
+    id_task: int | None,
+    id_task_item: int | None,
+    max_items: int | None,
+    concurrency: int | None,
+    task_types: tuple[str, ...],
+    models: tuple[str, ...],
+) -> int:
+    """Process what comes, for ever: for systemd, NSSM, or a terminal.
+
+    SIGTERM, Ctrl-C or Ctrl-Break: claims nothing more, finishes what it can within AI_WORKER_DRAIN_SECONDS, gives the rest back
+    uncharged, exits 0. A second one stops at once.
+    """
+    settings = context.settings()
+    # For ever: a daemon outlives any outage of the database.
+    with context.database(settings) as db:
+        filters = _checked_filters(db, id_task, id_task_item, task_types, models)
+        db.patience = float("inf")
+        process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
+    return EXIT_DONE
+
+
+def _checked_filters(
+    db: Database, id_task: int | None, id_task_item: int | None, task_types: tuple[str, ...], models: tuple[str, ...]
+) -> Filters:
+    """The filters, with the task of a named item. Raises UsageError for whatever does not exist."""
+    from ai_worker.task_types import task_type
+
+    for name in task_types:
+        task_type(name)
+    names = tuple(Models(db).get(name).name for name in models)
+    queue = Queue(db)
+    if id_task is not None and not queue.has_task(id_task):
+        raise UsageError(f"there is no task {id_task}; `ai-worker status` lists those there are")
+    if id_task_item is not None:
+        found = queue.task_of(id_task_item)
+        if found is None:
+            raise UsageError(f"there is no item {id_task_item}")
+        if id_task not in {None, found[0]}:
+            raise UsageError(f"item {id_task_item} belongs to task {found[0]}, not to task {id_task}")
+        id_task = found[0]
+    return Filters(id_task, id_task_item, task_types, names)
+
+
+def _is_claimable(db: Database, id_task_item: int) -> bool:
+    found = Queue(db).task_of(id_task_item)
+    status = found[1] if found else ItemStatus.CANCELLED
+    if status in {ItemStatus.PENDING, ItemStatus.DEFERRED, ItemStatus.IN_PROGRESS}:
+        return True
+    hint = f"; `ai-worker retry {found[0]} --item {id_task_item}` brings it back" if found and status is ItemStatus.ERROR else ""
+    click.echo(f"nothing to do: item {id_task_item} is {status.name}{hint}", err=True)
+    return False
+
+
+def _report(summary: Summary, as_json: bool) -> int:
+    counts = {name: getattr(summary, name) for name in ("processed", "failed", "deferred", "released")}
+    waiting = summary.waiting
+    if waiting is not None:
+        counts["deferred"] = waiting.deferred
+    for name, reason in summary.stopped_models.items():
+        click.echo(f"model {name} is stopped for every worker: {reason}; `ai-worker model test {name}` tries it", err=True)
+    if waiting and waiting.pending:
+        click.echo(f"{waiting.pending} items wait: their model is stopped or inactive; see `ai-worker status`", err=True)
+    if as_json:
+        context.emit_json(counts)
+    else:
+        click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if summary.stopped_models or (waiting and waiting.pending):
+        return EXIT_FAILED
+    return EXIT_ITEMS_FAILED if summary.failed else EXIT_DONE
+
+
+class _Progress:
+    """One line that is written over on a terminal; elsewhere the log tells."""
+
+    def __init__(self, db: Database, filters: Filters) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._total = Queue(db).waiting(filters).pending if self._is_shown else 0
+        self._began = self._last = time.monotonic()
+
+    def show(self, summary: Summary) -> None:
+        now = time.monotonic()
+        if not self._is_shown or now - self._last < 0.2:
+            return
+        self._last = now
+        done = summary.processed + summary.failed
+        rate = done / (now - self._began)
+        left = max(0, self._total - done)
+        eta = context.duration(left / rate) if rate else "?"
+        click.echo(
+            f"\r\x1b[K{done} of {self._total} items, {summary.failed} failed, {rate:.1f}/s, {eta} to go", err=True, nl=False
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown and self._last != self._began:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _preview(db: Database, filters: Filters, max_items: int | None, as_json: bool) -> int:
+    """Shows what a run would send. Reads only."""
+    from ai_worker import prices
+    from ai_worker.task_types import task_type
+    from ai_worker.text import estimate_tokens
+
+    queue, models = Queue(db), Models(db)
+    shown = max_items or PREVIEWED_PROMPTS
+    count = 0
+    total, cost = Usage(), Decimal(0)
+    unpriced: set[str] = set()
+    for task in queue.runnable(filters):
+        model = models.get(task.id_ai_model)
+        kind = task_type(task.task_type)
+        for item in queue.preview(task, filters.id_task_item):
+            if max_items is not None and count >= max_items:
+                break
+            count += 1
+            try:
+                prompt = kind.prompt(item)
+            except ItemRejected as error:
+                _show_rejected(item, error, as_json, count <= shown)
+                continue
+            usage = Usage(
+                estimate_tokens(prompt.system) + estimate_tokens(prompt.user),
+                prompt.tokens_output_expected or estimate_tokens(item.text_original),
+            )
+            price = prices.cost(model, usage)
+            total += usage
+            if price is None:
+                unpriced.add(model.name)
+            else:
+                cost += price
+            if count > shown:
+                continue
+            numbers = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output}
+            if as_json:
+                place = {"id_task": task.id_task, "id_task_item": item.id_task_item, "model": model.name}
+                context.emit_json({**place, "system": prompt.system, "user": prompt.user, **numbers, "cost": price})
+            else:
+                click.echo(f"--- task {task.id_task}, item {item.id_task_item}, model {model.name}")
+                click.echo(f"[system]\n{prompt.system}\n[user]\n{prompt.user}")
+                click.echo(f"[about {usage.tokens_input} tokens in, {usage.tokens_output} out, {context.money(price)}]\n")
+    known = None if unpriced else cost
+    if as_json:
+        numbers = {"tokens_input": total.tokens_input, "tokens_output": total.tokens_output}
+        context.emit_json({"dry_run": True, "items": count, **numbers, "cost": known})
+        return EXIT_DONE
+    if count > shown:
+        click.echo(f"({count - shown} more prompts are not shown; --max-item N shows N)")
+    for name in sorted(unpriced):
+        click.echo(f"the price of model {name} is not known: `ai-worker model set {name} --price-input … --price-output …`")
+    click.echo(
+        f"dry run: {count} items, about {context.number(total.tokens_input)} tokens in and "
+        f"{context.number(total.tokens_output)} out, cost about {context.money(known)}; nothing was sent or written"
+    )
+    return EXIT_DONE
+
+
+def _show_rejected(item: Item, error: ItemRejected, as_json: bool, is_shown: bool) -> None:
+    if not is_shown:
+        return
+    if as_json:
+        context.emit_json({"id_task": item.task.id_task, "id_task_item": item.id_task_item, "error": str(error)})
+    else:
+        click.echo(f"--- task {item.task.id_task}, item {item.id_task_item}: would end in ERROR: {error}\n")

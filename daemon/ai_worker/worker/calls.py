@@ -1,0 +1,263 @@
+"""One item's way through its model call: prompt, call, answer, outcome. Nothing here touches an item's row."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from tenacity import RetryCallState
+
+from ai_worker import prices
+from ai_worker.errors import ConfigurationError, DatabaseError, ItemRejected, ModelStopped, ProviderError, RateLimited, UsageError
+from ai_worker.log import DEBUG, WARNING, Event, Log, excerpt, of_item
+from ai_worker.models import NO_USAGE, Completion, Item, Model, Outcome, OutcomeKind, Prompt, Result, Secret
+from ai_worker.providers import Provider, ProviderConfig, provider_class
+from ai_worker.retry import attempt_delay, call_retrying
+from ai_worker.task_types import task_type
+
+PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
+POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
+FRESH_SECONDS = 30.0  # how long an `ai_model` row is trusted: a new key or limit is noticed within this time
+
+
+class DrainedError(Exception):
+    """The worker is stopping and this call was waiting to be made again: nothing is lost by giving the item back."""
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A provider that is ready to be called, and the `ai_model` row that it was built from."""
+
+    model: Model
+    provider: Provider
+    checked_at: float
+
+
+class Endpoints:
+    """The providers of this worker, one per model, built when first needed and rebuilt when their row changes."""
+
+    def __init__(
+        self,
+        fetch: Callable[[int], Awaitable[Model]],
+        decrypt: Callable[[int, bytes], Secret],
+        *,
+        request_timeout: float,
+        max_connections: int,
+    ) -> None:
+        self._fetch = fetch
+        self._decrypt = decrypt
+        self._request_timeout = request_timeout
+        self._max_connections = max_connections
+        self._ready: dict[int, Endpoint] = {}
+        self._retired: list[Provider] = []
+        self._building = asyncio.Lock()  # of Python 3.10 and later: may be made outside of the loop
+
+    async def get(self, id_ai_model: int) -> Endpoint:
+        """The endpoint of a model. Raises ConfigurationError when its row, key or provider cannot work."""
+        endpoint = self._ready.get(id_ai_model)
+        if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS:
+            return endpoint
+        async with self._building:
+            endpoint = self._ready.get(id_ai_model)
+            if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS:
+                return endpoint
+            model = await self._fetch(id_ai_model)
+            if endpoint is None or not _is_same(endpoint.model, model):
+                if endpoint is not None:
+                    self._retired.append(endpoint.provider)  # calls may still be under way on it
+                endpoint = Endpoint(model, self._build(model), 0.0)
+                self._ready[id_ai_model] = endpoint
+            endpoint.model, endpoint.checked_at = model, time.monotonic()
+            return endpoint
+
+    def limit(self, id_ai_model: int) -> int | None:
+        """`max_in_flight` of a model that is in use; None where there is none or it is not known yet."""
+        endpoint = self._ready.get(id_ai_model)
+        return endpoint.model.max_in_flight if endpoint else None
+
+    def name(self, id_ai_model: int) -> str:
+        """The model's name, for the log; its number while the row has not been read."""
+        endpoint = self._ready.get(id_ai_model)
+        return endpoint.model.name if endpoint else str(id_ai_model)
+
+    def recheck(self, id_ai_model: int) -> None:
+        """The next call reads the model's row again: somebody may have mended it."""
+        if endpoint := self._ready.get(id_ai_model):
+            endpoint.checked_at = float("-inf")
+
+    async def aclose(self) -> None:
+        for provider in [*self._retired, *(endpoint.provider for endpoint in self._ready.values())]:
+            await provider.aclose()
+
+    def _build(self, model: Model) -> Provider:
+        key = None if model.api_key_encrypted is None else self._decrypt(model.id_ai_model, model.api_key_encrypted)
+        return provider_class(model.provider)(
+            ProviderConfig(
+                name=model.name,
+                model=model.model,
+                base_url=model.base_url,
+                api_key=key,
+                options=model.options,
+                request_timeout=self._request_timeout,
+                max_connections=self._max_connections,
+            )
+        )
+
+
+def _is_same(one: Model, other: Model) -> bool:
+    """Whether two readings of a row make the same provider: limits, prices and the breaker do not matter."""
+    return (one.provider, one.model, one.base_url, one.api_key_encrypted, dict(one.options)) == (
+        other.provider,
+        other.model,
+        other.base_url,
+        other.api_key_encrypted,
+        dict(other.options),
+    )
+
+
+class Caller:
+    """Takes items through their calls.
+
+    `stopping` ends waits between calls; `on_model_stopped(item, error, probe_seconds)` is awaited when no item can succeed on a
+    model now, before the item is given back.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        stopping: asyncio.Event,
+        on_model_stopped: Callable[[Item, ModelStopped, float], Awaitable[None]],
+        log: Callable[[], Log],
+    ) -> None:
+        self._endpoints = endpoints
+        self._stopping = stopping
+        self._on_model_stopped = on_model_stopped
+        self._log = log
+
+    async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911 -- one return per row of the error table
+        """How the item's attempt ends. Never raises, but for cancellation."""
+        attempt = _Attempt(item, self._log())
+        try:
+            endpoint = await self._endpoints.get(item.task.id_ai_model)
+        except (ConfigurationError, UsageError) as error:
+            return await self._stopped(item, Misconfigured(str(error)))
+        except DatabaseError:  # it went away just now
+            return Outcome.released(item)
+        attempt.model = endpoint.model
+        try:
+            kind = task_type(item.task.task_type)
+            completion = await self._complete(attempt, endpoint, kind.prompt(item))
+            return attempt.processed(kind.parse(item, completion))
+        except DrainedError:
+            return Outcome.released(item)
+        except ModelStopped as error:
+            return await self._stopped(item, error)
+        except (ConfigurationError, UsageError) as error:  # of the task's type or parameters: `submit` would have refused them
+            return attempt.failed("invalid_task", str(error))
+        except ItemRejected as error:
+            return attempt.failed(error.kind, str(error))
+        except RateLimited as error:
+            return attempt.postponed(error)
+        except ProviderError as error:
+            return attempt.retry(error.kind, str(error), error.retry_after)
+        except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the worker
+            self._log()(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
+            return attempt.retry("internal", f"{type(error).__name__}: {error}", None)
+
+    async def _complete(self, attempt: _Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
+        """The call, made again within the attempt as the retry policy says; tokens of failed calls are counted."""
+        log, fields = attempt.log, of_item(attempt.item, endpoint.model.name)
+
+        def note(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, ProviderError):
+                attempt.usage += error.usage
+                fields["call"], fields["delay"] = state.attempt_number, round(state.upcoming_sleep, 2)
+                log(Event.RETRY, **fields, kind=error.kind, message=str(error))
+
+        if log.enabled(DEBUG):
+            log(Event.PROMPT, **fields, prompt=excerpt(prompt.user))
+        began = time.monotonic()
+        try:
+            retrying = call_retrying(before_sleep=note, sleep=self._sleep)
+            completion: Completion = await retrying(endpoint.provider.complete, prompt)
+        except ProviderError as error:
+            attempt.usage += error.usage
+            raise
+        usage = completion.usage
+        attempt.usage += usage
+        if log.enabled(DEBUG):
+            fields["tokens_input"], fields["tokens_output"] = usage.tokens_input, usage.tokens_output
+            log(Event.RESULT, **fields, latency_ms=_milliseconds(began), answer=excerpt(completion.text))
+        return completion
+
+    async def _sleep(self, seconds: float) -> None:
+        """A wait that a drain ends: the item is given back, since nobody has been paid for it."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+        raise DrainedError
+
+    async def _stopped(self, item: Item, error: ModelStopped) -> Outcome:
+        self._endpoints.recheck(item.task.id_ai_model)
+        await self._on_model_stopped(item, error, error.retry_after or PROBE_SECONDS)
+        return Outcome.released(item)
+
+
+class Misconfigured(ModelStopped):
+    """The model's row itself cannot work: its key cannot be read, its provider is not installed."""
+
+    kind = "configuration"
+
+
+class _Attempt:
+    """One attempt under way: what it has cost so far, and its possible ends."""
+
+    def __init__(self, item: Item, log: Log) -> None:
+        self.item = item
+        self.log = log
+        self.usage = NO_USAGE  # of the answer, and of failed calls that were billed all the same
+        self.model: Model | None = None
+        self._began = time.monotonic()
+
+    def processed(self, result: Result) -> Outcome:
+        return Outcome.processed(self.item, result, self.usage, self._cost(), _milliseconds(self._began))
+
+    def postponed(self, error: RateLimited) -> Outcome:
+        """Being told to slow down says nothing about the item: it waits, and its attempt is not charged."""
+        delay = attempt_delay(POSTPONED_AS, error.retry_after)
+        outcome = Outcome.postponed(self.item, error.kind, str(error), delay, _milliseconds(self._began))
+        return self._logged(outcome)
+
+    def retry(self, kind: str, message: str, retry_after: float | None) -> Outcome:
+        delay = attempt_delay(self.item.tries, retry_after)
+        latency = _milliseconds(self._began)
+        return self._logged(Outcome.retry(self.item, kind, message, delay, self.usage, self._cost(), latency))
+
+    def failed(self, kind: str, message: str) -> Outcome:
+        latency = _milliseconds(self._began)
+        return self._logged(Outcome.failed(self.item, kind, message, self.usage, self._cost(), latency))
+
+    def _cost(self) -> Decimal | None:
+        return prices.cost(self.model, self.usage) if self.model else None
+
+    def _logged(self, outcome: Outcome) -> Outcome:
+        self.log(
+            Event.ERROR,
+            level=None if outcome.kind is OutcomeKind.FAILED else WARNING,
+            **of_item(self.item, self.model.name if self.model else str(self.item.task.id_ai_model)),
+            kind=outcome.error_kind,
+            message=outcome.error_message,
+            outcome=outcome.kind.value,
+            tokens_input=self.usage.tokens_input,
+            tokens_output=self.usage.tokens_output,
+        )
+        return outcome
+
+
+def _milliseconds(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)

@@ -1,0 +1,117 @@
+"""The worker's row and its heartbeat: the right to its claims, kept from a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ai_worker import __version__
+from ai_worker.errors import DatabaseError
+from ai_worker.log import Event, Log
+from ai_worker.store.queue import Queue
+
+BEATS_PER_LEASE: Final = 6
+SELF_FENCE: Final = 0.6  # of the lease without a beat: no new claims, well before anybody may rescue
+STUCK: Final = 1 / 3  # of the lease without a tick of the loop: a stuck loop must lose its lease, not hold it for ever
+
+
+class Lease:
+    """Registers a worker, beats for it, and registers anew when the lease was lost.
+
+    Parameters
+    ----------
+    lease_seconds: after this long without a heartbeat others may take the worker's items.
+    load: gives (in flight, processed, failed) for the worker's row; called from the heartbeat thread.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        lease_seconds: float,
+        mode: str,
+        concurrency: int,
+        name: str | None,
+        load: Callable[[], tuple[int, int, int]],
+    ) -> None:
+        self._queue = queue
+        self._seconds = lease_seconds
+        self._mode = mode
+        self._concurrency = concurrency
+        self.host = name or socket.gethostname()
+        self._load = load
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
+        self._last_beat = self._last_tick = self._steady_since = time.monotonic()
+        self._has_had_gap = False
+        self.id_worker = 0
+        self.log = Log()
+
+    def start(self) -> None:
+        """Registers the worker and begins to beat."""
+        self._register()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the heartbeat and the worker's row, which must hold nothing any more."""
+        self._stop.set()
+        self._thread.join(timeout=self._seconds)
+        _, processed, failed = self._load()
+        self._queue.end_worker(self.id_worker, processed=processed, failed=failed)
+
+    def tick(self) -> None:
+        """The loop is alive. Called by it, every second or so."""
+        self._last_tick = time.monotonic()
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether a beat succeeded recently enough to take on more."""
+        return time.monotonic() - self._last_beat < SELF_FENCE * self._seconds
+
+    @property
+    def may_rescue(self) -> bool:
+        """Whether the silence of others means that they are dead: not while our own heartbeat has only just come back.
+
+        After an outage of the database every lease is stale, and whoever is first back must give the others time for a beat.
+        """
+        return not self._has_had_gap or time.monotonic() - self._steady_since >= self._seconds
+
+    def _register(self) -> None:
+        self.id_worker = self._queue.register(
+            host=self.host,
+            pid=os.getpid(),
+            version=__version__,
+            mode=self._mode,
+            concurrency=self._concurrency,
+            lease_seconds=self._seconds,
+        )
+        self.log = Log(worker=self.id_worker)
+        self._last_beat = time.monotonic()
+
+    def _beat_for_ever(self) -> None:
+        interval = self._seconds / BEATS_PER_LEASE
+        while not self._stop.wait(interval):
+            if time.monotonic() - self._last_tick > STUCK * self._seconds:
+                self.log(Event.HEARTBEAT_LATE, seconds=round(time.monotonic() - self._last_tick, 1), reason="the loop is stuck")
+                continue
+            began = time.monotonic()
+            try:
+                self._beat()
+            except DatabaseError as error:
+                self.log(Event.HEARTBEAT_LATE, seconds=round(time.monotonic() - self._last_beat, 1), reason=str(error))
+                continue
+            if began - self._last_beat > 2.5 * interval or time.monotonic() - began > interval:
+                self._has_had_gap, self._steady_since = True, time.monotonic()
+            self._last_beat = began
+
+    def _beat(self) -> None:
+        in_flight, processed, failed = self._load()
+        if self._queue.beat(self.id_worker, lease_seconds=self._seconds, in_flight=in_flight, processed=processed, failed=failed):
+            return
+        # Items in flight keep their fence: what nobody else has claimed meanwhile can still be committed.
+        self.log(Event.LEASE_LOST, seconds=round(time.monotonic() - self._last_beat, 1))
+        self._register()

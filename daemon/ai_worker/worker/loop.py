@@ -1,0 +1,504 @@
+"""The heart of the worker: claims into free slots, runs calls, commits in groups, and stops in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from ai_worker import __version__
+from ai_worker.errors import DatabaseAway, DatabaseError, ModelStopped
+from ai_worker.log import Event, of_item
+from ai_worker.models import Filters, Item, Outcome, OutcomeKind, Secret
+from ai_worker.store.models import Models
+from ai_worker.store.queue import Committed, Queue, Waiting
+from ai_worker.worker.calls import Caller, Endpoints
+from ai_worker.worker.lease import Lease
+from ai_worker.worker.picker import Picker
+from ai_worker.worker.upkeep import Upkeep, log_ended
+
+T = TypeVar("T")
+
+CLAIM_ROWS: Final = 250
+COMMIT_ROWS: Final = 500
+COMMIT_BYTES: Final = 4_000_000  # of result texts; well below the smallest max_allowed_packet in use (16 MiB)
+LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming one row at a time costs a transaction each
+IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
+UPKEEP_SECONDS: Final = 1.0
+DEFERRED_HORIZON: Final = 60.0  # `run` waits for items due within this many seconds
+POLL_SECONDS: Final = 0.02  # while stopping
+STORE_SECONDS: Final = 5.0  # at the least, for the last commit, also when the drain time is over
+ABORT_SECONDS: Final = 2.0  # the same, when told to stop at once
+OUTAGE_SECONDS: Final = 60.0  # `run` without a result in hand gives up on an absent database after this long
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How one worker works. Times in seconds.
+
+    `forever` is the daemon's mode; else the worker ends when nothing is left, or after `max_items` items.
+    """
+
+    forever: bool
+    concurrency: int = 50
+    max_items: int | None = None
+    lease_seconds: float = 30.0
+    drain_seconds: float = 30.0
+    request_timeout: float = 120.0
+    name: str | None = None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a worker did. `waiting` is what its filters left open at its end, None when it was told to stop."""
+
+    processed: int = 0
+    failed: int = 0
+    deferred: int = 0
+    released: int = 0
+    waiting: Waiting | None = None
+    stopped_models: dict[str, str] = field(default_factory=dict)  # name -> reason, those that this worker ran into
+
+
+class Worker:
+    """One worker process. `run()` once; `drain()` from a signal handler or another task.
+
+    Parameters
+    ----------
+    queue, models: the verbs it uses.
+    decrypt: turns `ai_model.api_key_encrypted` into the key.
+    give_up: ends all waiting for an absent database; called when the drain time is over.
+    on_progress: called in the loop after each commit with the summary so far.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        models: Models,
+        decrypt: Callable[[int, bytes], Secret],
+        *,
+        filters: Filters,
+        options: WorkerOptions,
+        give_up: Callable[[], None] = lambda: None,
+        on_progress: Callable[[Summary], None] = lambda _: None,
+    ) -> None:
+        self._queue = queue
+        self._models = models
+        self._filters = filters
+        self._options = options
+        self._give_up = give_up
+        self._on_progress = on_progress
+        self._summary = Summary()
+        self._calls: dict[asyncio.Task[None], Item] = {}
+        self._in_flight: Counter[int] = Counter()  # by model
+        self._outcomes: deque[Outcome] = deque()
+        self._committing: list[Outcome] = []
+        self._claimed = 0
+        self._stopping_models: dict[int, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._lease = Lease(
+            queue,
+            lease_seconds=options.lease_seconds,
+            mode="daemon" if options.forever else "run",
+            concurrency=options.concurrency,
+            name=options.name,
+            load=lambda: (len(self._calls), self._summary.processed, self._summary.failed),
+        )
+        self._picker = Picker(queue, filters, self._room, self._busy_models)
+        self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
+        # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
+        self._claimer, self._committer, self._keeper = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep")
+        )
+        self._endpoints = Endpoints(
+            lambda id_ai_model: self._in_thread(self._keeper, models.get, id_ai_model),
+            decrypt,
+            request_timeout=options.request_timeout,
+            max_connections=options.concurrency,
+        )
+
+    async def run(self) -> Summary:
+        """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
+        self._loop = asyncio.get_running_loop()
+        self._draining = asyncio.Event()  # claim nothing more
+        self._aborting = asyncio.Event()  # and wait for nothing more
+        self._slot_freed = asyncio.Event()
+        self._work_seen = asyncio.Event()
+        self._outcome_ready = asyncio.Event()
+        self._caller = Caller(self._endpoints, self._draining, self._stop_model, lambda: self._lease.log)
+        await asyncio.to_thread(self._lease.start)
+        options = self._options
+        self._lease.log(
+            Event.START,
+            host=self._lease.host,
+            pid=os.getpid(),
+            version=__version__,
+            mode="daemon" if options.forever else "run",
+            concurrency=options.concurrency,
+        )
+        helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up())]
+        claiming = asyncio.create_task(self._claim_loop())
+        committing = asyncio.create_task(self._commit_loop())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            with _signals(self._on_signal):
+                await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
+                await self._finish(claiming, committing)
+        finally:
+            self._give_up()  # threads that still wait for an absent database must not hold up the exit
+            tasks = [*helpers, claiming, committing, draining]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._endpoints.aclose()
+            for executor in (self._claimer, self._committer, self._keeper):
+                executor.shutdown(wait=False, cancel_futures=True)
+        return self._summary
+
+    def drain(self) -> None:
+        """Claim nothing more, finish what can be finished in the drain time, give back the rest. Call it in the loop."""
+        if not self._draining.is_set():
+            self._lease.log(Event.DRAIN, in_flight=len(self._calls), drain_seconds=self._options.drain_seconds)
+            self._draining.set()
+            self._slot_freed.set()
+            self._work_seen.set()
+
+    def abort(self) -> None:
+        """Stop at once: calls in flight are broken off and their items given back."""
+        self.drain()
+        self._aborting.set()
+
+    # ----- claiming
+
+    async def _claim_loop(self) -> None:
+        idle = IDLE_FIRST
+        away_since: float | None = None
+        while not self._draining.is_set():
+            size = await self._wait_for_slots()
+            if size == 0:
+                return
+            if not self._lease.may_claim:
+                await self._pause(self._options.lease_seconds / 20)
+                continue
+            try:
+                items = await self._in_thread(self._claimer, self._picker.take, self._lease.id_worker, size)
+            except DatabaseAway:
+                away_since = away_since or time.monotonic()
+                if self._may_wait_no_longer(away_since):
+                    raise
+                continue
+            away_since = None
+            if items:
+                idle = IDLE_FIRST
+                self._begin(items)
+            elif not self._options.forever and await self._is_done():
+                return
+            else:
+                await self._pause(idle * random.uniform(0.8, 1.2))  # noqa: S311 -- jitter
+                idle = min(idle * 1.5, IDLE_LAST)
+
+    async def _wait_for_slots(self) -> int:
+        """How many items may be claimed now; zero when no more ever. Waits for a slot, and a moment longer for a few."""
+        options = self._options
+        while not self._draining.is_set():
+            left = CLAIM_ROWS if options.max_items is None else options.max_items - self._claimed
+            free = options.concurrency - len(self._calls)
+            if left <= 0:
+                if not self._is_holding:
+                    return 0
+                await self._pause(IDLE_LAST)  # what is given back may be claimed again
+            elif free <= 0:
+                self._slot_freed.clear()
+                await self._slot_freed.wait()
+            else:
+                if free < min(options.concurrency // 10, left):
+                    await asyncio.sleep(LINGER_SECONDS)
+                    free = options.concurrency - len(self._calls)
+                return min(free, CLAIM_ROWS, left)
+        return 0
+
+    @property
+    def _is_holding(self) -> bool:
+        """Whether any item is in flight, or its outcome not yet stored."""
+        return bool(self._calls or self._outcomes or self._committing)
+
+    def _room(self, id_ai_model: int) -> int:
+        limit = self._endpoints.limit(id_ai_model)
+        return self._options.concurrency if limit is None else limit - self._in_flight[id_ai_model]
+
+    def _busy_models(self) -> list[int]:
+        return [id_ai_model for id_ai_model in list(self._in_flight) if self._room(id_ai_model) <= 0]
+
+    def _begin(self, items: list[Item]) -> None:
+        self._claimed += len(items)
+        for id_task, count in Counter(item.task.id_task for item in items).items():
+            self._lease.log(Event.FETCH, task=id_task, count=count)
+        for item in items:
+            call = asyncio.create_task(self._call(item))
+            self._calls[call] = item
+            self._in_flight[item.task.id_ai_model] += 1
+            call.add_done_callback(self._call_ended)
+
+    async def _call(self, item: Item) -> None:
+        outcome = Outcome.released(item)
+        try:
+            outcome = await self._caller.outcome(item)
+        finally:  # also when the call was broken off
+            self._outcomes.append(outcome)
+            self._outcome_ready.set()
+
+    def _call_ended(self, call: asyncio.Task[None]) -> None:
+        item = self._calls.pop(call)
+        self._in_flight[item.task.id_ai_model] -= 1
+        self._slot_freed.set()
+        if self._endpoints.limit(item.task.id_ai_model) is not None:
+            self._wake()  # the claim may be waiting for just this model
+
+    async def _is_done(self) -> bool:
+        """Whether a `run` may end: nothing in flight or in hand, nothing claimable, soon due, or held by a silent worker."""
+        if self._is_holding:
+            return False
+        began = time.monotonic()
+        while not self._draining.is_set():
+            waiting, others = await self._in_thread(self._claimer, self._look_around)
+            self._summary.waiting = waiting
+            if waiting is None:
+                return False
+            due = waiting.due_seconds
+            # A worker that has beaten since we ran out of work is alive and will finish its own; a silent one may be dead.
+            is_anybody_silent = any(silent > time.monotonic() - began for silent in others)
+            if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON):
+                return True
+            await self._pause(min(IDLE_LAST, max(due or IDLE_LAST, IDLE_FIRST)))
+        return True
+
+    def _look_around(self) -> tuple[Waiting | None, list[float]]:
+        self._queue.promote_due()
+        if self._queue.runnable(self._filters):
+            return None, []
+        return self._queue.waiting(self._filters), self._queue.others_at_work(self._lease.id_worker, self._filters)
+
+    # ----- committing
+
+    async def _commit_loop(self) -> None:
+        while True:
+            await self._outcome_ready.wait()
+            if not self._outcomes:
+                self._outcome_ready.clear()
+                continue
+            self._committing = self._next_group()
+            while self._committing:
+                try:
+                    await self._commit(self._committing)
+                except DatabaseAway:
+                    await asyncio.sleep(0 if self._aborting.is_set() else 1.0)  # in hand, and kept until it is stored
+                    continue
+                self._committing = []
+            if not self._calls and not self._outcomes:
+                self._wake()  # `run` may be done
+
+    def _next_group(self) -> list[Outcome]:
+        """What has finished meanwhile: alone when it is alone, else many in one transaction, bounded in rows and bytes."""
+        group: list[Outcome] = []
+        size = 0
+        while self._outcomes and len(group) < COMMIT_ROWS and size < COMMIT_BYTES:
+            outcome = self._outcomes.popleft()
+            group.append(outcome)
+            if outcome.result is not None:
+                size += 6 * len(outcome.result.text_corrected or "")  # the text, and the whole answer, in UTF-8
+        return group
+
+    async def _commit(self, group: list[Outcome]) -> None:
+        held = {item.task.id_task for item in self._calls.values()} | {each.item.task.id_task for each in self._outcomes}
+        try:
+            committed = await self._in_thread(self._committer, self._queue.commit, self._lease.id_worker, group, held)
+        except DatabaseAway:
+            raise
+        except DatabaseError as error:
+            await self._commit_singly(group, error)
+            return
+        self._account(committed)
+
+    async def _commit_singly(self, group: list[Outcome], error: DatabaseError) -> None:
+        """One outcome of the group cannot be stored: find it, and make it the dead letter that it is."""
+        if len(group) > 1:
+            for outcome in group:
+                await self._commit([outcome])
+            return
+        (bad,) = group
+        if bad.kind is OutcomeKind.FAILED or bad.result is None:
+            raise error
+        message = f"the database refused the result: {error}"
+        self._lease.log(Event.ERROR, **of_item(bad.item, str(bad.item.task.id_ai_model)), kind="unstorable", message=message)
+        await self._commit([Outcome.failed(bad.item, "unstorable", message, bad.usage, bad.cost, bad.latency_ms or 0)])
+
+    def _account(self, committed: Committed) -> None:
+        summary, log = self._summary, self._lease.log
+        released = 0
+        for outcome in committed.stored:
+            if outcome.kind is OutcomeKind.PROCESSED:
+                summary.processed += 1
+                log(Event.DONE, **self._fields(outcome))
+                if outcome.item.task.is_probe:
+                    self._resume_model(outcome.item)
+            elif outcome.kind is OutcomeKind.FAILED:
+                summary.failed += 1
+            elif outcome.kind is OutcomeKind.RELEASED:
+                released += 1
+                self._claimed -= 1  # it was not done, so it does not count for --max-item
+            else:
+                summary.deferred += 1
+        for outcome in committed.lost:
+            log(Event.CLAIM_LOST, **self._fields(outcome))
+        if released:
+            summary.released += released
+            log(Event.RELEASE, count=released)
+        log_ended(log, committed.ended)
+        self._on_progress(summary)
+
+    def _fields(self, outcome: Outcome) -> dict[str, Any]:
+        usage = outcome.usage
+        tokens = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output}
+        cost = None if outcome.cost is None else format(outcome.cost, "f")
+        name = self._endpoints.name(outcome.item.task.id_ai_model)
+        return {**of_item(outcome.item, name), **tokens, "cost": cost, "latency_ms": outcome.latency_ms}
+
+    # ----- models that stop and come back
+
+    async def _stop_model(self, item: Item, error: ModelStopped, probe_seconds: float) -> None:
+        """Stops a model for everybody, once however many calls find out at the same time."""
+        id_ai_model = item.task.id_ai_model
+        stopping = self._stopping_models.get(id_ai_model)
+        if stopping is None:
+            stopping = asyncio.create_task(self._store_stop(id_ai_model, error, probe_seconds))
+            self._stopping_models[id_ai_model] = stopping
+        await asyncio.shield(stopping)
+
+    async def _store_stop(self, id_ai_model: int, error: ModelStopped, probe_seconds: float) -> None:
+        name = self._endpoints.name(id_ai_model)
+        self._summary.stopped_models[name] = str(error)
+        try:
+            if await self._in_thread(self._keeper, self._models.stop, id_ai_model, error.kind, str(error), probe_seconds):
+                self._lease.log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=str(error), probe_seconds=probe_seconds)
+        except DatabaseAway:
+            pass  # the next call on it finds out again
+        self._picker.forget()
+        # Calls that were under way when the model stopped fail in the next moments, and need not say so again.
+        self._loop.call_later(5.0, self._stopping_models.pop, id_ai_model, None)
+
+    def _resume_model(self, item: Item) -> None:
+        async def resume() -> None:
+            if await self._in_thread(self._keeper, self._models.resume, item.task.id_ai_model):
+                name = self._endpoints.name(item.task.id_ai_model)
+                self._summary.stopped_models.pop(name, None)
+                self._lease.log(Event.MODEL_RESUMED, model=name)
+            self._wake()
+
+        task = asyncio.create_task(resume())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # ----- upkeep
+
+    async def _tick(self) -> None:
+        while True:
+            self._lease.tick()
+            await asyncio.sleep(min(1.0, self._options.lease_seconds / 10))
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self._in_thread(self._keeper, self._upkeep.step)
+            except DatabaseError as error:
+                if not isinstance(error, DatabaseAway):
+                    self._lease.log(Event.LIBRARY, logger="upkeep", message=str(error))
+            await asyncio.sleep(UPKEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 -- jitter
+
+    # ----- stopping
+
+    def _on_signal(self) -> None:
+        """From a signal handler, made safe for the loop: the first asks to drain, the second to stop at once."""
+        if self._draining.is_set():
+            self.abort()
+        else:
+            self.drain()
+
+    async def _finish(self, claiming: asyncio.Task[None], committing: asyncio.Task[None]) -> None:
+        """Everything after the last claim: wait, break off, give back, store, and end the worker's row."""
+        failure = next((task.exception() for task in (claiming, committing) if task.done() and task.exception()), None)
+        if failure is not None:
+            self.drain()
+        deadline = time.monotonic() + self._options.drain_seconds
+        await self._until(lambda: (not self._calls and claiming.done()) or self._aborting.is_set(), deadline - time.monotonic())
+        self._draining.set()
+        while self._calls:
+            for call in self._calls:
+                call.cancel()
+            await asyncio.sleep(POLL_SECONDS)
+        patience = ABORT_SECONDS if self._aborting.is_set() else max(STORE_SECONDS, deadline - time.monotonic())
+        await self._until(lambda: not self._is_holding or committing.done(), patience)
+        if unstored := len(self._outcomes) + len(self._committing):
+            raise failure or DatabaseAway(
+                f"the database stayed away while {unstored} results were in hand; their items are free again after the lease"
+            )
+        await asyncio.wait_for(asyncio.to_thread(self._lease.stop), timeout=STORE_SECONDS)
+        done = self._summary
+        self._lease.log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
+        if failure is not None:
+            raise failure
+
+    @staticmethod
+    async def _until(condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110 -- many things may change, and only while stopping
+            await asyncio.sleep(POLL_SECONDS)
+
+    # ----- small helpers
+
+    async def _in_thread(self, executor: ThreadPoolExecutor, verb: Callable[..., T], *arguments: Any) -> T:
+        return await self._loop.run_in_executor(executor, verb, *arguments)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits for work to appear, a drain, or the time to pass."""
+        self._work_seen.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._work_seen.wait(), seconds)
+
+    def _wake(self) -> None:
+        self._work_seen.set()
+
+    def _wake_from_thread(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has just closed
+            self._loop.call_soon_threadsafe(self._work_seen.set)
+
+    def _may_wait_no_longer(self, away_since: float) -> bool:
+        return not self._options.forever and not self._is_holding and time.monotonic() - away_since > OUTAGE_SECONDS
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Calls `handler` in the running loop for each SIGTERM, SIGINT or (Windows) SIGBREAK.
+
+    `signal.signal` instead of the loop's `add_signal_handler`, which Windows' event loops do not have. Outside of the main
+    thread there are no signals, and this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

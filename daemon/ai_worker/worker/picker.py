@@ -1,0 +1,90 @@
+"""What to claim next: the best runnable tasks first, big ones by a watermark, small ones many at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ai_worker.models import Filters, Item, Task
+from ai_worker.store.queue import Queue
+
+REFRESH_SECONDS: Final = 1.0  # how long a list of tasks is trusted: a better task is noticed within this time
+SMALL_TASKS: Final = 100  # tasks in one claim
+
+
+class Picker:
+    """Claims items for one worker. Used by one thread.
+
+    `room(id_ai_model)` says how many more items of a model may be taken on now, `busy_models()` which take none.
+    """
+
+    def __init__(
+        self, queue: Queue, filters: Filters, room: Callable[[int], int], busy_models: Callable[[], Iterable[int]]
+    ) -> None:
+        self._queue = queue
+        self._filters = filters
+        self._room = room
+        self._busy_models = busy_models
+        self._tasks: list[Task] = []
+        self._fetched_at = float("-inf")
+        # Of big tasks: the key of the last item claimed. Behind it lie dead index entries that a claim need not wade through.
+        self._watermarks: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """The next claim looks at the tasks anew, from the start of each: something has changed."""
+        self._fetched_at = float("-inf")
+
+    def take(self, id_worker: int, size: int) -> list[Item]:
+        """Claims up to `size` items, from as many tasks as it takes."""
+        taken: list[Item] = []
+        if not self._tasks or time.monotonic() - self._fetched_at > REFRESH_SECONDS:
+            self._refresh()
+        while self._tasks and len(taken) < size:
+            group = self._next_group()
+            count = min(size - len(taken), self._room(group[0].id_ai_model))
+            if group[0].is_probe:
+                count = int(count > 0 and self._queue.take_probe(group[0].id_ai_model))
+            items = self._claim(id_worker, group, count) if count > 0 else []
+            taken += items
+            if len(items) < count or count <= 0 or group[0].is_probe:
+                done = {task.id_task for task in group}
+                self._tasks = [task for task in self._tasks if task.id_task not in done]
+        return taken
+
+    def _refresh(self) -> None:
+        self._tasks = self._queue.runnable(self._filters, self._busy_models())
+        self._fetched_at = time.monotonic()
+        known = {task.id_task for task in self._tasks}
+        self._watermarks = {key: value for key, value in self._watermarks.items() if key in known}
+
+    def _next_group(self) -> list[Task]:
+        """The best task alone when it is big, stopped, or named item by item; else it and its equals."""
+        first = self._tasks[0]
+        if first.is_probe or first.id_task in self._watermarks or self._filters.id_task_item is not None:
+            return [first]
+        equals = [
+            task
+            for task in self._tasks
+            if (task.priority, task.id_ai_model) == (first.priority, first.id_ai_model)
+            and not task.is_probe
+            and task.id_task not in self._watermarks
+        ]
+        return equals[:SMALL_TASKS]
+
+    def _claim(self, id_worker: int, group: list[Task], count: int) -> list[Item]:
+        first = group[0].id_task
+        if len(group) > 1 or self._filters.id_task_item is not None:
+            items = self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item)
+        else:
+            after = self._watermarks.get(first, 0)
+            items = self._queue.claim(id_worker, group, count, after=after)
+            if after and len(items) < count:
+                # The end of the range: what was given back, retried or deferred lies behind the watermark.
+                self._watermarks.pop(first, None)
+                items += self._queue.claim(id_worker, group, count - len(items))
+        if len(items) == count and self._filters.id_task_item is None:
+            tasks = {item.task.id_task for item in items}
+            if len(tasks) == 1:
+                self._watermarks[tasks.pop()] = max(item.id_task_item for item in items)
+        return items

@@ -1,0 +1,84 @@
+"""What any worker does for the whole fleet: due items, dead workers, and tasks whose end or new start nobody saw."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ai_worker.log import Event, Log
+from ai_worker.store.queue import EndedTask, Queue
+from ai_worker.worker.lease import Lease
+
+ORPHANS_EVERY: Final = 8  # rounds of the rescue
+
+
+class Upkeep:
+    """Used by one thread, which calls `step` every second or so."""
+
+    def __init__(self, queue: Queue, lease: Lease, lease_seconds: float, on_work: Callable[[], None]) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._seconds = lease_seconds
+        self._on_work = on_work  # told when items have become claimable
+        self._newest = 0
+        self._page: int | None = None
+        self._round = 0
+        self._next_rescue = time.monotonic()  # at once: what an earlier worker on this host left behind waits for us
+
+    def step(self) -> None:
+        """One second's share of the work."""
+        due = self._queue.next_due()
+        if due is not None and due <= 0:
+            while self._queue.promote_due():
+                self._on_work()
+        self.look_for_new_items()
+        if time.monotonic() >= self._next_rescue:
+            self._next_rescue = time.monotonic() + self._seconds / 4 * random.uniform(0.75, 1.25)  # noqa: S311 -- jitter
+            self._sweep()
+            self._round += 1
+
+    def look_for_new_items(self) -> None:
+        """Reopens finished tasks into which somebody has just inserted."""
+        newest = self._queue.newest_item()
+        if newest > self._newest:
+            # The first thousand are enough to see a task of any usual INSERT; the pages of `_sweep` find the rest.
+            if self._queue.reopen_for_new_items(max(self._newest, newest - 1000)):
+                self._on_work()
+            self._newest = newest
+
+    def _sweep(self) -> None:
+        # Right after a restart of the server every lease is stale and nobody is dead: let them all beat first.
+        if self._lease.may_rescue and self._queue.uptime() >= self._seconds:
+            while self._rescue_step():
+                pass
+            if self._round % ORPHANS_EVERY == 0:
+                orphans = self._queue.rescue_orphans()
+                self._report(orphans.id_worker, orphans.items, orphans.ended)
+        self._page = self._queue.reopen_page(self._page)
+        log_ended(self._lease.log, self._queue.end_forgotten())
+
+    def _rescue_step(self) -> bool:
+        rescued = self._queue.rescue()
+        self._report(rescued.id_worker, rescued.items, rescued.ended)
+        return rescued.more
+
+    def _report(self, lost_worker: int | None, items: int, ended: list[EndedTask]) -> None:
+        if lost_worker is not None or items:
+            self._lease.log(Event.RESCUE, lost_worker=lost_worker, count=items)
+        if items:
+            self._on_work()
+        log_ended(self._lease.log, ended)
+
+
+def log_ended(log: Log, ended: list[EndedTask]) -> None:
+    """One line per task that has ended."""
+    for task in ended:
+        log(
+            Event.TASK_DONE,
+            task=task.id_task,
+            status=task.status.name,
+            records_processed=task.records_processed,
+            records_failed=task.records_failed,
+        )
