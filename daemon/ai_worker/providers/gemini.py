@@ -21,6 +21,7 @@ from ai_worker.providers._failures import check_base_url, clean, header_safe, ne
 from ai_worker.providers._gemini_wire import failure, read, supported_schema
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
+from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://generativelanguage.googleapis.com/"
 OPTIONS = (
@@ -152,6 +153,8 @@ class GeminiProvider:
                     # Without options, the SDK's aiohttp transport sleeps up to 10 s and sends again on a lost connection.
                     retry_options=types.HttpRetryOptions(attempts=1),
                     extra_body=self._extra_body or None,
+                    client_args={"verify": tls_context()},
+                    async_client_args={"verify": tls_context(), "ssl": tls_context()},  # httpx's name, and aiohttp's
                 ),
             )
         return self._client

@@ -23,6 +23,7 @@ from ai_worker.providers._failures import check_base_url, clean, header_safe, ne
 from ai_worker.providers._openai_wire import Said, failure, read_chat, read_responses
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
+from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answers far sooner
@@ -175,7 +176,7 @@ class OpenAIProvider:
                 base_url=self._config.base_url or OFFICIAL_URL,
                 max_retries=0,
                 timeout=timeout,
-                http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=pool),
+                http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=pool, verify=tls_context()),
             )
         return self._client
 
