@@ -142,10 +142,10 @@ class Caller:
         attempt = _Attempt(item, self._log())
         try:
             endpoint = await self._endpoints.get(item.task.id_ai_model)
-        except (ConfigurationError, UsageError) as error:
-            return await self._stopped(item, Misconfigured(str(error)))
         except DatabaseError:  # it went away just now
             return Outcome.released(item)
+        except Exception as error:  # noqa: BLE001 -- a provider that cannot be built, for whatever reason, can serve no item
+            return await self._stopped(item, Misconfigured(str(error) or type(error).__name__))
         attempt.model = endpoint.model
         try:
             kind = task_type(item.task.task_type)
