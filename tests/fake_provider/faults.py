@@ -63,6 +63,13 @@ FAILURES: dict[str, Failure] = {
         google_details=[_error_info("API_KEY_INVALID")],
     ),
     "400_model": Failure(400, "Model Not Exist", code="invalid_request_error", google_message="Model Not Exist"),
+    "400_option": Failure(
+        400,
+        "Unsupported parameter: 'reasoning_effort' is not supported with this model.",
+        code="unsupported_parameter",
+        param="reasoning_effort",
+        google_message="Thinking budget is not supported for this model.",
+    ),
     "401": Failure(401, "Incorrect API key provided.", code="invalid_api_key", google_status="UNAUTHENTICATED"),
     "402": Failure(402, "Insufficient Balance", type="unknown_error", code="invalid_request_error"),
     "403": Failure(
@@ -132,6 +139,9 @@ CONDITIONAL: dict[str, Failure] = {
         param="temperature",
         code="unsupported_value",
     ),
+    "no_max_completion_tokens": Failure(
+        422, "Extra inputs are not permitted: 'max_completion_tokens'", code="invalid_request_error"
+    ),
     "no_max_tokens": Failure(
         400,
         "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
@@ -147,7 +157,7 @@ def condition_holds(name: str, ask: Ask) -> bool:
         return ask.structured == "json_schema"
     if name == "no_json_object":
         return ask.structured != "text"
-    return {"no_temperature": "temperature", "no_max_tokens": "max_tokens"}[name] in ask.body
+    return name.removeprefix("no_") in ask.body
 
 
 PLAYED = frozenset(

@@ -80,6 +80,7 @@ EXPECTED = {
     "400_content_filter": Expected(errors.ContentRefused, "INVALID_ARGUMENT"),
     "400_bad_key": Expected(errors.AccessDenied, "API_KEY_INVALID", says="API key not valid"),
     "400_model": Expected(errors.ModelUnknown, "INVALID_ARGUMENT"),
+    "400_option": Expected(errors.ModelStopped, "INVALID_ARGUMENT"),
     "401": Expected(errors.AccessDenied, "UNAUTHENTICATED"),
     "402": Expected(errors.QuotaExhausted, "INVALID_ARGUMENT"),
     "403": Expected(errors.AccessDenied, "PERMISSION_DENIED"),

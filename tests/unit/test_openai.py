@@ -79,6 +79,7 @@ FAILED_REQUESTS = {
     "400_content_filter": Expected(errors.ContentRefused, "content_filter"),
     "400_bad_key": Expected(errors.AccessDenied, "invalid_api_key"),
     "400_model": Expected(errors.ModelUnknown, "invalid_request_error", says="Model Not Exist"),
+    "400_option": Expected(errors.ModelStopped, "unsupported_parameter", says="reasoning_effort"),
     "401": Expected(errors.AccessDenied, "invalid_api_key", says="Incorrect API key provided"),
     "402": Expected(errors.QuotaExhausted, "invalid_request_error", says="Insufficient Balance"),
     "403": Expected(errors.AccessDenied, "unsupported_country_region_territory"),
@@ -187,6 +188,7 @@ def test_the_shape_of_the_answer_is_the_task_types_business(fake: FakeProvider, 
         'Here you are: {"corrected": "Żółw"} — anything else?',
         '<think>A brace { or two {} maybe</think>\n{"corrected": "Żółw"}',
         '  {"corrected": "Żółw"}\n',
+        '{"corrected": "Żółw"} {"corrected": "Żuk"} and so on',
     ],
 )
 def test_json_is_found_in_a_talkative_answer(fake: FakeProvider, said: str) -> None:
@@ -194,9 +196,10 @@ def test_json_is_found_in_a_talkative_answer(fake: FakeProvider, said: str) -> N
     assert ask(configured(fake, options={"structured": "text"}))[0].text == '{"corrected": "Żółw"}'
 
 
-def test_an_answer_without_json_is_handed_on_as_it_is(fake: FakeProvider) -> None:
-    fake.script(Rule("answer", content="Nie mogę { tego zrobić."))
-    assert ask(configured(fake))[0].text == "Nie mogę { tego zrobić."
+@pytest.mark.parametrize("said", ["Nie mogę { tego {} zrobić.", '{"changes": [{"corrected": "Żółw"}, {"corr', "```"])
+def test_an_answer_without_a_whole_object_is_handed_on_as_it_is(fake: FakeProvider, said: str) -> None:
+    fake.script(Rule("answer", content=said))
+    assert ask(configured(fake))[0].text == said
 
 
 KEYS = ["error", "choices", "message", "content", "refusal", "finish_reason", "usage", "output", "status", "type", "text", "code"]
@@ -313,6 +316,13 @@ def test_a_parameter_that_the_model_refuses_is_not_sent_again(
     assert instead is None or bodies[1][instead] == 9
 
 
+def test_a_server_that_takes_no_name_for_the_output_limit_ends_in_an_error(fake: FakeProvider) -> None:
+    fake.script(Rule("no_max_tokens"), Rule("no_max_completion_tokens"))
+    error = refused(configured(fake, options={"max_output_tokens": 9}))
+    assert type(error) is errors.InvalidRequest
+    assert fake.counts()["requests"] == 2
+
+
 def test_many_calls_that_meet_the_same_refusal_step_down_once(fake: FakeProvider) -> None:
     fake.script(Rule("no_json_schema", delay_ms=30))
 
@@ -398,6 +408,8 @@ def test_a_cancelled_call_stays_cancelled(fake: FakeProvider) -> None:
         ({"options": {"temperature": "warm"}}, "a number from 0 to 2"),
         ({"options": {"temperature": "nan"}}, "a number from 0 to 2"),
         ({"options": {"extra_body": "[1]"}}, "a JSON object"),
+        ({"options": {"headers": {"X-Team": "żółw"}}}, "printable ASCII"),
+        ({"options": {"headers": {"X-Team": 5}}}, "printable ASCII"),
         ({"model": None}, "needs a model name"),
         ({"base_url": None, "api_key": None}, "needs an API key"),
         ({"base_url": "localhost:11434"}, "must begin with http:// or https://"),

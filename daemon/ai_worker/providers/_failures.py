@@ -25,11 +25,12 @@ MESSAGE_LIMIT = 500  # characters of a provider's own words that are kept
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _SECRET_SHAPES = re.compile(
-    r"(?P<label>\bBearer\s+|\bkey=|\bapi[-_ ]?key(?: provided)?['\"]?\s*[:=]\s*['\"]?)[^\s'\"&,)]+"
+    r"(?P<label>\bBearer\s+|\bkey=|\bapi[-_ ]?key(?: provided)?['\"]?\s*[:=]\s*['\"]?)[^\s'\"&,)]*[^\s'\"&,).]"
     r"|\bsk-[\w*.-]{4,}"  # OpenAI, Anthropic, DeepSeek, OpenRouter; also partly starred out
     r"|\bAIza[\w-]{10,}",  # Google
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"\s*\d{1,9}(\.\d+)?\s*", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS_IN = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -99,12 +100,10 @@ def network_failure(error: BaseException, limit: float, key: str | None) -> Netw
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds the server asked to wait: `retry-after-ms` (OpenAI), else `Retry-After` in seconds or as a date (RFC 9110)."""
     try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        value = headers.get("retry-after")
-        if value is None:
-            return None
-        if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+        milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
+        if _NUMBER.fullmatch(milliseconds):
+            return float(milliseconds) / 1000
+        if _NUMBER.fullmatch(value):
             return float(value)
         moment = parsedate_to_datetime(value)
     except ValueError:

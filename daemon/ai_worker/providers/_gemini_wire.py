@@ -13,6 +13,7 @@ from ai_worker.errors import (
     ContentRefused,
     InputTooLong,
     InvalidRequest,
+    ModelStopped,
     ModelUnknown,
     ProviderError,
     QuotaExhausted,
@@ -119,6 +120,11 @@ _BY_WORDS: tuple[tuple[str, type[ProviderError]], ...] = (
     ("model not exist", ModelUnknown),
     ("unexpected model name", ModelUnknown),
     ("safety policy", ContentRefused),
+    # Of the model's options, not of the item: the next one would fare no better.
+    ("unknown name", ModelStopped),  # a misspelt `extra_body`
+    ("is not supported for this model", ModelStopped),
+    ("only works in thinking mode", ModelStopped),
+    ("is not enabled for", ModelStopped),  # JSON mode or a system prompt, of Gemma
 )
 
 

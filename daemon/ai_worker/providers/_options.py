@@ -83,3 +83,11 @@ class Options:
         if not isinstance(value, Mapping):
             raise self._wrong(name, "a JSON object")
         return dict(value)
+
+    def headers(self, name: str) -> dict[str, str]:
+        """HTTP headers, as a JSON object of texts; names in lower case."""
+        found = {header.lower(): value for header, value in self.mapping(name).items()}
+        for header, value in found.items():
+            if not isinstance(value, str) or not (header + value).isascii() or not (header + value).isprintable():
+                raise self._wrong(name, "a JSON object of header names and printable ASCII texts")
+        return found

@@ -14,6 +14,8 @@ _THOUGHTS = re.compile(
     r"\A\s*<think>.*?</think>", re.DOTALL
 )  # what reasoning models say aloud on servers that do not take it out
 
+_OPENING = re.compile(r'\{\s*"')
+
 
 def schema_instruction(schema: Mapping[str, Any]) -> str:
     """What to append to the system prompt where the server is not given the schema. Servers' JSON modes require the word JSON."""
@@ -24,20 +26,18 @@ def schema_instruction(schema: Mapping[str, Any]) -> str:
 
 
 def json_object_in(text: str) -> str:
-    """The JSON object in a model's text (in a code fence, after thoughts or an introduction); the text itself without one."""
+    """The JSON object in a model's text (in a code fence, after thoughts or an introduction); the text itself without one.
+
+    Only the first thing that looks like an object counts: in an answer that was cut short, a later one is a part of the first.
+    """
     text = text.strip()
     if text.startswith("{") and text.endswith("}"):  # the normal case; whether it is valid is judged by whoever reads it
         return text
     spoken = _THOUGHTS.sub("", text)
-    decoder = json.JSONDecoder()
-    start = spoken.find("{")
-    for _ in range(100):  # bounded: an answer of braces alone must not cost quadratic time
-        if start < 0:
-            break
+    if opening := _OPENING.search(spoken):
         try:
-            _, end = decoder.raw_decode(spoken, start)
+            _, end = json.JSONDecoder().raw_decode(spoken, opening.start())
         except ValueError:
-            start = spoken.find("{", start + 1)
-        else:
-            return spoken[start:end]
+            return text
+        return spoken[opening.start() : end]
     return text

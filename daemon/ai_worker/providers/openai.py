@@ -16,7 +16,7 @@ import aiohttp
 import httpx2
 import openai
 
-from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ProviderError
+from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
 from ai_worker.models import Completion, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
@@ -30,29 +30,41 @@ CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answer
 
 OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "reasoning_effort", "headers", "extra_body")
 
+# How servers say, with a 400 or 422, that they do not take a parameter; and what they call the one that asks for structure.
+_REFUSED = (
+    "unsupported",
+    "not support",
+    "unavailable",
+    "invalid",
+    "unknown",
+    "unrecognized",
+    "must be",
+    "deserialize",
+    "permitted",
+)
+_FORMATS = ("response_format", "json_schema", "json_object", "text.format", "guided")
+# Codes that find fault with the model's options, not with the item: the next item would fare no better.
+_SAME_FOR_EVERY_ITEM = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What this server and model understand. Starts from the options and is narrowed when the server refuses something."""
 
     structured: str
-    limit_field: str  # chat's name for the output limit: OpenAI renamed it, many compatible servers have not
+    limit_fields: tuple[str, ...]  # chat's names for the output limit, the one to use first; OpenAI renamed it, others have not
     temperature: bool = True
 
     def narrowed(self, complaint: str) -> Dialect | None:
         """The dialect without what the server refused; None when its complaint is about something else."""
         complaint = complaint.lower()
-        refused = ("unsupported", "not support", "unavailable", "invalid", "unknown", "must be", "deserialize", "not permitted")
-        if not any(word in complaint for word in refused):
+        if not any(word in complaint for word in _REFUSED):
             return None
-        if self.limit_field == "max_tokens" and "'max_completion_tokens'" in complaint:
-            return replace(self, limit_field="max_completion_tokens")
-        if self.limit_field == "max_completion_tokens" and "max_completion_tokens" in complaint:
-            return replace(self, limit_field="max_tokens")
+        if len(self.limit_fields) > 1 and self.limit_fields[0] in complaint:
+            return replace(self, limit_fields=self.limit_fields[1:])
         if self.temperature and "'temperature'" in complaint:
             return replace(self, temperature=False)
-        formats = ("response_format", "json_schema", "json_object", "text.format", "guided")
-        if self.structured != LADDER[-1] and any(word in complaint for word in formats):
+        if self.structured != LADDER[-1] and any(word in complaint for word in _FORMATS):
             return replace(self, structured=LADDER[LADDER.index(self.structured) + 1])
         return None
 
@@ -84,7 +96,7 @@ class OpenAIProvider:
 
     Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
     one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` (otherwise the
-    prompt's), `reasoning_effort`; `headers` and `extra_body`, JSON objects added to each request.
+    prompt's), `reasoning_effort`; `headers` and `extra_body`, JSON objects added to each request (no place for secrets).
     """
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -100,13 +112,14 @@ class OpenAIProvider:
             options.mapping("extra_body"),
         )
         self._key = header_safe(config.api_key, config.name)
-        self._headers = _headers(options.mapping("headers"), self._key)
+        self._headers = _headers(options.headers("headers"), self._key)
         check_base_url(config.base_url, config.name)
         if self._key is None and config.base_url is None:
             raise ConfigurationError(f"model {config.name!r}: api.openai.com needs an API key")
         self._config = config
         official = config.base_url is None or config.base_url.rstrip("/") == OFFICIAL_URL
-        self._dialect = Dialect(options.choice("structured", LADDER), "max_completion_tokens" if official else "max_tokens")
+        limit_fields = ("max_completion_tokens",) if official else ("max_tokens", "max_completion_tokens")
+        self._dialect = Dialect(options.choice("structured", LADDER), limit_fields)
         self._client: openai.AsyncOpenAI | None = None
 
     def __repr__(self) -> str:
@@ -117,13 +130,16 @@ class OpenAIProvider:
             dialect = self._dialect
             try:
                 return await self._ask(prompt, dialect)
-            except InvalidRequest as refusal:
-                # Nothing was billed. Each turn narrows the dialect, or another call already has: the loop ends.
-                narrower = dialect.narrowed(str(refusal))
-                if narrower is None:
-                    raise
-                if self._dialect is dialect:
-                    self._dialect = narrower
+            except InvalidRequest as error:
+                refusal = error
+            narrower = dialect.narrowed(str(refusal))
+            if narrower is None and refusal.code in _SAME_FOR_EVERY_ITEM:
+                raise ModelStopped(str(refusal), code=refusal.code)
+            if narrower is None:
+                raise refusal
+            # Nothing was billed. Each turn narrows the dialect, or another call already has: the loop ends.
+            if self._dialect is dialect:
+                self._dialect = narrower
 
     async def aclose(self) -> None:
         if self._client is not None:
@@ -181,13 +197,13 @@ class OpenAIProvider:
         return self._client
 
 
-def _headers(extra: Mapping[str, Any], key: str | None) -> dict[str, str | openai.Omit]:
+def _headers(extra: dict[str, str], key: str | None) -> dict[str, str | openai.Omit]:
     """The headers beside the SDK's own. Only the model's row counts: what our environment says of keys, organizations and
     projects must not reach a foreign server."""
     headers: dict[str, str | openai.Omit] = {"openai-organization": openai.omit, "openai-project": openai.omit}
     if key is None:
         headers["authorization"] = openai.omit
-    return headers | {str(name).lower(): str(value) for name, value in extra.items()}
+    return headers | extra
 
 
 def _is_strict(schema: Any) -> bool:
@@ -215,7 +231,7 @@ class _Chat:
         elif dialect.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
         if settings.max_output_tokens is not None:
-            body[dialect.limit_field] = settings.max_output_tokens
+            body[dialect.limit_fields[0]] = settings.max_output_tokens
         if settings.reasoning_effort is not None:
             body["reasoning_effort"] = settings.reasoning_effort
         return body | _temperature(prompt, dialect, settings) | settings.extra_body
