@@ -382,7 +382,7 @@ class Database:
 def _driver_arguments(url: DatabaseUrl, host: tuple[str, int]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "user": url.user,
-        "password": url.password.reveal(),
+        "password": url.password.reveal().encode(),  # as bytes: PyMySQL would encode a str in Latin-1, which has no ł
         "database": url.database,
         "charset": "utf8mb4",
         "autocommit": True,
