@@ -11,6 +11,7 @@ from ai_worker.providers._fill import fill
 from ai_worker.providers._options import Options
 
 CHARACTERS_PER_TOKEN = 4
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would build an encoder each time
 
 
 class EchoProvider:
@@ -27,7 +28,7 @@ class EchoProvider:
     async def complete(self, prompt: Prompt) -> Completion:
         if self._delay:
             await asyncio.sleep(self._delay)
-        text = json.dumps(fill(prompt.schema, prompt.answer_field, prompt.text), ensure_ascii=False)
+        text = _ENCODE(fill(prompt.schema, prompt.answer_field, prompt.text))
         asked = len(prompt.system) + len(prompt.user)
         return Completion(text, Usage(_tokens(asked), _tokens(len(text))), model=self._model)
 
