@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
+from http.client import HTTPException
 from typing import IO, Final
 
 from ai_worker.models import Model, Secret
@@ -65,10 +66,17 @@ def probe(model: Model, api_key: Secret | None) -> Probe | None:
         error.close()
         # Google says 400 to a key that it does not know.
         return Probe(url, error.code, is_refused=error.code in (401, 403) or (error.code == 400 and model.provider == "gemini"))
-    except urllib.error.URLError as error:
-        reason = error.reason
-        if isinstance(reason, ssl.SSLError):
-            return Probe(url, reason=f"its certificate is not trusted here: {reason.reason or reason}")
-        return Probe(url, reason=str(getattr(reason, "strerror", None) or reason))
-    except (OSError, ValueError) as error:  # no HTTP in the answer, a time-out while reading, a header that cannot be sent
-        return Probe(url, reason=type(error).__name__)
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: a URL or a key that HTTP cannot carry
+        return Probe(url, reason=_in_words(error.reason if isinstance(error, urllib.error.URLError) else error))
+
+
+def _in_words(reason: object) -> str:
+    if isinstance(reason, ssl.SSLError):
+        return f"its certificate is not trusted here: {reason.reason or reason}"
+    if isinstance(reason, TimeoutError):
+        return f"no answer within {TIMEOUT:.0f} s"
+    if isinstance(reason, HTTPException):
+        return "what answers there does not speak HTTP"
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    return reason if isinstance(reason, str) else type(reason).__name__

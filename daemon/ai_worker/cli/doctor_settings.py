@@ -13,6 +13,8 @@ from dotenv import dotenv_values
 from ai_worker.cli.findings import Finding, ok, problem, warning
 from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, variable
 
+TEST_PREFIX = f"{PREFIX}TEST_"  # for the project's own tests
+
 _SECRETS = re.compile(
     r"^\s*(?:export\s+)?AI_WORKER_(?:DB_URL|DB_PASSWORD|MASTER_KEY|MASTER_KEY_OLD|LEGACY_AES_KEY)\s*=\s*\S", re.M
 )
@@ -30,7 +32,7 @@ def check_settings() -> Iterator[Finding]:
     names = set(os.environ) | (set(dotenv_values(path, encoding="utf-8-sig")) if path else set())
     known = {variable(field) for field in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known} | {ENV_FILE_VARIABLE}
-    unknown = sorted(name for name in names if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in names if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known)
     for name in unknown:
         close = difflib.get_close_matches(name, known, 1)
         remedy = f"Did you mean {close[0]}?" if close else f"Known ones: {', '.join(sorted(known))}."
