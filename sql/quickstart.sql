@@ -20,7 +20,7 @@ INSERT INTO task_item (id_task, text_original) VALUES
   (@id_task, 'We beleive this is neccessary for the enviroment.'),
   (@id_task, 'This sentence has no mistakes at all.'),
   (@id_task, 'Napewno przyjdę jutro, dziękuje za zaproszenie.'),
-  (@id_task, 'Ta ksiązka jest bardzo ciekwa, polecam ją wszyskim.'),
+  (@id_task, 'Ta ksiązka jest bardzo ciekawa, polecam ją wszyskim.'),
   (@id_task, 'Żeczywiście trzeba to zrobić inaczej niż dotychczas.'),
   (@id_task, 'Dzieci bawiły się w ogrudku przed domem.'),
   (@id_task, 'Wogóle nie wiem, skąd sie wzięła ta pomyłka.'),

@@ -98,7 +98,7 @@ def test_as_many_rows_as_asked_for(shell: Programs, folder: Path, count: int) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_it_leaves_nothing_running(shell: Programs, folder: Path, number: signal.Signals) -> None:
-    quickstart = shell.start("quickstart", "--folder", str(folder), "--rows", "20000")
+    quickstart = shell.start("quickstart", "--folder", str(folder), "--rows", "5000")
     quickstart.wait_for("Processing")
     quickstart.process.send_signal(number)
     quickstart.wait()
@@ -108,7 +108,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_running(shell: Programs, folder
 
 
 def test_after_a_kill_the_next_run_cleans_up(shell: Programs, folder: Path) -> None:
-    killed = shell.start("quickstart", "--folder", str(folder), "--rows", "20000")
+    killed = shell.start("quickstart", "--folder", str(folder), "--rows", "5000")
     killed.wait_for("Processing")
     killed.process.kill()
     killed.wait()

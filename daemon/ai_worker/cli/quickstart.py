@@ -88,7 +88,7 @@ def _insert(db: Database, rows: int | None) -> int:
         count = 0
         while count < (rows or 1):
             transaction.raw(insert_items)
-            count = transaction.raw("SELECT COUNT(*) AS items FROM task_item WHERE id_task = @id_task")[0]["items"]
+            count += transaction.raw("SELECT ROW_COUNT() AS items")[0]["items"]
         if rows is not None and rows < count:
             transaction.raw(f"DELETE FROM task_item WHERE id_task = @id_task ORDER BY id_task_item DESC LIMIT {count - rows}")  # noqa: S608 -- a number
             count = rows
