@@ -101,7 +101,8 @@ _PLACEHOLDER = re.compile(
     r"\{\{[^{}\n]{1,80}\}\}"  # {{ user.name }}
     r"|\$\{\w[\w.]*\}"  # ${name}
     r"|(?<![A-Za-z])\{\w[\w.\[\]]*(?:![rsa])?(?::[^{}\s]*)?\}"  # {0}, {name}, {price:.2f}; not \emph{word}
-    r"|(?<![\w%])%(?:\(\w+\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:ll|[hlL])?[sdifuxXeEgGc@](?!\w)"  # %s, %(name)s, %1$d; not 50%
+    r"|(?<![\w%])%(?:\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:ll|[hlL])?[sdfxX@](?!\w)"  # %s, %1$d; not 50%, nor %i: Polish "and"
+    r"|%\(\w+\)[-+#0]*\d*(?:\.\d+)?[sdifuxXeEgGcr]"  # %(name)s
     r"|(?<![\w$])\$[A-Za-z_]\w+"  # $NAME
     r"|(?<!\S):[a-z]\w*_\w+"  # :user_name; a bare :word may be a colon in the wrong place
     r"|\[[A-Z]+(?:_[A-Z]+)*_\d+\]"  # [PERSON_1]
@@ -215,7 +216,7 @@ def _numbers(text: str) -> Iterable[str]:
         yield _digits(found).lstrip("0") or "0"
 
 
-_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)(?:\s[^<>]*)?/?>")
+_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)(?:\s[^<>]*=[^<>]*|\s*/?)>")  # in "a <b and c> d" there is none
 _FENCE = re.compile(r"^[ \t]{0,3}(?:```|~~~)", re.MULTILINE)
 
 

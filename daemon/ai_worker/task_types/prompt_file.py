@@ -87,26 +87,37 @@ class PromptFile:
     @classmethod
     def parse(cls, name: str, source: str, origin: str) -> Self:
         """The prompt in `source`. Raises ConfigurationError, which begins with `origin` and the line at fault."""
-        front, system, user = _sections(source.replace("\r\n", "\n"), origin)
-        return cls(
-            name=name,
-            version=_value(front, "version", int, origin),
-            temperature=_value(front, "temperature", float, origin) if "temperature" in front else None,
-            answer_field=(field := _value(front, "answer_field", str, origin)),
-            schema=_schema(_value(front, "schema", dict, origin), field, origin),
-            checks=_checks(front.get("checks", {}), origin),
-            render_system=_template(*system, _SYSTEM_NAMES, origin),
-            render_user=_template(*user, _USER_NAMES, origin),
-        )
+        lines = source.replace("\r\n", "\n").split("\n")
+        front, system, user = _sections(lines, origin)
+        try:
+            return cls(
+                name=name,
+                version=_value(front, "version", int),
+                temperature=_value(front, "temperature", float) if "temperature" in front else None,
+                answer_field=(field := _value(front, "answer_field", str)),
+                schema=_schema(_value(front, "schema", dict), field),
+                checks=_checks(front.get("checks", {})),
+                render_system=_template(*system, _SYSTEM_NAMES, origin),
+                render_user=_template(*user, _USER_NAMES, origin),
+            )
+        except _WrongValue as wrong:
+            _fail(origin, _line_of(lines, wrong.key), str(wrong))
+
+
+class _WrongValue(Exception):
+    """What is wrong with the value of `key` in the front matter."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def _fail(origin: str, line: int, message: str) -> NoReturn:
     raise ConfigurationError(f"{origin}, line {line}: {message}")
 
 
-def _sections(source: str, origin: str) -> tuple[dict[str, Any], tuple[str, int], tuple[str, int]]:
+def _sections(lines: list[str], origin: str) -> tuple[dict[str, Any], tuple[str, int], tuple[str, int]]:
     """The front matter, and the two templates with the number of the line before each."""
-    lines = source.split("\n")
     marks: list[int] = []
     for mark in ("+++", "+++", _SYSTEM_LINE, _USER_LINE):
         start = marks[-1] + 1 if marks else 0
@@ -131,40 +142,46 @@ def _line_of(lines: list[str], key: str) -> int:
     return next((number for number, line in enumerate(lines, 1) if re.match(rf"\[?\s*{re.escape(key)}\b", line)), 1)
 
 
-def _value(front: Mapping[str, Any], key: str, kind: type, origin: str) -> Any:
+def _value(front: Mapping[str, Any], key: str, kind: type) -> Any:
     value = front.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        _fail(origin, 1, f"the front matter needs {key!r}, a {kind.__name__}" + ("" if value is None else f", not {value!r}"))
+        raise _WrongValue(
+            key, f"the front matter needs {key!r}, of type {kind.__name__}" + ("" if value is None else f", not {value!r}")
+        )
     return value
 
 
-def _schema(schema: dict[str, Any], answer_field: str, origin: str) -> dict[str, Any]:
+def _schema(schema: dict[str, Any], answer_field: str) -> dict[str, Any]:
     properties = schema.get("properties", {})
     if schema.get("type") != "object" or schema.get("additionalProperties") is not False:
-        _fail(origin, 1, "[schema] needs type = 'object' and additionalProperties = false")
+        raise _WrongValue("schema", "[schema] needs type = 'object' and additionalProperties = false")
     if answer_field not in properties:
-        _fail(origin, 1, f"answer_field {answer_field!r} is none of the schema's properties: {', '.join(properties)}")
+        raise _WrongValue(
+            "answer_field", f"answer_field {answer_field!r} is none of the schema's properties: {', '.join(properties)}"
+        )
     if sorted(schema.get("required", [])) != sorted(properties):
-        _fail(origin, 1, "[schema] must list all its properties in 'required': OpenAI's strict mode takes no optional ones")
+        raise _WrongValue(
+            "required", "[schema] must list all its properties in 'required': OpenAI's strict mode takes no optional ones"
+        )
     try:
         jsonschema_rs.validator_for(schema)
     except (jsonschema_rs.ValidationError, ValueError) as error:
-        _fail(origin, 1, f"[schema] is no JSON schema: {str(error).splitlines()[0]}")
+        raise _WrongValue("schema", f"[schema] is no JSON schema: {str(error).splitlines()[0]}") from None
     return schema
 
 
-def _checks(table: Mapping[str, Any], origin: str) -> dict[str, Check]:
+def _checks(table: Mapping[str, Any]) -> dict[str, Check]:
     checks: dict[str, Check] = {}
     for name, given in table.items():
         if name not in CHECKS:
-            _fail(origin, 1, f"unknown check {name!r}; known ones: {', '.join(sorted(CHECKS))}")
+            raise _WrongValue(name, f"unknown check {name!r}; known ones: {', '.join(sorted(CHECKS))}")
         if given is not True and not isinstance(given, dict):
-            _fail(origin, 1, f"check {name!r} must be true or a table of its parameters, not {given!r}")
+            raise _WrongValue(name, f"check {name!r} must be true or a table of its parameters, not {given!r}")
         checks[name] = CHECKS[name] if given is True else partial(CHECKS[name], **given)
         try:
             inspect.signature(CHECKS[name]).bind("original", "answer", **({} if given is True else given))
         except TypeError as error:
-            _fail(origin, 1, f"check {name!r}: {error}")
+            raise _WrongValue(name, f"check {name!r}: {error}") from None
     return checks
 
 
