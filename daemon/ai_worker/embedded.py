@@ -192,6 +192,7 @@ class Server:
                 raise ConfigurationError(f"found {program} but not mariadb-install-db; install it with\n  {APT_LINE}")
             # By a relative path, for the script takes one with a space in it apart.
             command = [install, "--no-defaults", *_as_root(), f"--datadir=./{new.name}", "--skip-name-resolve", "--skip-test-db"]
+            command += ["--force"]  # also where the host's own name cannot be looked up: nobody will come by it
             command += ["--auth-root-authentication-method=socket"]  # the system's user gets in without a password, nobody else
         result = subprocess.run(  # noqa: S603 -- as above
             command,
