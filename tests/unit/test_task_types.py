@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_worker.errors import BadAnswer, ContentRefused, InvalidRequest, UsageError
+from ai_worker.errors import BadAnswer, ContentRefused, UsageError
 from ai_worker.models import Completion, Item, Result, Task, TaskStatus, Usage
 from ai_worker.task_types import task_type, task_type_names
 
@@ -261,7 +261,7 @@ def test_a_wrong_parameter_is_named_with_its_remedy(name: str, parameters: dict[
     task = a_task(name, **parameters)
     with pytest.raises(UsageError, match=error):
         task_type(name).validate(task)
-    with pytest.raises(InvalidRequest, match=error):  # a row that plain SQL put there
+    with pytest.raises(UsageError, match=error):  # a task that plain SQL put there
         task_type(name).prompt(an_item("tekst", task))
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 import jsonschema_rs
 
-from ai_worker.errors import BadAnswer, ContentRefused, InvalidRequest, UsageError
+from ai_worker.errors import BadAnswer, ContentRefused, InvalidRequest
 from ai_worker.models import Completion, Item, Prompt, Result, Task
 from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
@@ -83,7 +83,9 @@ class PromptedTaskType:
         self._made(task)
 
     def prompt(self, item: Item) -> Prompt:
-        """The prompt of one item. Raises InvalidRequest when the text is empty or the task's parameters cannot work."""
+        """The prompt of one item. Raises InvalidRequest when the text is empty; UsageError as `validate` does, as plain SQL
+        may have put the task there.
+        """
         plan, text = self._plan(item.task), item.text_original
         if not text or text.isspace():
             raise InvalidRequest("nothing to send: the text is empty")
@@ -127,10 +129,7 @@ class PromptedTaskType:
         plan = self._plans.get(task.id_task)
         if plan is not None and (plan.task is task or _same(plan.task, task)):
             return plan
-        try:
-            plan = self._made(task)
-        except UsageError as error:
-            raise InvalidRequest(str(error)) from error
+        plan = self._made(task)
         self._plans[task.id_task] = plan
         if len(self._plans) > _PLANS_KEPT:
             self._plans.popitem(last=False)
