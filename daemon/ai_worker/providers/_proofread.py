@@ -25,6 +25,7 @@ _PROTECTED = r"""
   | (?<!\w)[@\#$:][^\W\d]\w*:? | (?<!\S)--?[a-z][\w-]* | \\[A-Za-z]+            # @name #tag $x :x --option \x
   | [\w.+~-]*\w@[\w.-]+                                                         # e-mail addresses
   | [\w.~-]*(?:[/\\][\w.~-]+)+ | \w+(?:\.\w+)+ | \w+=\S+                        # paths, file names, e.g., x=y
+  | \w+:\w+ | \w+\([\w, ]{0,100}\) | [^\W\d_]{1,8}\.(?=[,;:)])                          # refs:heads, f(x), abbr.,
   | [^\W\d_]+(?:[\u00ad\u200b-\u200d\u2060]+[^\W\d_]+)+                         # words with invisible characters within
   | [^\W_'’-]*[\d_][\w'’-]*                                                     # whatever holds a digit or an underscore
 """
@@ -101,20 +102,24 @@ def _language(words: list[_Token]) -> Speller | None:
         return english  # without loading the Polish dictionary
 
     polish = speller("pl")
-    polish_known = [
-        polish.knows(word) or (word,) in polish.mistakes or (not known and polish.with_diacritics(word) is not None)
+    meant = [
+        word if known or polish.knows(word) else polish.with_diacritics(word) or word
         for word, known in zip(plain, english_known, strict=True)
     ]
-    polish_common = sum(word in polish.common for word in plain)
+    polish_known = [polish.knows(word) or (word,) in polish.mistakes for word in meant]
+    polish_common = sum(word in polish.common or (word,) in polish.mistakes for word in meant)
     english_score = sum(english_known) + 2 * english_common
     polish_score = sum(polish_known) + 2 * polish_common + 2 * marked
     if english_score == polish_score:
         return None
-    winner, known, common = (
-        (english, english_known, english_common) if english_score > polish_score else (polish, polish_known, polish_common)
-    )
-    if sum(known) < len(plain) / 2 or (len(plain) >= 6 and common < len(plain) / 10):
-        return None  # another language: some of its words always look like ours
+    # A text in another language always has some words that look like ours, but not our most frequent ones; English cannot do
+    # without its articles and prepositions.
+    if english_score > polish_score:
+        winner, known, common, usual = english, english_known, english_common, 0.25
+    else:
+        winner, known, common, usual = polish, polish_known, polish_common, 0.1 if marked else 0.2
+    if sum(known) < len(plain) / 2 or (len(plain) >= 6 and common < usual * len(plain)):
+        return None
     return winner
 
 
@@ -216,12 +221,7 @@ class _Proofreader:
             return self._meant_with_apostrophe(word)
         meant = self._language.correction(word)
         # A capitalised unknown word may be a name even at the start of a sentence.
-        if (
-            meant
-            and token.is_capitalised
-            and meant not in self._language.common
-            and self._language.with_diacritics(word) != meant
-        ):
+        if meant and token.is_capitalised and meant not in self._language.common and not self._language.is_homophone(word, meant):
             return None
         return meant
 

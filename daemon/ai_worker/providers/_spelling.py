@@ -53,7 +53,7 @@ _POLISH_HOMOPHONES: tuple[Rule, ...] = (
 )
 _POLISH_RULES: tuple[Rule, ...] = (
     *_POLISH_HOMOPHONES,
-    *_both_ways("rz/sz ż/sz ji/i ja/ia d/t w/f b/p g/k z/s ł/u", 0.6),
+    *_both_ways("rz/sz ż/sz ji/i j/i d/t w/f b/p g/k z/s ł/u", 0.6),
     ("oł", "ął", 0.3),
     ("eł", "ęł", 0.3),
     ("eli", "ęli", 0.3),
@@ -73,8 +73,8 @@ _ENGLISH_RULES: tuple[Rule, ...] = (
 class Speller:
     """One language. Thread-safe; answers are remembered.
 
-    `common` are frequent words, `never_twice` those that are a slip when written twice in a row. `mistakes` says what is meant by a
-    sequence of one to four wrong words, `bare_mistakes` the same for texts typed without diacritics. All keys are lower-case.
+    `common` are frequent words, `never_twice` those that are a slip when written twice in a row. `mistakes` says what is meant by
+    a sequence of one to four wrong words, `bare_mistakes` the same for texts typed without diacritics. All keys are lower-case.
     """
 
     def __init__(
