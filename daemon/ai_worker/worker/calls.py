@@ -68,7 +68,7 @@ class Endpoints:
             if endpoint is None or not _is_same(endpoint.model, model):
                 if endpoint is not None:
                     self._retired.append(endpoint.provider)  # calls may still be under way on it
-                endpoint = Endpoint(model, self._build(model), 0.0)
+                endpoint = Endpoint(model, await self._build(model), 0.0)
                 self._ready[id_ai_model] = endpoint
             endpoint.model, endpoint.checked_at = model, time.monotonic()
             return endpoint
@@ -92,9 +92,11 @@ class Endpoints:
         for provider in [*self._retired, *(endpoint.provider for endpoint in self._ready.values())]:
             await provider.aclose()
 
-    def _build(self, model: Model) -> Provider:
+    async def _build(self, model: Model) -> Provider:
         key = None if model.api_key_encrypted is None else self._decrypt(model.id_ai_model, model.api_key_encrypted)
-        return provider_class(model.provider)(
+        # An SDK takes seconds to import on a busy machine: in a thread, or the loop would stand still and lose its lease.
+        provider = await asyncio.to_thread(provider_class, model.provider)
+        return provider(
             ProviderConfig(
                 name=model.name,
                 model=model.model,
