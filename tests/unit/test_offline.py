@@ -7,15 +7,16 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ai_worker.errors import ConfigurationError, InvalidRequest
+from ai_worker.errors import ConfigurationError, InvalidRequest, ModelUnknown
 from ai_worker.models import NO_USAGE, Completion, Prompt
-from ai_worker.providers import ProviderConfig, _proofread, provider_class
+from ai_worker.providers import ProviderConfig, _proofread, _spelling, provider_class
 from ai_worker.providers._proofread import proofread
 from ai_worker.providers.offline import OfflineProvider
 
@@ -243,6 +244,13 @@ def test_other_task_types_are_refused_with_a_way_out() -> None:
         InvalidRequest, match=r"'correction' only, not 'translation'; use a model of the provider 'openai' or 'gemini'"
     ):
         asyncio.run(provider.complete(_prompt("Ala ma kota", "translation")))
+
+
+def test_a_missing_dictionary_stops_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _spelling.speller.cache_clear()
+    monkeypatch.setattr(_spelling, "_DATA", tmp_path)
+    with pytest.raises(ModelUnknown, match="dictionaries cannot be loaded.*reinstall"):
+        _complete("Napewno przyjdę.")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-from ai_worker.errors import InvalidRequest
+from ai_worker.errors import InvalidRequest, ModelUnknown
 from ai_worker.models import Completion, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._fill import fill
@@ -40,7 +40,10 @@ class OfflineProvider:
                 " use a model of the provider 'openai' or 'gemini' (or one of another installed provider)"
             )
         loop = asyncio.get_running_loop()
-        corrected = await loop.run_in_executor(self._executor, proofread, prompt.text, self._language)
+        try:
+            corrected = await loop.run_in_executor(self._executor, proofread, prompt.text, self._language)
+        except (ImportError, OSError) as error:  # Hunspell or a dictionary: no item can succeed until it is back
+            raise ModelUnknown(f"the offline provider's dictionaries cannot be loaded: {error}; reinstall the package") from error
         answer = fill(prompt.schema, prompt.answer_field, corrected)
         return Completion(json.dumps(answer, ensure_ascii=False), model=self._model)
 
