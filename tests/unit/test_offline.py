@@ -249,7 +249,7 @@ def test_other_task_types_are_refused_with_a_way_out() -> None:
 def test_a_missing_dictionary_stops_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _spelling.speller.cache_clear()
     monkeypatch.setattr(_spelling, "_DATA", tmp_path)
-    with pytest.raises(ModelUnknown, match="dictionaries cannot be loaded.*reinstall"):
+    with pytest.raises(ModelUnknown, match=r"dictionaries cannot be loaded.*reinstall"):
         _complete("Napewno przyjdę.")
 
 
