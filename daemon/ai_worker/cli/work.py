@@ -13,7 +13,7 @@ import click
 from ai_worker.cli import context
 from ai_worker.config import Settings
 from ai_worker.db import Database
-from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, ItemRejected, UsageError
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, AiWorkerError, ItemRejected, UsageError
 from ai_worker.models import Filters, Item, ItemStatus, Usage
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
@@ -222,7 +222,7 @@ def _preview(db: Database, filters: Filters, max_items: int | None, as_json: boo
             count += 1
             try:
                 prompt = kind.prompt(item)
-            except ItemRejected as error:
+            except (ItemRejected, UsageError) as error:
                 _show_rejected(item, error, as_json, count <= shown)
                 continue
             usage = Usage(
@@ -261,7 +261,7 @@ def _preview(db: Database, filters: Filters, max_items: int | None, as_json: boo
     return EXIT_DONE
 
 
-def _show_rejected(item: Item, error: ItemRejected, as_json: bool, is_shown: bool) -> None:
+def _show_rejected(item: Item, error: AiWorkerError, as_json: bool, is_shown: bool) -> None:
     if not is_shown:
         return
     if as_json:

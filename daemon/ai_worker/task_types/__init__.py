@@ -22,13 +22,13 @@ class TaskType(Protocol):
     name: str
 
     def validate(self, task: Task) -> None:
-        """Raises UsageError, naming the parameter, when `task.parameters` cannot work (`categorization` without categories)."""
+        """Raises UsageError, naming the parameter, when `task.parameters` cannot work: `categorization` without categories."""
 
     def prompt(self, item: Item) -> Prompt:
         """What to send for this item. Raises ItemRejected when nothing can be sent (an empty text)."""
 
     def parse(self, item: Item, completion: Completion) -> Result:
-        """The result to store. Raises BadAnswer, naming the check, when the answer cannot be used; ContentRefused for a refusal."""
+        """The result to store. Raises BadAnswer, naming the check, when the answer is of no use; ContentRefused for a refusal."""
 
 
 @cache
