@@ -58,7 +58,7 @@ SELECT id_task_item, id_task
 -- name: lock_pending_item
 -- The claim on one named item.
 SELECT id_task_item, id_task
-  FROM task_item
+  FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item = %(id_task_item)s AND id_task = %(id_task)s AND status_id = 0
    FOR UPDATE SKIP LOCKED;
 
@@ -68,35 +68,44 @@ SELECT id_task, status_id, id_ai_model FROM task WHERE id_task IN %(tasks)s;
 
 -- name: mark_claimed
 -- The status is tested again: where SKIP LOCKED is parsed but ignored (TiDB), only one of two claimers gets the row.
-UPDATE task_item
+-- FORCE INDEX here and wherever rows are locked by key: of a small table the optimizer would rather lock all of it.
+UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 2, id_worker = %(id_worker)s, claim_token = %(claim_token)s, attempt = attempt + 1
  WHERE id_task_item IN %(items)s AND status_id = 0;
 
 -- name: start_tasks
 -- NEW begins; a finished task that got new items goes on.
-UPDATE task
+UPDATE task FORCE INDEX (PRIMARY)
    SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL
  WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
 
 -- name: claimed_items
 -- What the claim really got: the rows that carry its token. FOR UPDATE, because after a lost COMMIT it must wait for the old session.
 SELECT id_task_item, id_task, text_original, context, attempt, lost_count
-  FROM task_item
+  FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2
  ORDER BY id_task_item
    FOR UPDATE;
 
+-- name: unclaim
+-- A claim whose COMMIT may or may not have landed, and that nobody works on: as if it had never been made.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET status_id = 0, id_worker = NULL, claim_token = NULL, attempt = attempt - 1
+ WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2;
+
 -- name: lock_committed
 -- The commit's fence: rows by primary key, in its order, with what decides whether the result still counts.
 SELECT id_task_item, status_id, claim_token, attempt
-  FROM task_item
+  FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s
  ORDER BY id_task_item
    FOR UPDATE;
 
 -- name: landed_operations
--- After a COMMIT whose answer was lost: which attempts it brought home. Rows written by a rescue do not count.
-SELECT operation_uuid FROM task_attempt WHERE operation_uuid IN %(operations)s AND outcome <> 'lost';
+-- After a COMMIT whose answer was lost: which attempts it brought home. Rows that a rescue wrote (kind 'lost') do not count.
+SELECT operation_uuid, outcome
+  FROM task_attempt FORCE INDEX (PRIMARY)
+ WHERE operation_uuid IN %(operations)s AND NOT (outcome = 'lost' AND error_kind <=> 'lost');
 
 -- name: store_outcomes
 -- All results of a group in one statement, handed over as one JSON document; the join order makes it primary key look-ups.
@@ -106,7 +115,7 @@ UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co',
          error_kind VARCHAR(32) PATH '$.ek', error_message VARCHAR(1000) PATH '$.em',
          text_corrected MEDIUMTEXT PATH '$.tc', change_summary TEXT PATH '$.cs', result MEDIUMTEXT PATH '$.re')) r
-STRAIGHT_JOIN task_item i ON i.id_task_item = r.id_task_item AND i.attempt = r.attempt
+STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item AND i.attempt = r.attempt
    SET i.status_id = r.status_id,
        i.id_worker = NULL,
        i.claim_token = IF(r.charged, i.claim_token, NULL),
@@ -128,14 +137,16 @@ STRAIGHT_JOIN task_item i ON i.id_task_item = r.id_task_item AND i.attempt = r.a
 UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          id_task_item BIGINT UNSIGNED PATH '$.id',
          tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
-STRAIGHT_JOIN task_item i ON i.id_task_item = r.id_task_item
+STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item
    SET i.tokens_input = i.tokens_input + r.tokens_input,
        i.tokens_output = i.tokens_output + r.tokens_output,
        i.cost = IF(r.cost IS NULL, i.cost, COALESCE(i.cost, 0) + r.cost);
 
 -- name: forget_lost_attempts
 -- A rescue wrote these attempts down as lost, without tokens; their workers came back and know better.
-DELETE FROM task_attempt WHERE operation_uuid IN %(operations)s AND outcome = 'lost';
+DELETE a
+  FROM task_attempt a FORCE INDEX (PRIMARY)
+ WHERE a.operation_uuid IN %(operations)s AND a.outcome = 'lost' AND a.error_kind <=> 'lost';
 
 -- name: insert_attempts
 -- The ledger: one row per attempt that ended.
@@ -149,7 +160,7 @@ VALUES (%(operation_uuid)s, %(id_task)s, %(id_task_item)s, %(attempt)s, %(id_wor
 UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          id_task BIGINT UNSIGNED PATH '$.id', processed INT PATH '$.pr', failed INT PATH '$.fa',
          tokens_input BIGINT PATH '$.ti', tokens_output BIGINT PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
-STRAIGHT_JOIN task t ON t.id_task = r.id_task
+STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id_task
    SET t.records_processed = t.records_processed + r.processed,
        t.records_failed = t.records_failed + r.failed,
        t.tokens_input = t.tokens_input + r.tokens_input,
@@ -158,7 +169,7 @@ STRAIGHT_JOIN task t ON t.id_task = r.id_task
 
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
-SELECT id_task FROM task WHERE id_task IN %(tasks)s ORDER BY id_task FOR UPDATE;
+SELECT id_task, status_id FROM task FORCE INDEX (PRIMARY) WHERE id_task IN %(tasks)s ORDER BY id_task FOR UPDATE;
 
 -- name: tasks_without_open_items
 -- The look, under the task row's lock.
@@ -170,11 +181,11 @@ SELECT t.id_task
    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NULL;
 
 -- name: end_tasks
--- COMPLETED, or ERROR when an item failed; a cancelled task stays cancelled.
-UPDATE task
+-- COMPLETED, or ERROR when an item failed; a cancelled task stays cancelled. One that has ended just so is left as it is.
+UPDATE task FORCE INDEX (PRIMARY)
    SET status_id = IF(status_id = 5, 5, IF(records_failed > 0, 3, 2)), status_reason = IF(status_id = 5, status_reason, NULL),
        finished_at = NOW(6)
- WHERE id_task IN %(tasks)s AND NOT (status_id = 5 AND finished_at IS NOT NULL);
+ WHERE id_task IN %(tasks)s AND NOT (finished_at IS NOT NULL AND status_id IN (5, IF(records_failed > 0, 3, 2)));
 
 -- name: ended_tasks
 -- What became of them, for the log.
@@ -215,7 +226,8 @@ SELECT t.id_task,
  LIMIT 1000;
 
 -- name: reopen_tasks
-UPDATE task SET status_id = 1, finished_at = NULL WHERE id_task IN %(tasks)s AND status_id IN (2, 3);
+-- Their status is tested again: somebody may have cancelled or reopened one since the look.
+UPDATE task FORCE INDEX (PRIMARY) SET status_id = 1, finished_at = NULL WHERE id_task IN %(tasks)s AND status_id IN (2, 3);
 
 -- name: lock_due
 -- Deferred items whose time has come; the due index holds nothing else.
@@ -227,7 +239,8 @@ SELECT id_task_item
    FOR UPDATE SKIP LOCKED;
 
 -- name: promote_due
-UPDATE task_item SET status_id = 0, available_at = NULL WHERE id_task_item IN %(items)s AND status_id = 4;
+-- Into the claim's range, once the rows are locked.
+UPDATE task_item FORCE INDEX (PRIMARY) SET status_id = 0, available_at = NULL WHERE id_task_item IN %(items)s AND status_id = 4;
 
 -- name: next_due
 -- Seconds until the next deferred item is due, negative when it is overdue; NULL when there is none.
@@ -235,6 +248,7 @@ SELECT TIMESTAMPDIFF(MICROSECOND, NOW(6), MIN(available_at)) / 1000000 AS second
  WHERE available_at IS NOT NULL;
 
 -- name: register_worker
+-- The row that claims name as their owner, with its first lease.
 INSERT INTO worker (host, pid, version, mode, concurrency, lease_until)
 VALUES (%(host)s, %(pid)s, %(version)s, %(mode)s, %(concurrency)s, NOW(6) + INTERVAL %(lease_us)s MICROSECOND);
 
@@ -246,6 +260,7 @@ UPDATE worker
  WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL;
 
 -- name: end_worker
+-- In good order, or by a rescue that has found nothing more of it. Whatever it still owned is an orphan from here on.
 UPDATE worker
    SET ended_at = NOW(6), in_flight = 0, items_processed = %(items_processed)s, items_failed = %(items_failed)s
  WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
@@ -264,6 +279,7 @@ SELECT id_worker
    FOR UPDATE SKIP LOCKED;
 
 -- name: mark_worker_lost
+-- Its next heartbeat fails, so that it registers anew. The time stays that of the first rescuer.
 UPDATE worker SET lost_at = COALESCE(lost_at, NOW(6)) WHERE id_worker = %(id_worker)s;
 
 -- name: items_of_worker
@@ -284,6 +300,7 @@ SELECT i.id_task_item
  LIMIT 500;
 
 -- name: lock_lost_items
+-- Rows that are being committed at this moment are stepped over: their owner was not dead after all.
 SELECT id_task_item, id_task, attempt, lost_count, claim_token, id_worker
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND status_id = 2
@@ -291,20 +308,20 @@ SELECT id_task_item, id_task, attempt, lost_count, claim_token, id_worker
 
 -- name: give_back_lost
 -- Claimable again at once, and not charged: lost_count grows beside attempt. The claim token stays, so that a result may come late.
-UPDATE task_item
+UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 0, id_worker = NULL, lost_count = lost_count + 1,
        error_kind = 'lost', error_message = 'the worker that had claimed the item was lost'
  WHERE id_task_item IN %(items)s AND status_id = 2;
 
 -- name: cancel_lost
 -- The same for items of cancelled tasks.
-UPDATE task_item
+UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 5, id_worker = NULL, lost_count = lost_count + 1
  WHERE id_task_item IN %(items)s AND status_id = 2;
 
 -- name: bury_lost
 -- An item that has taken too many workers down with it.
-UPDATE task_item
+UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 3, id_worker = NULL, finished_at = NOW(6), error_kind = 'lost',
        error_message = CONCAT('the item was lost with its worker ', lost_count + 1, ' times: it may be what kills them'),
        lost_count = lost_count + 1

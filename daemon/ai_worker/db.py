@@ -263,7 +263,6 @@ class Database:
         self._lock = threading.Lock()
         self._preferred = 0
         self._given_up = threading.Event()
-        self._away_since: float | None = None
 
     def connect(self) -> None:
         """Connects this thread now instead of at its first statement. Raises DatabaseAway or DatabaseRefused."""

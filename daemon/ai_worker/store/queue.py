@@ -16,7 +16,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
+from ai_worker.errors import DatabaseAway
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
+from ai_worker.text import clean
 
 MAX_LOSSES: Final = 5  # an item lost with its worker this often is set aside: it may be what kills them
 
@@ -28,6 +30,10 @@ STATUS_AFTER: Final[Mapping[OutcomeKind, ItemStatus]] = {
     OutcomeKind.RELEASED: ItemStatus.PENDING,
 }
 UNCHARGED: Final = frozenset({OutcomeKind.POSTPONED, OutcomeKind.RELEASED})
+
+# `task_attempt.error_kind` of lost attempts: written by a rescue, or by the worker itself, too late and with what it cost.
+LOST: Final = "lost"
+LATE: Final = "late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,22 @@ class Queue:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
 
     # ----- the worker's own row
 
     def register(self, *, host: str, pid: int, version: str, mode: str, concurrency: int, lease_seconds: float) -> int:
         """A new worker row with a fresh lease; its id."""
         parameters = {"host": host, "pid": pid, "version": version, "mode": mode, "concurrency": concurrency}
-        return self._db.transaction(lambda tx: tx.insert("register_worker", {**parameters, **_lease(lease_seconds)}))
+        idle = {"in_flight": 0, "items_processed": 0, "items_failed": 0, **_lease(lease_seconds)}
+        written: list[int] = []  # survives a repeat of the transaction
+
+        def work(tx: Transaction) -> int:
+            if not (tx.in_doubt and written and tx.execute("beat", {"id_worker": written[0], **idle})):
+                written[:] = [tx.insert("register_worker", {**parameters, **_lease(lease_seconds)})]
+            return written[0]
+
+        return self._db.transaction(work)
 
     def beat(self, id_worker: int, *, lease_seconds: float, in_flight: int, processed: int, failed: int) -> bool:
         """The heartbeat. False when the lease is gone: others have begun to give this worker's items back."""
@@ -134,28 +149,36 @@ class Queue:
         `after` is the watermark of the single task: items up to this key are passed over. An empty list means that nothing
         was there to take now, above the watermark.
         """
+        self._resolve_doubts()
         by_id = {task.id_task: task for task in tasks}
         token = new_claim_token()
-        chosen: list[int] = []  # survives a repeat of the transaction
+        chosen: dict[int, int] = {}  # item -> task; survives a repeat of the transaction
 
         def work(tx: Transaction) -> list[Row]:
             fence = {"id_worker": id_worker, "claim_token": token}
-            if tx.in_doubt and chosen and (landed := tx.query("claimed_items", {"items": chosen, **fence})):
+            if tx.in_doubt and chosen and (landed := tx.query("claimed_items", {"items": list(chosen), **fence})):
                 return landed
+            chosen.clear()
             rows = self._lock_pending(tx, list(by_id), size, after, id_task_item)
             if not rows:
                 return []
             found = sorted({row["id_task"] for row in rows})
             states = {row["id_task"]: TaskStatus(row["status_id"]) for row in tx.query("task_states", {"tasks": found})}
             allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
-            chosen[:] = [row["id_task_item"] for row in rows if row["id_task"] in allowed]
+            chosen.update({row["id_task_item"]: row["id_task"] for row in rows if row["id_task"] in allowed})
             if not chosen:
                 return []
-            tx.execute("mark_claimed", {"items": chosen, **fence})
+            tx.execute("mark_claimed", {"items": list(chosen), **fence})
             if starting := sorted(each for each in allowed if states[each] is not TaskStatus.IN_PROGRESS):
                 tx.execute("start_tasks", {"tasks": starting})
-            return tx.query("claimed_items", {"items": chosen, **fence})
+            return tx.query("claimed_items", {"items": list(chosen), **fence})
 
+        try:
+            claimed = self._db.transaction(work)
+        except DatabaseAway:
+            if chosen:
+                self._doubtful.append(_Claim(token, chosen))
+            raise
         return [
             Item(
                 id_task_item=row["id_task_item"],
@@ -167,8 +190,20 @@ class Queue:
                 claim_token=token,
                 operation_uuid=operation_uuid(token, row["id_task_item"]),
             )
-            for row in self._db.transaction(work)
+            for row in claimed
         ]
+
+    def _resolve_doubts(self) -> None:
+        """Gives back what earlier claims took without our hearing of it: nobody else would, as long as this worker lives."""
+        while self._doubtful:
+            claim = self._doubtful[-1]
+
+            def work(tx: Transaction, claim: _Claim = claim) -> None:
+                if tx.execute("unclaim", {"items": list(claim.items), "claim_token": claim.token}):
+                    _end_tasks(tx, set(claim.items.values()), claim.items)
+
+            self._db.transaction(work)
+            self._doubtful.remove(claim)
 
     @staticmethod
     def _lock_pending(tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None) -> list[Row]:
@@ -198,18 +233,20 @@ class Queue:
             changes = _Changes(id_worker)
             for outcome in group:
                 row = rows.get(outcome.item.id_task_item)
-                if outcome.item.operation_uuid.bytes in landed:
-                    report.stored.append(outcome)
+                if (known := landed.get(outcome.item.operation_uuid.bytes)) is not None:
+                    (report.lost if known is OutcomeKind.LOST else report.stored).append(outcome)
                 elif row is not None and _fence_holds(outcome, row):
                     changes.add(outcome, ItemStatus(row["status_id"]))
                     report.stored.append(outcome)
+                elif outcome.kind is OutcomeKind.RELEASED:
+                    report.stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
                 else:
                     changes.add_lost(outcome, is_there=row is not None)
                     report.lost.append(outcome)
             changes.write(tx)
             # Also after an earlier run landed: it is cheap to look again, and what it returned was lost with its answer.
-            touched = {outcome.item.task.id_task for outcome in report.stored} - held
-            report.ended.extend(_end_tasks(tx, touched))
+            touched = {outcome.item.task.id_task for outcome in group} - held
+            report.ended.extend(_end_tasks(tx, touched | set(changes.given_back.values()), changes.given_back))
             return report
 
         return self._db.transaction(work)
@@ -280,7 +317,7 @@ class Queue:
     def end_forgotten(self) -> list[EndedTask]:
         """Ends tasks in progress that have no open item left because somebody deleted the last ones."""
         tasks = {row["id_task"] for row in self._db.query("open_tasks_without_open_items")}
-        return self._db.transaction(lambda tx: _end_tasks(tx, tasks)) if tasks else []
+        return self._db.transaction(lambda tx: _end_tasks(tx, tasks, {})) if tasks else []
 
     def take_probe(self, id_ai_model: int, seconds: int = 60) -> bool:
         """Whether this worker may try a stopped model with one item; nobody else may for the next `seconds`."""
@@ -324,12 +361,21 @@ class Queue:
             )
 
 
-def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> set[bytes]:
-    """Which of these attempts are on record already: an earlier commit of theirs landed and its answer was lost."""
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a claim marked: its token, and the items with their tasks."""
+
+    token: bytes
+    items: Mapping[int, int]
+
+
+def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, OutcomeKind]:
+    """Which of these attempts are on record already, and how: an earlier commit of theirs landed and its answer was lost."""
     if not outcomes:
-        return set()
+        return {}
     operations = [outcome.item.operation_uuid.bytes for outcome in outcomes]
-    return {row["operation_uuid"] for row in tx.query("landed_operations", {"operations": operations})}
+    rows = tx.query("landed_operations", {"operations": operations})
+    return {row["operation_uuid"]: OutcomeKind(row["outcome"]) for row in rows}
 
 
 def _is_held(item: Item, row: Row | None) -> bool:
@@ -350,8 +396,9 @@ class _Changes:
 
     def __init__(self, id_worker: int) -> None:
         self._id_worker = id_worker
+        self.given_back: dict[int, int] = {}  # item -> task, of those that are to be claimed again
         self._items: list[dict[str, Any]] = []
-        self._charges: list[dict[str, Any]] = []
+        self._charges: dict[int, _Counters] = {}  # by item
         self._attempts: list[dict[str, Any]] = []
         self._found_again: list[bytes] = []
         self._tasks: dict[int, _Counters] = {}
@@ -378,6 +425,8 @@ class _Changes:
                 "re": json.dumps(result.data, ensure_ascii=False) if result else None,
             }
         )
+        if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
+            self.given_back[item.id_task_item] = item.task.id_task
         if outcome.kind is OutcomeKind.RELEASED:
             return
         self._attempt(outcome, outcome.kind, is_late)
@@ -392,9 +441,7 @@ class _Changes:
         self._attempt(outcome, OutcomeKind.LOST, True)
         self._tasks.setdefault(outcome.item.task.id_task, _Counters()).charge(outcome)
         if is_there:
-            usage, cost = outcome.usage, _decimal(outcome.cost)
-            tokens = {"ti": usage.tokens_input, "to": usage.tokens_output, "co": cost}
-            self._charges.append({"id": outcome.item.id_task_item, **tokens})
+            self._charges.setdefault(outcome.item.id_task_item, _Counters()).charge(outcome)
 
     def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
         item, usage = outcome.item, outcome.usage
@@ -409,7 +456,7 @@ class _Changes:
                 "id_worker": self._id_worker,
                 "id_ai_model": item.task.id_ai_model,
                 "outcome": kind.value,
-                "error_kind": outcome.error_kind,
+                "error_kind": outcome.error_kind or (LATE if kind is OutcomeKind.LOST else None),
                 "error_message": _short(outcome.error_message),
                 "tokens_input": usage.tokens_input,
                 "tokens_output": usage.tokens_output,
@@ -425,7 +472,7 @@ class _Changes:
         if self._items and tx.execute("store_outcomes", {"rows": _document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
         if self._charges:
-            tx.execute("charge_items", {"rows": _document(self._charges)})
+            tx.execute("charge_items", {"rows": _document([self._charges[each].row(each) for each in sorted(self._charges)])})
         if self._found_again:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
@@ -436,7 +483,7 @@ class _Changes:
 
 @dataclass(slots=True)
 class _Counters:
-    """By how much one task's counters change."""
+    """By how much the counters of one task change, or the tokens and cost of one item."""
 
     processed: int = 0
     failed: int = 0
@@ -450,17 +497,24 @@ class _Counters:
         if outcome.cost is not None:
             self.cost = (self.cost or Decimal(0)) + outcome.cost
 
-    def row(self, id_task: int) -> dict[str, Any]:
+    def row(self, key: int) -> dict[str, Any]:
         tokens = {"ti": self.tokens_input, "to": self.tokens_output, "co": _decimal(self.cost)}
-        return {"id": id_task, "pr": self.processed, "fa": self.failed, **tokens}
+        return {"id": key, "pr": self.processed, "fa": self.failed, **tokens}
 
 
-def _end_tasks(tx: Transaction, tasks: Iterable[int]) -> list[EndedTask]:
-    """Ends those of these tasks that have no open item: takes their rows' locks, then looks."""
+def _end_tasks(tx: Transaction, tasks: Iterable[int], given_back: Mapping[int, int]) -> list[EndedTask]:
+    """Ends those of these tasks that have no open item: takes their rows' locks, then looks.
+
+    `given_back` are the items, with their tasks, that this transaction has made claimable again. Those of a cancelled task are
+    cancelled with it: whoever cancels comes before this lock, or sees them after it.
+    """
     candidates = sorted(tasks)
     if not candidates:
         return []
-    tx.query("lock_tasks", {"tasks": candidates})
+    rows = tx.query("lock_tasks", {"tasks": candidates})
+    cancelled = {row["id_task"] for row in rows if row["status_id"] == TaskStatus.CANCELLED}
+    if items := [item for item, id_task in given_back.items() if id_task in cancelled]:
+        tx.execute("cancel_items", {"items": items})
     ended = [row["id_task"] for row in tx.query("tasks_without_open_items", {"tasks": candidates})]
     if not ended:
         return []
@@ -501,7 +555,7 @@ def _give_back(tx: Transaction, candidates: Sequence[int]) -> tuple[int, list[En
                 "id_worker": row["id_worker"],
                 "id_ai_model": task["id_ai_model"] if task else 0,
                 "outcome": OutcomeKind.LOST.value,
-                "error_kind": "lost",
+                "error_kind": LOST,
                 "error_message": None,
                 "tokens_input": 0,
                 "tokens_output": 0,
@@ -517,7 +571,8 @@ def _give_back(tx: Transaction, candidates: Sequence[int]) -> tuple[int, list[En
     tx.execute_many("insert_attempts", attempts)
     if counters:
         tx.execute("count_outcomes", {"rows": _document([counters[each].row(each) for each in sorted(counters)])})
-    return len(rows), _end_tasks(tx, set(tasks))
+    given_back = {row["id_task_item"]: row["id_task"] for row in rows if row["id_task_item"] in groups["give_back_lost"]}
+    return len(rows), _end_tasks(tx, set(tasks), given_back)
 
 
 def _lease(seconds: float) -> dict[str, int]:
@@ -541,7 +596,8 @@ def _json(text: str | None) -> Mapping[str, Any]:
 
 
 def _document(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    """The rows as JSON. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
+    return clean(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
 
 
 def _decimal(value: Decimal | None) -> str | None:
@@ -549,4 +605,4 @@ def _decimal(value: Decimal | None) -> str | None:
 
 
 def _short(message: str | None) -> str | None:
-    return message[:1000] if message else None
+    return clean(message)[:1000] if message else None

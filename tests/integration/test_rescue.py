@@ -1,0 +1,217 @@
+"""Dead workers: their items are given back, counted apart from failures, and a result that comes late still counts once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus
+from ai_worker.store.queue import MAX_LOSSES, EndedTask, Queue
+from tests.integration.lifecycle import (
+    COST,
+    Application,
+    Sql,
+    assert_ledger,
+    claim,
+    done,
+    failed,
+    failed_once,
+    register,
+    snapshot,
+)
+
+pytest_plugins = ["tests.integration.lifecycle"]
+
+
+@pytest.fixture(autouse=True)
+def _ledger_at_the_end(sql: Sql) -> Any:
+    """Whatever a test did, all tables agree with each other at its end."""
+    yield
+    assert_ledger(sql)
+
+
+@pytest.fixture
+def lost_item(application: Application, queue: Queue, worker: int, claimed_item: Item) -> Item:
+    """An item whose worker is thought dead, given back and not yet claimed again."""
+    application.kill_worker(worker)
+    assert queue.rescue().items == 1
+    return claimed_item
+
+
+def test_a_live_worker_keeps_its_items(queue: Queue, claimed_item: Item) -> None:
+    report = queue.rescue()
+    assert (report.id_worker, report.items, report.more) == (None, 0, False)
+
+
+def test_items_of_a_dead_worker_are_given_back_uncharged(
+    application: Application, queue: Queue, worker: int, lost_item: Item
+) -> None:
+    row = application.item_row(lost_item.id_task_item)
+    assert row["status_id"] == ItemStatus.PENDING
+    assert (row["id_worker"], row["attempt"], row["lost_count"], row["error_kind"]) == (None, 1, 1, "lost")
+    (attempt,) = application.attempts(lost_item.id_task_item)
+    assert attempt["operation_uuid"] == lost_item.operation_uuid.bytes
+    assert (attempt["outcome"], attempt["id_worker"], attempt["tokens_input"], attempt["cost"]) == ("lost", worker, 0, None)
+    dead = application.row("worker", worker)
+    assert dead["lost_at"] is not None
+    assert dead["ended_at"] is not None
+    assert not queue.beat(worker, lease_seconds=30, in_flight=0, processed=0, failed=0)
+    assert not queue.rescue().more
+    (again,) = claim(queue, register(queue))
+    assert (again.attempt, again.lost_count, again.tries, again.is_last_attempt) == (2, 1, 1, False)
+
+
+def test_losses_cost_no_attempt(application: Application, queue: Queue, model: int) -> None:
+    (item,) = application.items(application.task(model, max_attempts=1))
+    for _ in range(MAX_LOSSES - 1):
+        worker = register(queue)
+        (claimed,) = claim(queue, worker)
+        assert claimed.is_last_attempt
+        application.kill_worker(worker)
+        queue.rescue()
+    worker = register(queue)
+    (claimed,) = claim(queue, worker)
+    assert claimed.lost_count == MAX_LOSSES - 1
+    queue.commit(worker, [done(claimed)])
+    assert application.item_status(item) is ItemStatus.PROCESSED
+
+
+def test_an_item_lost_too_often_is_set_aside(application: Application, queue: Queue, task: int, item: int) -> None:
+    claimed = None
+    for _ in range(MAX_LOSSES):
+        worker = register(queue)
+        (claimed,) = claim(queue, worker)
+        application.kill_worker(worker)
+        report = queue.rescue()
+    assert report.ended == [EndedTask(task, TaskStatus.ERROR, 0, 1)]
+    row = application.item_row(item)
+    assert (row["status_id"], row["error_kind"], row["lost_count"]) == (ItemStatus.ERROR, "lost", MAX_LOSSES)
+    assert f"{MAX_LOSSES} times" in row["error_message"]
+    # It was not dead after all: the result counts, and the failure is taken back.
+    assert claimed is not None
+    assert queue.commit(worker, [done(claimed)]).ended == [EndedTask(task, TaskStatus.COMPLETED, 1, 0)]
+
+
+def test_a_late_result_is_accepted_once(application: Application, queue: Queue, worker: int, lost_item: Item, sql: Sql) -> None:
+    outcome = done(lost_item)
+    report = queue.commit(worker, [outcome])
+    assert report.stored == [outcome]
+    assert report.ended == [EndedTask(lost_item.task.id_task, TaskStatus.COMPLETED, 1, 0)]
+    row = application.item_row(lost_item.id_task_item)
+    assert (row["status_id"], row["attempt"], row["lost_count"], row["cost"]) == (ItemStatus.PROCESSED, 1, 0, COST)
+    (attempt,) = application.attempts(lost_item.id_task_item)
+    assert (attempt["outcome"], attempt["tokens_input"]) == ("processed", 100)
+    before = snapshot(sql)
+    assert queue.commit(worker, [outcome]).stored == [outcome]
+    assert snapshot(sql) == before
+
+
+@pytest.mark.parametrize("make", [failed, failed_once])
+def test_a_late_failure_is_refused_but_paid_for(
+    application: Application, queue: Queue, worker: int, lost_item: Item, make: Any
+) -> None:
+    """The item is free already and better off with another try."""
+    outcome = make(lost_item)
+    report = queue.commit(worker, [outcome])
+    assert (report.stored, report.lost) == ([], [outcome])
+    row = application.item_row(lost_item.id_task_item)
+    assert (row["status_id"], row["lost_count"], row["tokens_input"]) == (ItemStatus.PENDING, 1, 100)
+    (attempt,) = application.attempts(lost_item.id_task_item)
+    assert (attempt["outcome"], attempt["tokens_input"]) == ("lost", 100)
+    assert claim(queue, worker)
+
+
+@pytest.mark.parametrize("free", [Outcome.released, lambda item: Outcome.failed(item, "x", "y", NO_USAGE, None, 1)])
+def test_what_comes_late_and_cost_nothing_leaves_the_rescues_record(
+    queue: Queue, worker: int, lost_item: Item, sql: Sql, free: Any
+) -> None:
+    before = snapshot(sql)
+    queue.commit(worker, [free(lost_item)])
+    assert snapshot(sql) == before
+
+
+def test_many_items_are_given_back_in_batches(application: Application, queue: Queue, worker: int, task: int, sql: Sql) -> None:
+    items = application.items(task, 1200)
+    for _ in range(5):
+        claim(queue, worker, 250)
+    application.kill_worker(worker)
+    batches = []
+    while (report := queue.rescue()).more:
+        assert report.id_worker == worker
+        batches.append(report.items)
+    assert batches == [500, 500, 200]
+    assert sql("SELECT DISTINCT status_id, lost_count FROM task_item") == [{"status_id": 0, "lost_count": 1}]
+    again = []
+    second = register(queue)
+    while found := claim(queue, second, 500):
+        again += found
+    assert sorted(each.id_task_item for each in again) == items
+
+
+def test_a_worker_that_holds_nothing_ends_in_one_step(application: Application, queue: Queue, worker: int) -> None:
+    application.kill_worker(worker)
+    assert (queue.rescue().items, queue.rescue().more) == (0, False)
+    assert application.row("worker", worker)["ended_at"] is not None
+
+
+def test_items_of_cancelled_and_paused_tasks_are_given_back_too(
+    application: Application, queue: Queue, worker: int, model: int, sql: Sql
+) -> None:
+    cancelled, paused = application.task(model), application.task(model)
+    for each in (cancelled, paused):
+        application.items(each)
+    claim(queue, worker, 2)
+    sql("UPDATE task SET status_id = 5 WHERE id_task = %s", [cancelled])
+    sql("UPDATE task SET status_id = 4 WHERE id_task = %s", [paused])
+    application.kill_worker(worker)
+    report = queue.rescue()
+    assert report.items == 2
+    assert report.ended == [EndedTask(cancelled, TaskStatus.CANCELLED, 0, 0)]
+    statuses = {row["id_task"]: row["status_id"] for row in sql("SELECT id_task, status_id FROM task_item")}
+    assert statuses == {cancelled: ItemStatus.CANCELLED, paused: ItemStatus.PENDING}
+
+
+def test_a_late_result_for_an_item_cancelled_by_a_rescue_is_stored(
+    application: Application, queue: Queue, worker: int, claimed_item: Item, sql: Sql
+) -> None:
+    sql("UPDATE task SET status_id = 5 WHERE id_task = %s", [claimed_item.task.id_task])
+    application.kill_worker(worker)
+    queue.rescue()
+    before = application.task_row(claimed_item.task.id_task)["finished_at"]
+    assert queue.commit(worker, [done(claimed_item)]).stored
+    row = application.task_row(claimed_item.task.id_task)
+    assert (row["status_id"], row["records_processed"], row["finished_at"]) == (TaskStatus.CANCELLED, 1, before)
+
+
+def test_orphans_are_given_back(application: Application, queue: Queue, worker: int, claimed_item: Item, sql: Sql) -> None:
+    """A claim that landed after its worker had been given up for dead."""
+    assert queue.rescue_orphans().items == 0
+    queue.end_worker(worker, processed=0, failed=0)
+    assert queue.rescue_orphans().items == 1
+    assert application.item_status(claimed_item.id_task_item) is ItemStatus.PENDING
+    other = register(queue)
+    assert claim(queue, other)
+    sql("DELETE FROM worker WHERE id_worker = %s", [other])
+    assert queue.rescue_orphans().items == 1
+
+
+def test_a_row_that_is_being_committed_is_stepped_over(
+    application: Application, queue: Queue, worker: int, claimed_item: Item, server: Any, database_url: str
+) -> None:
+    """Its owner was not dead after all; waiting for it would hold up the rescue of the others."""
+    application.kill_worker(worker)
+    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow, slow.cursor() as cursor:
+        slow.begin()
+        cursor.execute("SELECT 1 FROM task_item WHERE id_task_item = %s FOR UPDATE", [claimed_item.id_task_item])
+        assert queue.rescue().items == 0
+        slow.rollback()
+    assert application.item_status(claimed_item.id_task_item) is ItemStatus.IN_PROGRESS
+    assert queue.rescue_orphans().items == 1
+
+
+def test_the_rescued_are_claimed_again_under_new_fences(queue: Queue, worker: int, lost_item: Item) -> None:
+    (again,) = claim(queue, register(queue))
+    assert again.claim_token != lost_item.claim_token
+    assert again.operation_uuid != lost_item.operation_uuid
+    assert queue.runnable(Filters()) == []
