@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -42,7 +43,7 @@ class Users:
 
 @pytest.fixture
 def users(server: TestServer, database_url: str) -> Iterator[Users]:
-    users = Users(server, parse_database_url(database_url).database, "ai_test_")
+    users = Users(server, parse_database_url(database_url).database, f"ai_test_{os.getpid()}_")
     names = {role: f"{users.prefix}{role}@'%'" for role in ("worker", "web", "app")}
     text = (sql_folder() / "grants.sql").read_text(encoding="utf-8").replace(" ai_worker.", f" {users.database}.")
     for role, original in (("worker", "ai_worker@'%'"), ("web", "ai_worker_web@'%'"), ("app", "ai_worker_app@'%'")):

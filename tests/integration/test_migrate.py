@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -199,17 +200,18 @@ def test_a_missing_database_is_made(server: TestServer, empty: Database) -> None
 
 @pytest.fixture
 def stranger(server: TestServer) -> Iterator[str]:
-    """A user without any privilege."""
-    server.execute("DROP USER IF EXISTS ai_worker_stranger@'%'", "CREATE USER ai_worker_stranger@'%' IDENTIFIED BY 'Secret.1'")
-    yield "ai_worker_stranger"
-    server.execute("DROP USER ai_worker_stranger@'%'")
+    """A user without any privilege, with a password that is not plain ASCII."""
+    name = f"ai_stranger_{os.getpid()}"
+    server.execute(f"CREATE USER {name}@'%' IDENTIFIED BY 'Zażółć.1'")
+    yield name
+    server.execute(f"DROP USER {name}@'%'")
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_user_who_may_not_create_it(server: TestServer, empty: Database, stranger: str, exists: bool) -> None:
     name = empty.url.database
     server.execute(f"GRANT SELECT ON {name}.* TO {stranger}@'%'", *([] if exists else [f"DROP DATABASE {name}"]))
-    database = Database(parse_database_url(server.url(name, stranger), "Secret.1"))
+    database = Database(parse_database_url(server.url(name, stranger), "Zażółć.1"))
     with pytest.raises(ConfigurationError, match="CREATE, ALTER" if exists else "may not create it.*CREATE DATABASE"):
         migrate.migrate(database)
     database.close()
