@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -22,15 +20,15 @@ from ai_worker.models import Filters, Item, Outcome, OutcomeKind, Secret
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
 from ai_worker.worker.calls import Caller, Endpoints
+from ai_worker.worker.commits import Commits
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.picker import Picker
+from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.upkeep import Upkeep, log_ended
 
 T = TypeVar("T")
 
 CLAIM_ROWS: Final = 250
-COMMIT_ROWS: Final = 500
-COMMIT_BYTES: Final = 4_000_000  # of result texts; well below the smallest max_allowed_packet in use (16 MiB)
 LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming one row at a time costs a transaction each
 IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
 UPKEEP_SECONDS: Final = 1.0
@@ -100,11 +98,14 @@ class Worker:
         self._summary = Summary()
         self._calls: dict[asyncio.Task[None], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
-        self._outcomes: deque[Outcome] = deque()
-        self._committing: list[Outcome] = []
+        self._commits = Commits(self._store, self._account, self._refused)
         self._claimed = 0
         self._stopping_models: dict[int, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()  # claim nothing more
+        self._aborting = asyncio.Event()  # and wait for nothing more
+        self._slot_freed = asyncio.Event()
+        self._work_seen = asyncio.Event()
         self._lease = Lease(
             queue,
             lease_seconds=options.lease_seconds,
@@ -116,25 +117,20 @@ class Worker:
         self._picker = Picker(queue, filters, self._room, self._busy_models)
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
-        self._claimer, self._committer, self._keeper = (
+        self._claim_thread, self._commit_thread, self._upkeep_thread = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep")
         )
         self._endpoints = Endpoints(
-            lambda id_ai_model: self._in_thread(self._keeper, models.get, id_ai_model),
+            lambda id_ai_model: self._in_thread(self._upkeep_thread, models.get, id_ai_model),
             decrypt,
             request_timeout=options.request_timeout,
             max_connections=options.concurrency,
         )
+        self._caller = Caller(self._endpoints, self._draining, self._stop_model, lambda: self._lease.log)
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
         self._loop = asyncio.get_running_loop()
-        self._draining = asyncio.Event()  # claim nothing more
-        self._aborting = asyncio.Event()  # and wait for nothing more
-        self._slot_freed = asyncio.Event()
-        self._work_seen = asyncio.Event()
-        self._outcome_ready = asyncio.Event()
-        self._caller = Caller(self._endpoints, self._draining, self._stop_model, lambda: self._lease.log)
         await asyncio.to_thread(self._lease.start)
         options = self._options
         self._lease.log(
@@ -147,10 +143,10 @@ class Worker:
         )
         helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up())]
         claiming = asyncio.create_task(self._claim_loop())
-        committing = asyncio.create_task(self._commit_loop())
+        committing = asyncio.create_task(self._commits.run())
         draining = asyncio.create_task(self._draining.wait())
         try:
-            with _signals(self._on_signal):
+            with stop_signals(self._on_signal):
                 await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
                 await self._finish(claiming, committing)
         finally:
@@ -160,7 +156,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._endpoints.aclose()
-            for executor in (self._claimer, self._committer, self._keeper):
+            for executor in (self._claim_thread, self._commit_thread, self._upkeep_thread):
                 executor.shutdown(wait=False, cancel_futures=True)
         return self._summary
 
@@ -190,7 +186,7 @@ class Worker:
                 await self._pause(self._options.lease_seconds / 20)
                 continue
             try:
-                items = await self._in_thread(self._claimer, self._picker.take, self._lease.id_worker, size)
+                items = await self._in_thread(self._claim_thread, self._picker.take, self._lease.id_worker, size)
             except DatabaseAway:
                 away_since = away_since or time.monotonic()
                 if self._may_wait_no_longer(away_since):
@@ -229,7 +225,7 @@ class Worker:
     @property
     def _is_holding(self) -> bool:
         """Whether any item is in flight, or its outcome not yet stored."""
-        return bool(self._calls or self._outcomes or self._committing)
+        return bool(self._calls or self._commits)
 
     def _room(self, id_ai_model: int) -> int:
         limit = self._endpoints.limit(id_ai_model)
@@ -253,8 +249,7 @@ class Worker:
         try:
             outcome = await self._caller.outcome(item)
         finally:  # also when the call was broken off
-            self._outcomes.append(outcome)
-            self._outcome_ready.set()
+            self._commits.put(outcome)
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:
         item = self._calls.pop(call)
@@ -269,7 +264,7 @@ class Worker:
             return False
         began = time.monotonic()
         while not self._draining.is_set():
-            waiting, others = await self._in_thread(self._claimer, self._look_around)
+            waiting, others = await self._in_thread(self._claim_thread, self._look_around)
             self._summary.waiting = waiting
             if waiting is None:
                 return False
@@ -289,57 +284,13 @@ class Worker:
 
     # ----- committing
 
-    async def _commit_loop(self) -> None:
-        while True:
-            await self._outcome_ready.wait()
-            if not self._outcomes:
-                self._outcome_ready.clear()
-                continue
-            self._committing = self._next_group()
-            while self._committing:
-                try:
-                    await self._commit(self._committing)
-                except DatabaseAway:
-                    await asyncio.sleep(0 if self._aborting.is_set() else 1.0)  # in hand, and kept until it is stored
-                    continue
-                self._committing = []
-            if not self._calls and not self._outcomes:
-                self._wake()  # `run` may be done
+    async def _store(self, group: Sequence[Outcome]) -> Committed:
+        held = {item.task.id_task for item in self._calls.values()} | self._commits.waiting_tasks()
+        return await self._in_thread(self._commit_thread, self._queue.commit, self._lease.id_worker, group, held)
 
-    def _next_group(self) -> list[Outcome]:
-        """What has finished meanwhile: alone when it is alone, else many in one transaction, bounded in rows and bytes."""
-        group: list[Outcome] = []
-        size = 0
-        while self._outcomes and len(group) < COMMIT_ROWS and size < COMMIT_BYTES:
-            outcome = self._outcomes.popleft()
-            group.append(outcome)
-            if outcome.result is not None:
-                size += 6 * len(outcome.result.text_corrected or "")  # the text, and the whole answer, in UTF-8
-        return group
-
-    async def _commit(self, group: list[Outcome]) -> None:
-        held = {item.task.id_task for item in self._calls.values()} | {each.item.task.id_task for each in self._outcomes}
-        try:
-            committed = await self._in_thread(self._committer, self._queue.commit, self._lease.id_worker, group, held)
-        except DatabaseAway:
-            raise
-        except DatabaseError as error:
-            await self._commit_singly(group, error)
-            return
-        self._account(committed)
-
-    async def _commit_singly(self, group: list[Outcome], error: DatabaseError) -> None:
-        """One outcome of the group cannot be stored: find it, and make it the dead letter that it is."""
-        if len(group) > 1:
-            for outcome in group:
-                await self._commit([outcome])
-            return
-        (bad,) = group
-        if bad.kind is OutcomeKind.FAILED or bad.result is None:
-            raise error
-        message = f"the database refused the result: {error}"
-        self._lease.log(Event.ERROR, **of_item(bad.item, str(bad.item.task.id_ai_model)), kind="unstorable", message=message)
-        await self._commit([Outcome.failed(bad.item, "unstorable", message, bad.usage, bad.cost, bad.latency_ms or 0)])
+    def _refused(self, outcome: Outcome, message: str) -> None:
+        name = self._endpoints.name(outcome.item.task.id_ai_model)
+        self._lease.log(Event.ERROR, **of_item(outcome.item, name), kind="unstorable", message=message)
 
     def _account(self, committed: Committed) -> None:
         summary, log = self._summary, self._lease.log
@@ -364,6 +315,8 @@ class Worker:
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
         self._on_progress(summary)
+        if not self._is_holding:
+            self._wake()  # `run` may be done
 
     def _fields(self, outcome: Outcome) -> dict[str, Any]:
         usage = outcome.usage
@@ -387,7 +340,7 @@ class Worker:
         name = self._endpoints.name(id_ai_model)
         self._summary.stopped_models[name] = str(error)
         try:
-            if await self._in_thread(self._keeper, self._models.stop, id_ai_model, error.kind, str(error), probe_seconds):
+            if await self._in_thread(self._upkeep_thread, self._models.stop, id_ai_model, error.kind, str(error), probe_seconds):
                 self._lease.log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=str(error), probe_seconds=probe_seconds)
         except DatabaseAway:
             pass  # the next call on it finds out again
@@ -397,7 +350,7 @@ class Worker:
 
     def _resume_model(self, item: Item) -> None:
         async def resume() -> None:
-            if await self._in_thread(self._keeper, self._models.resume, item.task.id_ai_model):
+            if await self._in_thread(self._upkeep_thread, self._models.resume, item.task.id_ai_model):
                 name = self._endpoints.name(item.task.id_ai_model)
                 self._summary.stopped_models.pop(name, None)
                 self._lease.log(Event.MODEL_RESUMED, model=name)
@@ -417,7 +370,7 @@ class Worker:
     async def _keep_up(self) -> None:
         while True:
             try:
-                await self._in_thread(self._keeper, self._upkeep.step)
+                await self._in_thread(self._upkeep_thread, self._upkeep.step)
             except DatabaseError as error:
                 if not isinstance(error, DatabaseAway):
                     self._lease.log(Event.LIBRARY, logger="upkeep", message=str(error))
@@ -446,7 +399,7 @@ class Worker:
             await asyncio.sleep(POLL_SECONDS)
         patience = ABORT_SECONDS if self._aborting.is_set() else max(STORE_SECONDS, deadline - time.monotonic())
         await self._until(lambda: not self._is_holding or committing.done(), patience)
-        if unstored := len(self._outcomes) + len(self._committing):
+        if unstored := len(self._commits):
             raise failure or DatabaseAway(
                 f"the database stayed away while {unstored} results were in hand; their items are free again after the lease"
             )
@@ -482,23 +435,3 @@ class Worker:
 
     def _may_wait_no_longer(self, away_since: float) -> bool:
         return not self._options.forever and not self._is_holding and time.monotonic() - away_since > OUTAGE_SECONDS
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Calls `handler` in the running loop for each SIGTERM, SIGINT or (Windows) SIGBREAK.
-
-    `signal.signal` instead of the loop's `add_signal_handler`, which Windows' event loops do not have. Outside of the main
-    thread there are no signals, and this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
-    before = {number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

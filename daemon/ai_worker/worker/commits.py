@@ -1,0 +1,97 @@
+"""Outcomes on their way into the database: in groups, kept while the database is away, and taken apart when one is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from ai_worker.errors import DatabaseAway, DatabaseError
+from ai_worker.models import Outcome, OutcomeKind
+from ai_worker.store.queue import Committed
+
+COMMIT_ROWS: Final = 500
+COMMIT_BYTES: Final = 4_000_000  # of result texts; well below the smallest max_allowed_packet in use (16 MiB)
+AWAY_SECONDS: Final = 1.0  # between two tries to store a group; each has waited for the database already
+
+
+class Commits:
+    """Takes outcomes from calls and hands them to the database, as long as `run` runs.
+
+    Parameters
+    ----------
+    store: writes a group in one transaction. Raises DatabaseAway, or DatabaseError when the group cannot be stored.
+    on_stored: told after each transaction.
+    on_refused: told of a result that the database does not take, before it becomes a dead letter.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[Sequence[Outcome]], Awaitable[Committed]],
+        on_stored: Callable[[Committed], None],
+        on_refused: Callable[[Outcome, str], None],
+    ) -> None:
+        self._store = store
+        self._on_stored = on_stored
+        self._on_refused = on_refused
+        self._waiting: deque[Outcome] = deque()
+        self._group: list[Outcome] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, outcome: Outcome) -> None:
+        self._waiting.append(outcome)
+        self._arrived.set()
+
+    def __len__(self) -> int:
+        """How many outcomes are in hand and not known to be stored."""
+        return len(self._waiting) + len(self._group)
+
+    def waiting_tasks(self) -> set[int]:
+        """The tasks of outcomes that are not in the group being stored."""
+        return {outcome.item.task.id_task for outcome in self._waiting}
+
+    async def run(self) -> None:
+        """For ever. What has finished while one group was being stored is the next: alone when it is alone."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                self._fill_group()
+                while self._group:
+                    try:
+                        await self._commit(list(self._group))
+                    except DatabaseAway:
+                        await asyncio.sleep(AWAY_SECONDS)  # in hand, and kept until it is stored
+
+    def _fill_group(self) -> None:
+        size = 0
+        while self._waiting and len(self._group) < COMMIT_ROWS and size < COMMIT_BYTES:
+            outcome = self._waiting.popleft()
+            self._group.append(outcome)
+            if outcome.result is not None:
+                size += 6 * len(outcome.result.text_corrected or "")  # the text, and again in the whole answer, in UTF-8
+
+    async def _commit(self, group: list[Outcome]) -> None:
+        """Stores a group. When the database refuses it, finds the outcome at fault and makes it the dead letter that it is."""
+        try:
+            committed = await self._store(group)
+        except DatabaseAway:
+            raise
+        except DatabaseError as error:
+            if len(group) == 1:
+                await self._commit([self._buried(group[0], error)])
+            else:
+                for outcome in group:
+                    await self._commit([outcome])
+            return
+        settled = {outcome.item.operation_uuid for outcome in group}
+        self._group = [outcome for outcome in self._group if outcome.item.operation_uuid not in settled]
+        self._on_stored(committed)
+
+    def _buried(self, outcome: Outcome, error: DatabaseError) -> Outcome:
+        if outcome.kind is not OutcomeKind.PROCESSED:
+            raise error  # nothing in it came from a model: it is not the outcome that is at fault
+        message = f"the database refused the result: {error}"
+        self._on_refused(outcome, message)
+        return Outcome.failed(outcome.item, "unstorable", message, outcome.usage, outcome.cost, outcome.latency_ms or 0)
