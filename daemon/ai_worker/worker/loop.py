@@ -96,7 +96,7 @@ class Worker:
         self._give_up = give_up
         self._on_progress = on_progress
         self._summary = Summary()
-        self._calls: dict[asyncio.Task[None], Item] = {}
+        self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
         self._commits = Commits(self._store, self._account, self._refused)
         self._claimed = 0
@@ -239,20 +239,15 @@ class Worker:
         for id_task, count in Counter(item.task.id_task for item in items).items():
             self._lease.log(Event.FETCH, task=id_task, count=count)
         for item in items:
-            call = asyncio.create_task(self._call(item))
+            call = asyncio.create_task(self._caller.outcome(item))
             self._calls[call] = item
             self._in_flight[item.task.id_ai_model] += 1
             call.add_done_callback(self._call_ended)
 
-    async def _call(self, item: Item) -> None:
-        outcome = Outcome.released(item)
-        try:
-            outcome = await self._caller.outcome(item)
-        finally:  # also when the call was broken off
-            self._commits.put(outcome)
-
-    def _call_ended(self, call: asyncio.Task[None]) -> None:
+    def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
+        # Not before: a commit leaves a task open as long as calls for it are in flight, and this one no longer is.
+        self._commits.put(Outcome.released(item) if call.cancelled() or call.exception() else call.result())
         self._in_flight[item.task.id_ai_model] -= 1
         self._slot_freed.set()
         if self._endpoints.limit(item.task.id_ai_model) is not None:
@@ -403,7 +398,8 @@ class Worker:
             raise failure or DatabaseAway(
                 f"the database stayed away while {unstored} results were in hand; their items are free again after the lease"
             )
-        await asyncio.wait_for(asyncio.to_thread(self._lease.stop), timeout=STORE_SECONDS)
+        with contextlib.suppress(TimeoutError, DatabaseAway):  # the row is tidied up by others when its lease is over
+            await asyncio.wait_for(asyncio.to_thread(self._lease.stop), timeout=STORE_SECONDS)
         done = self._summary
         self._lease.log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
         if failure is not None:
