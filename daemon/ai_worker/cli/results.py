@@ -65,6 +65,7 @@ def results(
     In CSV, a text that begins with = + - @, tab or carriage return gets an apostrophe before it, since a spreadsheet would run it
     as a formula; how many did is told on standard error. --raw leaves them alone. JSONL never changes a text.
     """
+    guarded = 0  # stays so when the reader of a pipe leaves early
     chosen = format_name or _SUFFIXES.get(Path(output or "").suffix.lower(), "csv")
     with context.database() as db:
         reports = Reports(db)

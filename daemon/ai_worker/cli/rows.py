@@ -267,7 +267,7 @@ class RowFile:
 
     def _decoded(self, line: int, raw: str, decode: Callable[[str], Any]) -> Any:
         try:
-            return decode(raw)
+            return decode(raw.rstrip())  # else an early end is told as the beginning of the next line
         except RecursionError:
             self._refuse(line, "the JSON is nested too deeply")
         except json.JSONDecodeError as error:
