@@ -10,6 +10,7 @@ from ai_worker.models import Filters, Item, Task
 from ai_worker.store.queue import Queue
 
 REFRESH_SECONDS: Final = 1.0  # how long a list of tasks is trusted: a better task is noticed within this time
+RESET_SECONDS: Final = 60.0  # what was given back or retried lies behind the watermark, and must not wait for the task's end
 SMALL_TASKS: Final = 100  # tasks in one claim
 
 
@@ -30,6 +31,8 @@ class Picker:
         self._fetched_at = float("-inf")
         # Of big tasks: the key of the last item claimed. Behind it lie dead index entries that a claim need not wade through.
         self._watermarks: dict[int, int] = {}
+        self._reset_at = time.monotonic()
+        self._newest = 0
 
     def forget(self) -> None:
         """The next claim looks at the tasks anew, from the start of each: something has changed."""
@@ -53,10 +56,22 @@ class Picker:
         return taken
 
     def _refresh(self) -> None:
-        self._tasks = self._queue.runnable(self._filters, self._busy_models())
         self._fetched_at = time.monotonic()
-        known = {task.id_task for task in self._tasks}
-        self._watermarks = {key: value for key, value in self._watermarks.items() if key in known}
+        self._tasks = self._queue.runnable(self._filters, self._busy_models())
+        if not self._tasks and self._reopen():
+            self._tasks = self._queue.runnable(self._filters, self._busy_models())
+        if self._fetched_at - self._reset_at > RESET_SECONDS:
+            self._reset_at = self._fetched_at
+            self._watermarks.clear()
+
+    def _reopen(self) -> bool:
+        """With nothing to do: whether somebody has just inserted into a task that had ended, which then goes on."""
+        newest = self._queue.newest_item()
+        if newest <= self._newest:
+            return False
+        # The last thousand are enough to see the task of any usual INSERT; the upkeep's pages find the rest.
+        after, self._newest = max(self._newest, newest - 1000), newest
+        return self._queue.reopen_for_new_items(after) > 0
 
     def _next_group(self) -> list[Task]:
         """The best task alone when it is big, stopped, or named item by item; else it and its equals."""

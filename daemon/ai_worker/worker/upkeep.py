@@ -22,7 +22,6 @@ class Upkeep:
         self._lease = lease
         self._seconds = lease_seconds
         self._on_work = on_work  # told when items have become claimable
-        self._newest = 0
         self._page: int | None = None
         self._round = 0
         self._next_rescue = time.monotonic()  # at once: what an earlier worker on this host left behind waits for us
@@ -33,20 +32,10 @@ class Upkeep:
         if due is not None and due <= 0:
             while self._queue.promote_due():
                 self._on_work()
-        self.look_for_new_items()
         if time.monotonic() >= self._next_rescue:
             self._next_rescue = time.monotonic() + self._seconds / 4 * random.uniform(0.75, 1.25)  # noqa: S311 -- jitter
             self._sweep()
             self._round += 1
-
-    def look_for_new_items(self) -> None:
-        """Reopens finished tasks into which somebody has just inserted."""
-        newest = self._queue.newest_item()
-        if newest > self._newest:
-            # The first thousand are enough to see a task of any usual INSERT; the pages of `_sweep` find the rest.
-            if self._queue.reopen_for_new_items(max(self._newest, newest - 1000)):
-                self._on_work()
-            self._newest = newest
 
     def _sweep(self) -> None:
         # Right after a restart of the server every lease is stale and nobody is dead: let them all beat first.
