@@ -1,0 +1,122 @@
+"""`status`, `watch`, `workers`: the numbers that scripts rely on, and the words for people."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.conftest import Sql
+from tests.integration.commands import Commands
+from tests.servers import Programs
+
+
+@pytest.fixture
+def ai_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> Commands:
+    monkeypatch.setenv("AI_WORKER_DB_URL", database_url)
+    return Commands(monkeypatch, capsys)
+
+
+@pytest.fixture
+def task(sql: Sql) -> int:
+    """A task at work: two items processed, one in error, one deferred, one pending; its id."""
+    sql("INSERT INTO ai_model (name, provider) VALUES ('echo', 'echo')")
+    sql(
+        "INSERT INTO task (id_ai_model, description, status_id, started_at, records_processed, records_failed, tokens_input, "
+        "tokens_output, cost) "
+        "SELECT id_ai_model, 'Popraw \x1b[31mtekst', 1, NOW(6) - INTERVAL 10 SECOND, 2, 1, 1000, 300, 0.0123 FROM ai_model"
+    )
+    sql(
+        "INSERT INTO task_item (id_task, text_original, status_id, attempt, finished_at, available_at, error_kind, "
+        "error_message) SELECT t.id_task, s.* FROM task t JOIN (SELECT 'a', 1 s, 1 b, NOW(6) c, NULL d, NULL e, NULL f UNION ALL "
+        "SELECT 'b', 1, 1, NOW(6), NULL, NULL, NULL UNION ALL SELECT 'c', 3, 3, NOW(6), NULL, 'content_refused', 'nie wolno' "
+        "UNION ALL SELECT 'd', 4, 1, NULL, NOW(6) + INTERVAL 1 HOUR, 'rate_limited', 'za szybko' "
+        "UNION ALL SELECT 'e', 0, 0, NULL, NULL, NULL, NULL) s"
+    )
+    return int(sql("SELECT id_task FROM task")[0]["id_task"])
+
+
+def test_json_has_the_shape_that_scripts_rely_on(ai_worker: Commands, task: int) -> None:
+    found = ai_worker("status", str(task), "--json").json
+    assert list(found)[:10] == [
+        *("id_task", "status", "items", "records_processed", "records_failed"),
+        *("tokens_input", "tokens_output", "cost", "started_at", "finished_at"),
+    ]
+    assert (found["id_task"], found["status"], found["cost"], found["finished_at"]) == (task, "IN_PROGRESS", "0.0123", None)
+    assert found["items"] == {"pending": 1, "in_progress": 0, "deferred": 1, "processed": 2, "error": 1, "cancelled": 0}
+    assert (found["records_processed"], found["records_failed"], found["tokens_input"], found["tokens_output"]) == (
+        2,
+        1,
+        1000,
+        300,
+    )
+    assert found["started_at"].endswith("Z")
+    assert found["rate"] == pytest.approx(0.3, rel=0.5)
+    assert [(e["status"], e["kind"], e["items"], e["example"]["message"]) for e in found["errors"]] == [
+        ("ERROR", "content_refused", 1, "nie wolno"),
+        ("DEFERRED", "rate_limited", 1, "za szybko"),
+    ]
+    (listed,) = ai_worker("status", "--json").json
+    assert listed["items"] == found["items"]
+
+
+def test_for_people(ai_worker: Commands, task: int) -> None:
+    shown = ai_worker("status", str(task)).out
+    assert f"task {task}  IN_PROGRESS" in shown
+    assert "5: 2 processed, 1 in error, 1 pending, 1 deferred" in shown
+    assert "content_refused" in shown
+    assert "nie wolno" in shown
+    assert f"no worker is running; `ai-worker run --task {task}` starts one" in shown
+    assert "\x1b" not in shown  # a description must not steer the terminal
+    assert "IN_PROGRESS" in ai_worker("status").out
+
+
+def test_why_nothing_moves(ai_worker: Commands, task: int, sql: Sql) -> None:
+    sql(
+        "UPDATE ai_model SET stopped_at = UTC_TIMESTAMP(6), stopped_kind = 'quota_exhausted', stopped_reason = 'no credit', "
+        "probe_at = UTC_TIMESTAMP(6) + INTERVAL 60 SECOND"
+    )
+    for command in (["status", str(task)], ["status"], ["workers"]):
+        shown = ai_worker(*command).out
+        assert "model echo is stopped" in shown
+        assert "the account's money or quota is spent: top it up (no credit)" in shown
+    sql("UPDATE task SET status_id = 4")
+    assert f"`ai-worker resume {task}` goes on" in ai_worker("status", str(task)).out
+
+
+def test_nothing_there(ai_worker: Commands, database_url: str) -> None:
+    assert "no task yet" in ai_worker("status").out
+    assert ai_worker("status", "--json").json == []
+    assert "no worker is running" in ai_worker("workers").out
+    assert ai_worker("workers", "--json").json == []
+
+
+def test_workers(ai_worker: Commands, sql: Sql) -> None:
+    sql("SET time_zone = '+00:00'")
+    sql(
+        "INSERT INTO worker (host, pid, version, mode, concurrency, in_flight, items_processed, lease_until) "
+        "VALUES ('serwer-ż', 4711, '0.1', 'daemon', 50, 12, 3456, NOW(6) + INTERVAL 30 SECOND)"
+    )
+    (worker,) = ai_worker("workers", "--json").json
+    assert (worker["state"], worker["host"], worker["in_flight"], worker["concurrency"]) == ("alive", "serwer-ż", 12, 50)
+    shown = ai_worker("workers").out
+    assert "serwer-ż" in shown
+    assert "12 of 50" in shown
+
+
+@pytest.mark.parametrize(("status", "code"), [(2, 0), (3, 3), (5, 1)])
+def test_watch_ends_with_the_task(ai_worker: Commands, programs: Programs, task: int, sql: Sql, status: int, code: int) -> None:
+    watching = programs.start("watch", str(task), "--interval", "0.1")
+    watching.wait_for(f"task {task}  IN_PROGRESS  3 of 5 (60 %)")
+    sql(f"UPDATE task SET status_id = {status}, finished_at = NOW(6)")
+    assert watching.wait() == code
+    lines = watching.text().splitlines()
+    assert len(lines) >= 2
+    assert lines[-1].startswith(f"task {task}  {({2: 'COMPLETED', 3: 'ERROR', 5: 'CANCELLED'})[status]}")
+
+
+def test_watch_of_all_tasks_ends_with_ctrl_c(ai_worker: Commands, programs: Programs, task: int) -> None:
+    watching = programs.start("watch", "--interval", "0.1")
+    watching.wait_for(f"task {task}  IN_PROGRESS  3 of 5")
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.wait() == 0
