@@ -217,8 +217,9 @@ class DatabaseUrl:
     `hosts` are tried in turn. `unix_socket`, where given, takes the place of the hosts. `path` is the folder of an
     embedded server (scheme `embedded`), for which nothing else is set.
 
-    `ssl`: `off` never encrypts; `prefer` encrypts to other machines where the server offers it, without checking who it is; `required`
-    encrypts or fails; `verify` also checks the certificate and the host's name, against `ssl_ca` or the system's authorities.
+    `ssl`: `off` never encrypts; `prefer` encrypts to other machines, where the server offers it, without checking who it is;
+    `required` encrypts or fails; `verify` also checks the certificate and the host's name, against `ssl_ca` or the system's
+    authorities.
     """
 
     scheme: Literal["mysql", "mariadb", "embedded"]
