@@ -135,6 +135,9 @@ class Transaction:
     def execute_many(self, name: str, rows: Sequence[Parameters]) -> int:
         """A named `INSERT … VALUES (…)` for many rows, sent as few long statements."""
         cursor = self._cursor()
+        for row in rows:  # the driver splits many rows, but never one
+            if sum(len(value) for value in row.values() if isinstance(value, str | bytes)) * 4 > self._max_packet:
+                self._refuse_too_long(name, cursor.mogrify(statements()[name], row))
         cursor.executemany(statements()[name], rows)
         count: int = cursor.rowcount
         return count
@@ -161,13 +164,16 @@ class Transaction:
     def _run(self, name: str, parameters: Parameters | None) -> Any:
         cursor = self._cursor()
         sql = cursor.mogrify(statements()[name], parameters or {})
-        # A longer statement would be answered by a closed connection, which looks like a network fault and is retried for ever.
+        self._refuse_too_long(name, sql)
+        cursor.execute(sql)
+        return cursor
+
+    def _refuse_too_long(self, name: str, sql: str) -> None:
+        """A statement that is too long is answered by a closed connection, which looks like a network fault and is retried."""
         if len(sql) * 4 > self._max_packet and len(sql.encode("utf-8", "surrogatepass")) > self._max_packet:
             raise DatabaseError(
                 f"the statement {name} is larger than the server's max_allowed_packet ({self._max_packet} bytes)", 1153
             )
-        cursor.execute(sql)
-        return cursor
 
     def _end(self) -> None:
         self._connection = None
@@ -396,8 +402,8 @@ def _driver_arguments(url: DatabaseUrl, host: tuple[str, int]) -> dict[str, Any]
         arguments["unix_socket"] = url.unix_socket
     else:
         arguments["host"], arguments["port"] = host
-    if url.ssl == "off" or url.unix_socket:
-        arguments["ssl_disabled"] = True
+    if url.ssl == "off" or url.unix_socket or (url.ssl == "prefer" and not url.is_remote):
+        arguments["ssl_disabled"] = True  # on loopback encryption protects nothing, and setting it up costs 60 ms a connection
     elif url.ssl == "verify":
         arguments["ssl"] = context = ssl.create_default_context(cafile=url.ssl_ca)
         if url.ssl_cert:
