@@ -22,7 +22,7 @@ COMMANDS = {
     "run": ("work", "Process what is there, then exit."),
     "daemon": ("work", "Process what comes, for ever."),
     "status": ("status", "What is going on: all tasks, or one."),
-    "watch": ("status", "The same, live."),
+    "watch": ("status", "What is going on, live."),
     "workers": ("status", "Which workers are alive, and what they hold."),
     "results": ("results", "Results as CSV, JSONL or an HTML page."),
     "retry": ("control", "Bring back items that ended in ERROR."),

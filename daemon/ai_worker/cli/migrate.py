@@ -12,7 +12,7 @@ from ai_worker.errors import EXIT_CONFIGURATION, EXIT_DONE, SchemaMismatch
 @click.option("--check", is_flag=True, help="Only say whether the schema fits this version; exit with 78 when it does not.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 def migrate(check: bool, as_json: bool) -> int:
-    """Creates the tables, or brings them up to date; makes the database too where there is none.
+    """Create the tables, or bring them up to date; make the database too where there is none.
 
     Safe while workers run, and when many hosts start at once: one does the work, the others wait. Needs a user that may change
     the schema; a DBA may as well apply the files of sql/migrations with the mysql client.

@@ -60,9 +60,21 @@ def _model_options(command: F) -> F:
                 help="File with the API key. It is stored encrypted.",
             ),
             click.option("--api-key-stdin", is_flag=True, help="Read the API key from standard input."),
-            click.option("--rpm", type=click.IntRange(1, 4294967295), help="Requests per minute, all workers together."),
-            click.option("--tpm", type=click.IntRange(1, 4294967295), help="Tokens per minute, all workers together."),
-            click.option("--max-in-flight", type=click.IntRange(1, 4294967295), help="Calls in flight, all workers together."),
+            click.option(
+                "--rpm",
+                type=click.IntRange(1, 4294967295),
+                help="Requests per minute that the account allows. Kept for the record: not enforced.",
+            ),
+            click.option(
+                "--tpm",
+                type=click.IntRange(1, 4294967295),
+                help="Tokens per minute that the account allows. Kept for the record: not enforced.",
+            ),
+            click.option(
+                "--max-in-flight",
+                type=click.IntRange(1, 4294967295),
+                help="Calls in flight on this model, of each worker process.",
+            ),
             click.option("--price-input", type=_Usd(), help="USD per million input tokens; overrules the list price."),
             click.option("--price-cached", type=_Usd(), help="USD per million cached input tokens."),
             click.option("--price-output", type=_Usd(), help="USD per million output tokens."),
@@ -95,7 +107,7 @@ def add(name: str, api_key_file: Path | None, api_key_stdin: bool, options: tupl
     """Add a model under a NAME of your choice.
 
     \b
-    ai-worker model add gpt --provider openai --model gpt-5.5 --api-key-file key.txt --rpm 500
+    ai-worker model add gpt --provider openai --model gpt-5.5 --api-key-file key.txt --max-in-flight 50
     ai-worker model add local --provider openai --base-url http://127.0.0.1:8000/v1 --model qwen3
     ai-worker model add try --provider offline
     """

@@ -21,7 +21,7 @@ SAMPLE = "He go to school every day."
 REMEDIES: tuple[tuple[type[ProviderError], str], ...] = (
     (
         errors.RateLimited,
-        "Others may be using this account; try again in a minute, or set --rpm and --tpm below the account's limits.",
+        "Others may be using this account; try again in a minute, or take on less at a time: --max-in-flight.",
     ),
     (errors.Overloaded, "The provider is in trouble; try again later."),
     (errors.NetworkFailed, "Check --base-url, the network, proxies and the provider's certificate from this host."),

@@ -55,7 +55,7 @@ def status(id_task: int | None, limit: int, as_json: bool) -> None:
 @_ID
 @click.option("--interval", type=click.FloatRange(0.1), help="Seconds between two looks.  [default: 1 on a terminal, else 10]")
 def watch(id_task: int | None, interval: float | None) -> int:
-    """The same, live: one task until it ends, or all tasks until Ctrl-C.
+    """What is going on, live: one task until it ends, or all tasks until Ctrl-C.
 
     On a terminal the picture is drawn anew, elsewhere there is a line per interval. Exit code 3 says that items ended in
     ERROR, 1 that the task was cancelled.
