@@ -13,7 +13,7 @@ SELECT 1 AS answer;
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
-   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
     AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
@@ -27,7 +27,7 @@ UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
-   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
     AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
@@ -254,14 +254,14 @@ VALUES (%(host)s, %(pid)s, %(version)s, %(mode)s, %(concurrency)s, NOW(6) + INTE
 
 -- name: beat
 -- The heartbeat: one row, by key; it fails when somebody has begun to rescue this worker's items.
-UPDATE worker
+UPDATE worker FORCE INDEX (PRIMARY)
    SET heartbeat_at = NOW(6), lease_until = NOW(6) + INTERVAL %(lease_us)s MICROSECOND,
        in_flight = %(in_flight)s, items_processed = %(items_processed)s, items_failed = %(items_failed)s
  WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL;
 
 -- name: end_worker
 -- In good order, or by a rescue that has found nothing more of it. Whatever it still owned is an orphan from here on.
-UPDATE worker
+UPDATE worker FORCE INDEX (PRIMARY)
    SET ended_at = NOW(6), in_flight = 0, items_processed = %(items_processed)s, items_failed = %(items_failed)s
  WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
 
@@ -280,7 +280,7 @@ SELECT id_worker
 
 -- name: mark_worker_lost
 -- Its next heartbeat fails, so that it registers anew. The time stays that of the first rescuer.
-UPDATE worker SET lost_at = COALESCE(lost_at, NOW(6)) WHERE id_worker = %(id_worker)s;
+UPDATE worker FORCE INDEX (PRIMARY) SET lost_at = COALESCE(lost_at, NOW(6)) WHERE id_worker = %(id_worker)s;
 
 -- name: items_of_worker
 -- What a lost worker holds. Through the claim index, which is there anyway: an index on the owner would cost every claim and commit.
@@ -426,10 +426,11 @@ DELETE FROM ai_model WHERE id_ai_model = %(id_ai_model)s;
 
 -- name: model_stop
 -- The first failure stops it, a failed probe keeps it stopped; the calls that were in flight beside them change nothing.
+-- Whoever takes a probe has moved its time forward, so a probe must say that it is one.
 UPDATE ai_model
    SET stopped_kind = %(kind)s, stopped_reason = %(reason)s, stopped_at = COALESCE(stopped_at, UTC_TIMESTAMP(6)),
        probe_at = UTC_TIMESTAMP(6) + INTERVAL %(probe_seconds)s SECOND
- WHERE id_ai_model = %(id_ai_model)s AND (stopped_at IS NULL OR probe_at <= UTC_TIMESTAMP(6));
+ WHERE id_ai_model = %(id_ai_model)s AND (stopped_at IS NULL OR probe_at <= UTC_TIMESTAMP(6) OR %(is_probe)s);
 
 -- name: model_resume
 -- Matches a row only when it was stopped, so that one of many workers says so.

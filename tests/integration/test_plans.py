@@ -1,0 +1,298 @@
+"""How the servers execute the queue's statements: which index, how many rows, and how many locks.
+
+Run on 20,000 items in 8 tasks, as they are in the middle of the work, and on tables so small that reading them whole is cheapest:
+there a plan may lock the rows of others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from ai_worker.config import parse_database_url
+from ai_worker.db import Database, Transaction, statements
+from ai_worker.models import Filters
+from ai_worker.store.queue import Queue, _filter
+from tests.integration.lifecycle import Sql
+from tests.servers import TestDatabase, TestServer
+
+TASKS, ITEMS = 8, 2500  # items of each task
+CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_item_due", "k_task_runnable", "k_worker_lease"
+
+# statement -> table or alias -> (key, how many rows it may look at by the optimizer's estimate)
+EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
+    # claim
+    "runnable_tasks": {"t": (RUNNABLE, 20), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
+    "lock_pending_of_task": {"task_item": (CLAIM, ITEMS + 500)},
+    "lock_pending_of_tasks": {"task_item": (CLAIM, 4 * ITEMS + 500)},
+    "lock_pending_item": {"task_item": (PRIMARY, 1)},
+    "task_states": {"task": (PRIMARY, 4)},
+    "mark_claimed": {"task_item": (PRIMARY, 250)},
+    "start_tasks": {"task": (PRIMARY, 4)},
+    "claimed_items": {"task_item": (PRIMARY, 250)},
+    "unclaim": {"task_item": (PRIMARY, 250)},
+    # commit
+    "lock_committed": {"task_item": (PRIMARY, 250)},
+    "landed_operations": {"task_attempt": (PRIMARY, 250)},
+    "store_outcomes": {"i": (PRIMARY, 1)},
+    "charge_items": {"i": (PRIMARY, 1)},
+    "forget_lost_attempts": {"a": (PRIMARY, 250)},
+    "count_outcomes": {"t": (PRIMARY, 1)},
+    "lock_tasks": {"task": (PRIMARY, 4)},
+    "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
+    "end_tasks": {"task": (PRIMARY, 4)},
+    "ended_tasks": {"task": (PRIMARY, 4)},
+    # heartbeat, rescue, upkeep
+    "beat": {"worker": (PRIMARY, 1)},
+    "end_worker": {"worker": (PRIMARY, 1)},
+    "mark_worker_lost": {"worker": (PRIMARY, 1)},
+    "lock_stale_worker": {"worker": (LEASE, 300)},
+    "items_of_worker": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+    "orphaned_items": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS), "w": (PRIMARY, 1)},
+    "lock_lost_items": {"task_item": (PRIMARY, 250)},
+    "give_back_lost": {"task_item": (PRIMARY, 250)},
+    "cancel_lost": {"task_item": (PRIMARY, 250)},
+    "bury_lost": {"task_item": (PRIMARY, 250)},
+    "lock_due": {"task_item": (DUE, 1500)},
+    "promote_due": {"task_item": (PRIMARY, 250)},
+    "next_due": {"task_item": (DUE, 1500)},
+    "reopen_tasks": {"task": (PRIMARY, 4)},
+    "open_tasks_without_open_items": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+    "finished_tasks_page": {"t": (PRIMARY, 1000), "i": (CLAIM, ITEMS)},
+    "others_at_work": {"w": (LEASE, 300), "t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+}
+WORKER = "host, pid, version, mode, concurrency, lease_until"
+# A sort of unlocked rows, a hundred at most: tasks in progress that seem to have ended.
+SORTS = {"open_tasks_without_open_items"}
+# Statements that name rows by key must lock these alone, also where the table is small.
+LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
+BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY]]
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A database in the middle of the work."""
+
+    server: TestServer
+    name: str
+    url: str
+    tasks: list[int]
+    items: list[int]  # of the third task, pending ones
+
+    def open(self) -> Database:
+        return Database(parse_database_url(self.url))
+
+
+@pytest.fixture(scope="module")
+def busy(server: TestServer) -> Iterator[Busy]:
+    """Per task: a third done, some deferred (most of them for long), some in progress, the others pending. 200 workers."""
+    with server.new_database() as name:
+        TestDatabase(server, name).migrate()
+        values = ", ".join(["('tekst do poprawienia')"] * 100)
+        server.execute(
+            f"USE {name}",
+            "INSERT INTO ai_model (name, provider) VALUES ('m', 'echo')",
+            "CREATE TEMPORARY TABLE texts (text_original VARCHAR(100))",
+            *[f"INSERT INTO texts VALUES {values}"] * (ITEMS // 100),
+            *["INSERT INTO task (id_ai_model, status_id, started_at) VALUES (1, 1, NOW(6))"] * TASKS,
+            *["INSERT INTO task (id_ai_model, status_id, finished_at) VALUES (1, 2, NOW(6))"] * 50,
+            *[f"INSERT INTO task_item (id_task, text_original) SELECT {each}, text_original FROM texts" for each in range(1, 9)],
+            *[f"INSERT INTO worker ({WORKER}) VALUES ('h', 1, '0', 'run', 1, NOW(6) + INTERVAL 1 DAY)"] * 200,
+            "UPDATE worker SET lease_until = NOW(6) - INTERVAL 1 DAY WHERE id_worker % 100 = 0",
+            "UPDATE task_item SET status_id = 1, finished_at = NOW(6), attempt = 1 WHERE id_task_item % 3 = 0",
+            "UPDATE task_item SET status_id = 4, attempt = 1,"
+            " available_at = NOW(6) + INTERVAL CAST(id_task_item AS SIGNED) - 2000 SECOND"
+            " WHERE status_id = 0 AND id_task_item % 10 = 1",
+            "UPDATE task_item SET status_id = 2, id_worker = 1 + id_task_item % 200, claim_token = REPEAT('x', 16), attempt = 1"
+            " WHERE status_id = 0 AND id_task_item % 10 = 3",
+            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt",
+        )  # fmt: skip
+        rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
+        yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
+
+
+def explain(server: TestServer, database: str, name: str, **values: Any) -> list[dict[str, Any]]:
+    """The plan of a named statement, one row per table that it reads."""
+    with server.connect(database) as connection, connection.cursor() as cursor:
+        cursor.execute("EXPLAIN FORMAT=TRADITIONAL " + statements()[name], {**parameters(), **values})
+        return [row for row in cursor.fetchall() if row["table"] is not None]
+
+
+def parameters() -> dict[str, Any]:
+    """Something for every parameter of the statements in EXPECTED."""
+    items = list(range(100, 350))
+    return {
+        **_filter(Filters()),
+        "id_task": None,
+        "id_task_item": None,
+        "tasks": [1, 2, 3, 4],
+        "items": items,
+        "after": 0,
+        "size": 10,
+        "id_worker": 7,
+        "claim_token": b"x" * 16,
+        "operations": [bytes([each % 256] * 16) for each in items],
+        "rows": json.dumps([{"id": each, "at": 1} for each in items]),
+        "busy_models": (0,),
+        "before": 2**63,
+        "lease_us": 1,
+        "in_flight": 0,
+        "items_processed": 0,
+        "items_failed": 0,
+    }
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_plan(busy: Busy, name: str) -> None:
+    values: dict[str, Any] = {}
+    if name == "lock_pending_of_task":
+        values = {"id_task": 3, "after": busy.items[0]}
+    elif name == "lock_pending_item":
+        values = {"id_task": 3, "id_task_item": busy.items[0]}
+    seen = set()
+    for row in explain(busy.server, busy.name, name, **values):
+        extra = row["Extra"] or ""
+        assert "temporary" not in extra or row["table"] == "r", row
+        assert "join buffer" not in extra, row
+        if name not in SORTS:
+            assert "filesort" not in extra, row
+        if row["table"] in EXPECTED[name]:
+            key, most = EXPECTED[name][row["table"]]
+            seen.add(row["table"])
+            assert row["key"] == key, row
+            assert row["type"] in {"const", "eq_ref", "ref", "range"} or key == LEASE, row
+            assert int(row["rows"]) <= most, row
+        else:
+            assert row["table"] in {"r", "m", "w"} or row["table"].startswith("<"), row  # JSON rows; a model; a union's result
+    # Where a server sees before it starts that no row can match, it says no more.
+    assert seen == EXPECTED[name].keys() or name in {"landed_operations", "forget_lost_attempts", "lock_pending_item"}
+
+
+@pytest.mark.parametrize("name", BY_KEY)
+def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
+    server: TestServer, sql: Sql, database_url: str, name: str
+) -> None:
+    sql("INSERT INTO ai_model (id_ai_model, name, provider) VALUES (1, 'm', 'echo')")
+    for task in (1, 2, 3, 4, 5):
+        sql("INSERT INTO task (id_task, id_ai_model) VALUES (%s, 1)", [task])
+        sql(f"INSERT INTO worker (id_worker, {WORKER}) VALUES (%s, 'h', 1, '', '', 1, NOW(6))", [task])
+        sql("INSERT INTO task_item (id_task_item, id_task, text_original) VALUES (%s, 1, 'x')", [100 + task])
+        sql(
+            "INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_ai_model, outcome, error_kind)"
+            " VALUES (%s, 1, %s, 1, 1, 'lost', 'lost')",
+            [bytes([100 + task] * 16), 100 + task],
+        )
+    sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt")
+    values: dict[str, Any] = {"id_task": 1, "id_task_item": 101, "id_worker": 3, "items": [101, 102, 103, 104]}
+    values["operations"] = [bytes([each] * 16) for each in values["items"]]
+    keys = [1, 2, 3, 4] if name == "count_outcomes" else values["items"]
+    values["rows"] = json.dumps([{"id": key, "at": 0} for key in keys])
+    rows = [row for row in explain(server, parse_database_url(database_url).database, name, **values) if row["table"] != "r"]
+    assert [row["key"] for row in rows] == [PRIMARY]
+    assert rows[0]["type"] in {"const", "eq_ref", "range"}
+
+
+# ----- locks
+
+
+def rows_locked(busy: Busy, tx: Transaction) -> int:
+    """Records that this transaction holds locked, by the server's own count."""
+    connection = tx.raw("SELECT CONNECTION_ID() AS id")[0]["id"]
+    time.sleep(0.15)  # the table below is a cache, which is filled anew only 0.1 s after it was last read
+    rows = busy.server.execute(
+        f"SELECT trx_rows_locked AS n FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = {connection}"
+    )
+    if not rows:
+        return 0  # it has done nothing yet that InnoDB would call a transaction
+    count = int(rows[0]["n"])
+    if busy.server.name == "mysql":
+        held = busy.server.execute(
+            "SELECT COUNT(*) AS n FROM performance_schema.data_locks l JOIN performance_schema.threads t USING (thread_id)"
+            f" WHERE t.processlist_id = {connection} AND l.lock_type = 'RECORD'"
+        )
+        count = max(count, int(held[0]["n"]))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lock_pending_of_task", {"id_task": 3, "after": 0, "size": 10}),
+        ("lock_pending_of_tasks", {"tasks": [1, 2, 3, 4], "size": 10}),
+    ],
+)
+def test_a_claim_locks_its_rows_alone_and_the_next_one_gets_others_at_once(busy: Busy, name: str, values: dict[str, Any]) -> None:
+    one, two = busy.open(), busy.open()
+    taken: list[set[int]] = []
+
+    def lock(tx: Transaction) -> None:
+        taken.append({row["id_task_item"] for row in tx.query(name, values)})
+        assert len(taken[-1]) == 10
+        assert 10 <= rows_locked(busy, tx) <= 30
+
+    def second(tx: Transaction) -> None:
+        tx.raw("SET SESSION innodb_lock_wait_timeout = 1")
+        lock(tx)
+
+    def first(tx: Transaction) -> None:
+        lock(tx)
+        two.transaction(second)
+
+    one.transaction(first)
+    assert len(taken) == 2
+    assert not taken[0] & taken[1]
+    one.close()
+    two.close()
+
+
+def test_rows_that_wait_for_their_time_are_not_locked(busy: Busy) -> None:
+    database = busy.open()
+
+    def work(tx: Transaction) -> tuple[int, int]:
+        return len(tx.query("lock_due")), rows_locked(busy, tx)
+
+    due, locked = database.transaction(work)
+    assert 50 < due < 500
+    assert due <= locked <= 3 * due
+    database.close()
+
+
+def test_a_commit_locks_its_rows_alone(busy: Busy) -> None:
+    database = busy.open()
+
+    def work(tx: Transaction) -> int:
+        assert len(tx.query("lock_committed", {"items": busy.items[:10]})) == 10
+        return rows_locked(busy, tx)
+
+    assert 10 <= database.transaction(work) <= 11
+    database.close()
+
+
+def test_a_rescue_locks_one_worker(busy: Busy) -> None:
+    database = busy.open()
+
+    def work(tx: Transaction) -> int:
+        assert len(tx.query("lock_stale_worker")) == 1
+        return rows_locked(busy, tx)
+
+    assert 1 <= database.transaction(work) <= 4
+    database.close()
+
+
+def test_a_look_for_work_locks_nothing(busy: Busy) -> None:
+    database = busy.open()
+
+    def work(tx: Transaction) -> int:
+        assert tx.query("runnable_tasks", {**_filter(Filters()), "busy_models": (0,)})
+        assert tx.query("task_states", {"tasks": [1, 2]})
+        return rows_locked(busy, tx)
+
+    assert database.transaction(work) == 0
+    assert len(Queue(database).runnable(Filters())) == TASKS
+    database.close()
