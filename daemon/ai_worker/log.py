@@ -34,7 +34,8 @@ LONGEST_VALUE = 2000  # characters of one field: the log is no second copy of th
 class Event(Enum):
     """Everything that is ever logged: its level, its fields, and what it says.
 
-    ITEM stands for the fields of `of_item`: task, item, attempt, operation_uuid, model. A worker's lines all carry `worker`.
+    ITEM stands for the fields of `of_item`: task, item, attempt, operation_uuid, model. A worker's lines about its work all
+    carry `worker`; those about the database's connections do not.
     """
 
     # An item's way. Levels are spelt logging.X, since ERROR is an event's name in here.
@@ -54,7 +55,7 @@ class Event(Enum):
     RESCUE = (logging.WARNING, "lost_worker count", "the items of a dead worker were given back")
     CLAIM_LOST = (
         logging.WARNING,
-        "ITEM tokens_input tokens_output cost",
+        "ITEM tokens_input tokens_output cost latency_ms",
         "a result came after somebody else's claim and was not stored",
     )
     MODEL_STOPPED = (
@@ -67,7 +68,7 @@ class Event(Enum):
     # The worker and its database.
     DRAIN = (logging.INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
     STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")
-    HEARTBEAT_LATE = (logging.WARNING, "seconds", "no heartbeat could be written for a while; claiming pauses")
+    HEARTBEAT_LATE = (logging.WARNING, "seconds reason", "no heartbeat could be written for a while; claiming pauses")
     LEASE_LOST = (logging.ERROR, "seconds", "others may have taken this worker's items")
     DATABASE_AWAY = (
         logging.WARNING,
