@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus, Usage
-from ai_worker.store.queue import LATE, EndedTask, Queue
+from ai_worker.store.queue import LATE, Committed, EndedTask, Queue
 from tests.integration.lifecycle import (
     COST,
     POLISH,
@@ -156,6 +156,10 @@ def test_a_group_of_all_kinds_in_several_tasks(application: Application, queue: 
         assert row["status_id"] == TaskStatus.IN_PROGRESS
     expected = [ItemStatus.PROCESSED, ItemStatus.DEFERRED, ItemStatus.ERROR, ItemStatus.DEFERRED, ItemStatus.PENDING]
     assert [application.item_status(item.id_task_item) for item in items] == expected * 2
+
+
+def test_an_empty_group_is_nothing(queue: Queue, worker: int) -> None:
+    assert queue.commit(worker, []) == Committed()
 
 
 def test_tasks_of_which_more_is_held_are_not_looked_at(application: Application, queue: Queue, worker: int, task: int) -> None:

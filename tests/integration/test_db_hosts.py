@@ -149,7 +149,7 @@ def test_a_server_that_crashes_and_comes_back_loses_and_repeats_nothing(primary:
             killed.append(time.monotonic())
             primary.server.stop(SIGKILL)
             threading.Thread(target=primary.server.start, args=[primary.options]).start()
-            tx.query("ping")
+            tx.query("server_clock")
 
     database.transaction(work)
     assert len(database.transaction(lambda tx: tx.raw("SELECT 1 FROM task_item"))) == before + 1

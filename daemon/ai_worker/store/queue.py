@@ -223,6 +223,8 @@ class Queue:
         `held_tasks` are those of which the caller holds more items: they cannot have ended yet, and are not looked at.
         """
         group = sorted(outcomes, key=lambda outcome: outcome.item.id_task_item)
+        if not group:
+            return Committed()
         held = frozenset(held_tasks)
 
         def work(tx: Transaction) -> Committed:
