@@ -10,6 +10,7 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import Model
+from ai_worker.text import clean
 
 T = TypeVar("T")
 
@@ -121,12 +122,14 @@ class Models:
                 f"to keep it from being used, run `ai-worker model set {found.name} --inactive`"
             ) from None
 
-    def stop(self, id_ai_model: int, kind: str, reason: str, probe_seconds: float) -> bool:
+    def stop(self, id_ai_model: int, kind: str, reason: str, probe_seconds: float, *, is_probe: bool = False) -> bool:
         """Stops a model for every worker; after `probe_seconds`, by the database's clock, one may try it again.
 
-        True when this call stopped it, or kept it stopped after a probe; False when somebody else had done so already.
+        `is_probe` says that it was such a try that failed. True when this call stopped it, or kept it stopped after a probe;
+        False when somebody else had done so already.
         """
-        parameters = {"id_ai_model": id_ai_model, "kind": kind[:32], "reason": reason[:1000], "probe_seconds": probe_seconds}
+        stopped = {"kind": kind[:32], "reason": clean(reason)[:1000], "probe_seconds": probe_seconds}
+        parameters = {"id_ai_model": id_ai_model, **stopped, "is_probe": is_probe}
         return self._db.execute("model_stop", parameters) == 1
 
     def resume(self, id_ai_model: int) -> bool:

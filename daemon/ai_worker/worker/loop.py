@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError, ModelStopped
 from ai_worker.log import Event, of_item
-from ai_worker.models import Filters, Item, Outcome, OutcomeKind, Secret
+from ai_worker.models import Filters, Item, Outcome, OutcomeKind, Secret, Task
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
 from ai_worker.worker.calls import Caller, Endpoints
@@ -101,7 +102,7 @@ class Worker:
         self._commits = Commits(self._store, self._account, self._refused)
         self._claimed = 0
         self._stopping_models: dict[int, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._resuming: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()  # claim nothing more
         self._aborting = asyncio.Event()  # and wait for nothing more
         self._slot_freed = asyncio.Event()
@@ -224,8 +225,8 @@ class Worker:
 
     @property
     def _is_holding(self) -> bool:
-        """Whether any item is in flight, or its outcome not yet stored."""
-        return bool(self._calls or self._commits)
+        """Whether any item is in flight, its outcome not yet stored, or the model that it proved well not yet resumed."""
+        return bool(self._calls or self._commits or self._resuming)
 
     def _room(self, id_ai_model: int) -> int:
         limit = self._endpoints.limit(id_ai_model)
@@ -327,15 +328,17 @@ class Worker:
         id_ai_model = item.task.id_ai_model
         stopping = self._stopping_models.get(id_ai_model)
         if stopping is None:
-            stopping = asyncio.create_task(self._store_stop(id_ai_model, error, probe_seconds))
+            stopping = asyncio.create_task(self._store_stop(item.task, error, probe_seconds))
             self._stopping_models[id_ai_model] = stopping
         await asyncio.shield(stopping)
 
-    async def _store_stop(self, id_ai_model: int, error: ModelStopped, probe_seconds: float) -> None:
+    async def _store_stop(self, task: Task, error: ModelStopped, probe_seconds: float) -> None:
+        id_ai_model, probe = task.id_ai_model, task.is_probe
         name = self._endpoints.name(id_ai_model)
         self._summary.stopped_models[name] = str(error)
         try:
-            if await self._in_thread(self._upkeep_thread, self._models.stop, id_ai_model, error.kind, str(error), probe_seconds):
+            stop = partial(self._models.stop, id_ai_model, error.kind, str(error), probe_seconds, is_probe=probe)
+            if await self._in_thread(self._upkeep_thread, stop):
                 self._lease.log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=str(error), probe_seconds=probe_seconds)
         except DatabaseAway:
             pass  # the next call on it finds out again
@@ -349,11 +352,14 @@ class Worker:
                 name = self._endpoints.name(item.task.id_ai_model)
                 self._summary.stopped_models.pop(name, None)
                 self._lease.log(Event.MODEL_RESUMED, model=name)
+
+        def resumed(task: asyncio.Task[None]) -> None:
+            self._resuming.discard(task)
             self._wake()
 
         task = asyncio.create_task(resume())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._resuming.add(task)
+        task.add_done_callback(resumed)
 
     # ----- upkeep
 
