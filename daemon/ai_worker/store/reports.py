@@ -216,7 +216,7 @@ def _error(row: Row) -> ErrorGroup:
     due = row["due_seconds"]
     return ErrorGroup(
         status=ItemStatus(row["status_id"]),
-        kind=row["error_kind"] or "unknown",
+        kind=row["error_kind"] or "scheduled",  # by the application, and not tried yet
         items=row["items"],
         id_task_item=row["id_task_item"],
         message=row["error_message"] or "",
