@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -35,21 +36,24 @@ class Picker:
         self._newest = 0
 
     def forget(self) -> None:
-        """The next claim looks at the tasks anew, from the start of each: something has changed."""
+        """The next claim looks at the tasks anew: something has changed. Callable from any thread."""
         self._fetched_at = float("-inf")
 
     def take(self, id_worker: int, size: int) -> list[Item]:
         """Claims up to `size` items, from as many tasks as it takes."""
         taken: list[Item] = []
+        of_model: Counter[int] = Counter()  # in `taken`, of which `room` does not know yet
         if not self._tasks or time.monotonic() - self._fetched_at > REFRESH_SECONDS:
             self._refresh()
         while self._tasks and len(taken) < size:
             group = self._next_group()
-            count = min(size - len(taken), self._room(group[0].id_ai_model))
+            model = group[0].id_ai_model
+            count = min(size - len(taken), self._room(model) - of_model[model])
             if group[0].is_probe:
-                count = int(count > 0 and self._queue.take_probe(group[0].id_ai_model))
+                count = int(count > 0 and self._queue.take_probe(model))
             items = self._claim(id_worker, group, count) if count > 0 else []
             taken += items
+            of_model[model] += len(items)
             if len(items) < count or count <= 0 or group[0].is_probe:
                 done = {task.id_task for task in group}
                 self._tasks = [task for task in self._tasks if task.id_task not in done]
@@ -101,5 +105,5 @@ class Picker:
         if len(items) == count and self._filters.id_task_item is None:
             tasks = {item.task.id_task for item in items}
             if len(tasks) == 1:
-                self._watermarks[tasks.pop()] = max(item.id_task_item for item in items)
+                self._watermarks[tasks.pop()] = items[-1].id_task_item  # the highest, unless the claim began anew
         return items

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ai_worker.log import Event, Log
-from ai_worker.store.queue import EndedTask, Queue
+from ai_worker.store.queue import EndedTask, Queue, Rescued
 from ai_worker.worker.lease import Lease
 
 ORPHANS_EVERY: Final = 8  # rounds of the rescue
@@ -40,25 +40,22 @@ class Upkeep:
     def _sweep(self) -> None:
         # Right after a restart of the server every lease is stale and nobody is dead: let them all beat first.
         if self._lease.may_rescue and self._queue.uptime() >= self._seconds:
-            while self._rescue_step():
+            while self._report(self._queue.rescue()):
                 pass
             if self._round % ORPHANS_EVERY == 0:
-                orphans = self._queue.rescue_orphans()
-                self._report(orphans.id_worker, orphans.items, orphans.ended)
+                while self._report(self._queue.rescue_orphans()):
+                    pass
         self._page = self._queue.reopen_page(self._page)
         log_ended(self._lease.log, self._queue.end_forgotten())
 
-    def _rescue_step(self) -> bool:
-        rescued = self._queue.rescue()
-        self._report(rescued.id_worker, rescued.items, rescued.ended)
-        return rescued.more
-
-    def _report(self, lost_worker: int | None, items: int, ended: list[EndedTask]) -> None:
-        if lost_worker is not None or items:
-            self._lease.log(Event.RESCUE, lost_worker=lost_worker, count=items)
-        if items:
+    def _report(self, rescued: Rescued) -> bool:
+        """Tells what was rescued; whether there may be more."""
+        if rescued.id_worker is not None or rescued.items:
+            self._lease.log(Event.RESCUE, lost_worker=rescued.id_worker, count=rescued.items)
+        if rescued.items:
             self._on_work()
-        log_ended(self._lease.log, ended)
+        log_ended(self._lease.log, rescued.ended)
+        return rescued.more
 
 
 def log_ended(log: Log, ended: list[EndedTask]) -> None:
