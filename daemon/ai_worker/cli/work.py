@@ -215,13 +215,12 @@ def _preview(db: Database, filters: Filters, max_items: int | None, as_json: boo
     unpriced: set[str] = set()
     for task in queue.runnable(filters):
         model = models.get(task.id_ai_model)
-        kind = task_type(task.task_type)
         for item in queue.preview(task, filters.id_task_item):
             if max_items is not None and count >= max_items:
                 break
             count += 1
             try:
-                prompt = kind.prompt(item)
+                prompt = task_type(task.task_type).prompt(item)
             except (ItemRejected, UsageError) as error:
                 _show_rejected(item, error, as_json, count <= shown)
                 continue
