@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus, Usage
-from ai_worker.store.queue import LATE, Committed, EndedTask, Queue
+from ai_worker.store.ledger import LATE, EndedTask
+from ai_worker.store.queue import Committed, Queue
 from tests.integration.lifecycle import (
     COST,
     POLISH,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ai_worker.models import Filters, Item, ItemStatus, TaskStatus
-from ai_worker.store.queue import EndedTask, Queue, operation_uuid
+from ai_worker.store.ledger import EndedTask, operation_uuid
+from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import (
     POLISH,
     Application,

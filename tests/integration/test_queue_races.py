@@ -14,7 +14,8 @@ import pytest
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, Item, Outcome, TaskStatus
-from ai_worker.store.queue import EndedTask, Queue
+from ai_worker.store.ledger import EndedTask
+from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import (
     Application,
     Sql,
@@ -103,6 +104,20 @@ def test_two_workers_that_finish_the_last_two_items_at_once_end_the_task_once(
         assert [each for ended in reports for each in ended] == [expected]
         row = application.task_row(id_task)
         assert (row["status_id"], row["finished_at"] is None) == (status, False)
+
+
+def test_two_workers_that_give_back_the_last_two_items_of_a_cancelled_task_at_once_finish_it(
+    application: Application, queue: Queue, model: int, together: Together, sql: Sql
+) -> None:
+    """No counter changes here, so nothing but the look at the task itself holds the one back until the other is through."""
+    workers = [register(queue), register(queue)]
+    for _ in range(30):
+        id_task = application.task(model)
+        application.items(id_task, 2)
+        last = [claim(queue, each)[0] for each in workers]
+        sql("UPDATE task SET status_id = 5 WHERE id_task = %s", [id_task])
+        together(2, lambda number, last=last: queue.commit(workers[number], [Outcome.released(last[number])]))
+        assert application.task_row(id_task)["finished_at"] is not None
 
 
 def test_one_item_committed_by_two_threads_counts_once(

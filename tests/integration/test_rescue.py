@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus
-from ai_worker.store.queue import MAX_LOSSES, EndedTask, Queue
+from ai_worker.store.ledger import MAX_LOSSES, EndedTask
+from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import (
     COST,
     Application,

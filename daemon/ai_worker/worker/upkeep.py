@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ai_worker.log import Event, Log
-from ai_worker.store.queue import EndedTask, Queue, Rescued
+from ai_worker.store.ledger import EndedTask
+from ai_worker.store.queue import Queue, Rescued
 from ai_worker.worker.lease import Lease
 
 ORPHANS_EVERY: Final = 8  # rounds of the rescue
