@@ -7,7 +7,7 @@
 -- Which tasks can be worked on now, best first, without a lock: one index-ordered scan per status, merged by the caller.
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        m.stopped_at IS NOT NULL AS is_probe
+        m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
@@ -21,7 +21,7 @@
   LIMIT 100)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        m.stopped_at IS NOT NULL AS is_probe
+        m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
@@ -332,7 +332,7 @@ SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000
           FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
           STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
-         WHERE t.status_id = 1
+         WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
            AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
            AND (%(any_type)s OR t.task_type IN %(task_types)s)
            AND (%(any_model)s OR m.name IN %(model_names)s)

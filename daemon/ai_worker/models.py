@@ -114,6 +114,7 @@ class Task:
     max_attempts: int
     priority: int
     status: TaskStatus
+    max_in_flight: int | None = None  # of its model, in one worker
     is_probe: bool = False  # its model is stopped and due to be tried again, with one item
 
 

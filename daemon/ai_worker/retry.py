@@ -16,6 +16,7 @@ CALL_ATTEMPTS = 5
 CALL_CAP = 60.0  # seconds; whoever must wait longer should not hold a slot, and a restart, meanwhile
 ATTEMPT_BASE = 2.0  # seconds
 ATTEMPT_CAP = 600.0  # seconds
+LONGEST_WAIT = 7 * 86_400.0  # seconds; whoever asks for more has made a mistake, or counts in milliseconds
 
 Random = Callable[[], float]
 """Gives a number from 0 (included) to 1 (excluded)."""
@@ -60,11 +61,16 @@ def call_retrying(
 def attempt_delay(failed_attempts: int, retry_after: float | None = None, *, rng: Random = random.random) -> float:
     """Seconds until the next attempt, after so many failed ones (1 or more): exponential from 2 s to 600 s, with full jitter.
 
-    Never less than `retry_after`, the seconds that the provider asked for (the cap does not apply to it).
+    Never less than `retry_after`, the seconds that the provider asked for (the cap does not apply to it), up to a week.
     Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
     ceiling = min(ATTEMPT_CAP, ATTEMPT_BASE * 2.0 ** min(failed_attempts - 1, 16))
-    return max(rng() * ceiling, _spread(retry_after or 0.0, rng))
+    return max(rng() * ceiling, _spread(bounded(retry_after or 0.0), rng))
+
+
+def bounded(seconds: float) -> float:
+    """A time to wait as a provider names it, at most a week; a week too for what is no number."""
+    return min(LONGEST_WAIT, max(0.0, seconds)) if seconds == seconds else LONGEST_WAIT  # noqa: PLR0124 -- NaN is not itself
 
 
 class wait_server_or(wait_base):

@@ -24,7 +24,9 @@ def room() -> defaultdict[int, int]:
 
 @pytest.fixture
 def picker(queue: Queue, room: defaultdict[int, int]) -> Picker:
-    return Picker(queue, Filters(), lambda model: room[model], lambda: [each for each, left in room.items() if left <= 0])
+    return Picker(
+        queue, Filters(), lambda task: room[task.id_ai_model], lambda: [each for each, left in room.items() if left <= 0]
+    )
 
 
 def keys(picker: Picker, id_worker: int, size: int) -> list[int]:

@@ -93,6 +93,7 @@ class Queue:
                 max_attempts=row["max_attempts"],
                 priority=row["priority"],
                 status=TaskStatus(row["status_id"]),
+                max_in_flight=row["max_in_flight"],
                 is_probe=bool(row["is_probe"]),
             )
             for row in rows

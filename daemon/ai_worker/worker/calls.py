@@ -13,13 +13,14 @@ from tenacity import RetryCallState
 from ai_worker import prices
 from ai_worker.errors import ConfigurationError, DatabaseError, ItemRejected, ModelStopped, ProviderError, RateLimited, UsageError
 from ai_worker.log import DEBUG, WARNING, Event, Log, excerpt, of_item
-from ai_worker.models import NO_USAGE, Completion, Item, Model, Outcome, OutcomeKind, Prompt, Result, Secret
+from ai_worker.models import NO_USAGE, Completion, Item, Model, Outcome, OutcomeKind, Prompt, Result, Secret, Usage
 from ai_worker.providers import Provider, ProviderConfig, provider_class
-from ai_worker.retry import attempt_delay, call_retrying
+from ai_worker.retry import attempt_delay, bounded, call_retrying
 from ai_worker.task_types import task_type
 
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
+MOST_TOKENS = 10_000_000  # of one call; no model takes or gives as many
 FRESH_SECONDS = 30.0  # how long an `ai_model` row is trusted: a new key or limit is noticed within this time
 
 
@@ -73,11 +74,6 @@ class Endpoints:
             endpoint.model, endpoint.checked_at = model, time.monotonic()
             return endpoint
 
-    def limit(self, id_ai_model: int) -> int | None:
-        """`max_in_flight` of a model that is in use; None where there is none or it is not known yet."""
-        endpoint = self._ready.get(id_ai_model)
-        return endpoint.model.max_in_flight if endpoint else None
-
     def name(self, id_ai_model: int) -> str:
         """The model's name, for the log; its number while the row has not been read."""
         endpoint = self._ready.get(id_ai_model)
@@ -89,8 +85,12 @@ class Endpoints:
             endpoint.checked_at = float("-inf")
 
     async def aclose(self) -> None:
+        """Closes all providers. One that cannot be closed is left to the end of the process, which is near."""
         for provider in [*self._retired, *(endpoint.provider for endpoint in self._ready.values())]:
-            await provider.aclose()
+            try:
+                await provider.aclose()
+            except Exception as error:  # noqa: BLE001 -- a plug-in's bug must not spoil the end of a run that has done its work
+                Log()(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
 
     async def _build(self, model: Model) -> Provider:
         key = None if model.api_key_encrypted is None else self._decrypt(model.id_ai_model, model.api_key_encrypted)
@@ -152,7 +152,10 @@ class Caller:
         try:
             kind = task_type(item.task.task_type)
             completion = await self._complete(attempt, endpoint, kind.prompt(item))
-            return attempt.processed(kind.parse(item, completion))
+            result = kind.parse(item, completion)
+            if not isinstance(result.text_corrected, str | None):
+                raise TypeError(f"the task type {item.task.task_type!r} made a {type(result.text_corrected).__name__} for a text")
+            return attempt.processed(result)
         except DrainedError:
             return Outcome.released(item)
         except ModelStopped as error:
@@ -176,7 +179,7 @@ class Caller:
         def note(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, ProviderError):
-                attempt.usage += error.usage
+                attempt.usage += _plausible(error.usage)
                 fields["call"], fields["delay"] = state.attempt_number, round(state.upcoming_sleep, 2)
                 log(Event.RETRY, **fields, kind=error.kind, message=str(error))
 
@@ -186,10 +189,15 @@ class Caller:
         try:
             retrying = call_retrying(before_sleep=note, sleep=self._sleep)
             completion: Completion = await retrying(endpoint.provider.complete, prompt)
+        except asyncio.CancelledError:
+            if (call := asyncio.current_task()) is not None and call.cancelling():
+                raise
+            # Nobody cancelled us: it leaked out of the provider, and taken for ours it would give the item back for ever.
+            raise RuntimeError("the provider broke off its own call") from None
         except ProviderError as error:
-            attempt.usage += error.usage
+            attempt.usage += _plausible(error.usage)
             raise
-        usage = completion.usage
+        usage = _plausible(completion.usage)
         attempt.usage += usage
         if log.enabled(DEBUG):
             fields["tokens_input"], fields["tokens_output"] = usage.tokens_input, usage.tokens_output
@@ -206,7 +214,7 @@ class Caller:
 
     async def _stopped(self, item: Item, error: ModelStopped) -> Outcome:
         self._endpoints.recheck(item.task.id_ai_model)
-        await self._on_model_stopped(item, error, error.retry_after or PROBE_SECONDS)
+        await self._on_model_stopped(item, error, bounded(error.retry_after or PROBE_SECONDS))
         return Outcome.released(item)
 
 
@@ -232,17 +240,17 @@ class _Attempt:
     def postponed(self, error: RateLimited) -> Outcome:
         """Being told to slow down says nothing about the item: it waits, and its attempt is not charged."""
         delay = attempt_delay(POSTPONED_AS, error.retry_after)
-        outcome = Outcome.postponed(self.item, error.kind, str(error), delay, _milliseconds(self._began))
+        outcome = Outcome.postponed(self.item, _column(error.kind), str(error), delay, _milliseconds(self._began))
         return self._logged(outcome)
 
     def retry(self, kind: str, message: str, retry_after: float | None) -> Outcome:
         delay = attempt_delay(self.item.tries, retry_after)
         latency = _milliseconds(self._began)
-        return self._logged(Outcome.retry(self.item, kind, message, delay, self.usage, self._cost(), latency))
+        return self._logged(Outcome.retry(self.item, _column(kind), message, delay, self.usage, self._cost(), latency))
 
     def failed(self, kind: str, message: str) -> Outcome:
         latency = _milliseconds(self._began)
-        return self._logged(Outcome.failed(self.item, kind, message, self.usage, self._cost(), latency))
+        return self._logged(Outcome.failed(self.item, _column(kind), message, self.usage, self._cost(), latency))
 
     def _cost(self) -> Decimal | None:
         return prices.cost(self.model, self.usage) if self.model else None
@@ -259,6 +267,20 @@ class _Attempt:
             tokens_output=self.usage.tokens_output,
         )
         return outcome
+
+
+def _plausible(usage: Usage) -> Usage:
+    """The tokens that a provider says it used, within what the columns take: an absurd number must not cost the answer."""
+    tokens_input, tokens_output, cached, reasoning = (
+        min(max(0, tokens), MOST_TOKENS)
+        for tokens in (usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning)
+    )
+    return Usage(tokens_input, tokens_output, min(cached, tokens_input), min(reasoning, tokens_output))
+
+
+def _column(kind: str) -> str:
+    """An error's kind as its column takes it: a plug-in may name its own."""
+    return kind.encode("ascii", "replace").decode()[:32]
 
 
 def _milliseconds(began: float) -> int:

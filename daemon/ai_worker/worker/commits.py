@@ -78,7 +78,7 @@ class Commits:
             committed = await self._store(group)
         except DatabaseAway:
             raise
-        except DatabaseError as error:
+        except (DatabaseError, TypeError, ValueError) as error:  # the latter two: a plug-in's result that no JSON can hold
             if len(group) == 1:
                 await self._commit([self._buried(group[0], error)])
             else:
@@ -89,7 +89,7 @@ class Commits:
         self._group = [outcome for outcome in self._group if outcome.item.operation_uuid not in settled]
         self._on_stored(committed)
 
-    def _buried(self, outcome: Outcome, error: DatabaseError) -> Outcome:
+    def _buried(self, outcome: Outcome, error: Exception) -> Outcome:
         if outcome.kind is not OutcomeKind.PROCESSED:
             raise error  # nothing in it came from a model: it is not the outcome that is at fault
         message = f"the database refused the result: {error}"

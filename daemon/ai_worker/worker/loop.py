@@ -99,6 +99,7 @@ class Worker:
         self._summary = Summary()
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
+        self._limits: dict[int, int] = {}  # of it, by model, where there is one
         self._commits = Commits(self._store, self._account, self._refused)
         self._claimed = 0
         self._stopping_models: dict[int, asyncio.Task[None]] = {}
@@ -228,12 +229,12 @@ class Worker:
         """Whether any item is in flight, its outcome not yet stored, or the model that it proved well not yet resumed."""
         return bool(self._calls or self._commits or self._resuming)
 
-    def _room(self, id_ai_model: int) -> int:
-        limit = self._endpoints.limit(id_ai_model)
-        return self._options.concurrency if limit is None else limit - self._in_flight[id_ai_model]
+    def _room(self, task: Task) -> int:
+        limit = task.max_in_flight
+        return self._options.concurrency if limit is None else limit - self._in_flight[task.id_ai_model]
 
     def _busy_models(self) -> list[int]:
-        return [id_ai_model for id_ai_model in list(self._in_flight) if self._room(id_ai_model) <= 0]
+        return [each for each, limit in list(self._limits.items()) if self._in_flight[each] >= limit]
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
@@ -243,6 +244,10 @@ class Worker:
             call = asyncio.create_task(self._caller.outcome(item))
             self._calls[call] = item
             self._in_flight[item.task.id_ai_model] += 1
+            if item.task.max_in_flight is None:
+                self._limits.pop(item.task.id_ai_model, None)
+            else:
+                self._limits[item.task.id_ai_model] = item.task.max_in_flight
             call.add_done_callback(self._call_ended)
 
     def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
@@ -251,7 +256,7 @@ class Worker:
         self._commits.put(Outcome.released(item) if call.cancelled() or call.exception() else call.result())
         self._in_flight[item.task.id_ai_model] -= 1
         self._slot_freed.set()
-        if self._endpoints.limit(item.task.id_ai_model) is not None:
+        if item.task.id_ai_model in self._limits:
             self._wake()  # the claim may be waiting for just this model
 
     async def _is_done(self) -> bool:
@@ -274,9 +279,10 @@ class Worker:
 
     def _look_around(self) -> tuple[Waiting | None, list[float]]:
         self._queue.promote_due()
-        if self._queue.runnable(self._filters):
-            return None, []
-        return self._queue.waiting(self._filters), self._queue.others_at_work(self._lease.id_worker, self._filters)
+        others = self._queue.others_at_work(self._lease.id_worker, self._filters)
+        waiting = self._queue.waiting(self._filters)
+        # Last: items move towards being runnable, and one that does so between two looks must be seen by the later one.
+        return (None, []) if self._queue.runnable(self._filters) else (waiting, others)
 
     # ----- committing
 
@@ -286,7 +292,15 @@ class Worker:
 
     def _refused(self, outcome: Outcome, message: str) -> None:
         name = self._endpoints.name(outcome.item.task.id_ai_model)
-        self._lease.log(Event.ERROR, **of_item(outcome.item, name), kind="unstorable", message=message)
+        self._lease.log(
+            Event.ERROR,
+            **of_item(outcome.item, name),
+            kind="unstorable",
+            message=message,
+            outcome=OutcomeKind.FAILED.value,
+            tokens_input=outcome.usage.tokens_input,
+            tokens_output=outcome.usage.tokens_output,
+        )
 
     def _account(self, committed: Committed) -> None:
         summary, log = self._summary, self._lease.log

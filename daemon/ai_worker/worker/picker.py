@@ -18,11 +18,11 @@ SMALL_TASKS: Final = 100  # tasks in one claim
 class Picker:
     """Claims items for one worker. Used by one thread.
 
-    `room(id_ai_model)` says how many more items of a model may be taken on now, `busy_models()` which take none.
+    `room(task)` says how many more items of a task's model may be taken on now, `busy_models()` which models take none.
     """
 
     def __init__(
-        self, queue: Queue, filters: Filters, room: Callable[[int], int], busy_models: Callable[[], Iterable[int]]
+        self, queue: Queue, filters: Filters, room: Callable[[Task], int], busy_models: Callable[[], Iterable[int]]
     ) -> None:
         self._queue = queue
         self._filters = filters
@@ -48,7 +48,7 @@ class Picker:
         while self._tasks and len(taken) < size:
             group = self._next_group()
             model = group[0].id_ai_model
-            count = min(size - len(taken), self._room(model) - of_model[model])
+            count = min(size - len(taken), self._room(group[0]) - of_model[model])
             if group[0].is_probe:
                 count = int(count > 0 and self._queue.take_probe(model))
             items = self._claim(id_worker, group, count) if count > 0 else []
