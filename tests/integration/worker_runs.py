@@ -80,7 +80,7 @@ class Run:
             async def work() -> Summary:
                 if meanwhile is not None:
                     threading.Thread(target=meanwhile, args=(worker, asyncio.get_running_loop()), daemon=True).start()
-                return await asyncio.wait_for(worker.run(), 120)
+                return await asyncio.wait_for(worker.run(), 60)
 
             self.summary = asyncio.run(work())
             self.claimed = queue.claimed

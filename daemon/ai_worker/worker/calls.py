@@ -152,10 +152,7 @@ class Caller:
         try:
             kind = task_type(item.task.task_type)
             completion = await self._complete(attempt, endpoint, kind.prompt(item))
-            result = kind.parse(item, completion)
-            if not isinstance(result.text_corrected, str | None):
-                raise TypeError(f"the task type {item.task.task_type!r} made a {type(result.text_corrected).__name__} for a text")
-            return attempt.processed(result)
+            return attempt.processed(kind.parse(item, completion))
         except DrainedError:
             return Outcome.released(item)
         except ModelStopped as error:
@@ -235,6 +232,9 @@ class _Attempt:
         self._began = time.monotonic()
 
     def processed(self, result: Result) -> Outcome:
+        """Raises TypeError when a plug-in made a result that is none."""
+        if not isinstance(result.text_corrected, str | None):
+            raise TypeError(f"the result's text is of the type {type(result.text_corrected).__name__}")
         return Outcome.processed(self.item, result, self.usage, self._cost(), _milliseconds(self._began))
 
     def postponed(self, error: RateLimited) -> Outcome:
