@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
+from ai_worker import log
 from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Secret
 from tests.conftest import Sql
@@ -147,6 +148,7 @@ def test_a_key_that_the_provider_echoes_shows_nowhere(
             sql, add_model(sql, fake, api, f"{api} {fault}", api_key_encrypted=b"sealed"), [f"Zażółć gęślą jaźń ({api} {fault})"]
         )
     fake.script(*(Rule(fault, contains=f" {fault})", echo_key=True) for fault in ECHOING))
+    log.configure("debug", "json")  # on the captured stream
     with steady_waits():
         run = Run(database_url, decrypt=lambda *_: Secret(KEY))
     assert set(fake.per_fault) == set(ECHOING)
