@@ -1,10 +1,23 @@
-"""`python -m ai_worker` and the console script: runs the command line and turns errors into messages and exit codes."""
+"""`python -m ai_worker` and the console script: the way into the command line.
+
+Nothing is imported before it is guarded, so that Ctrl-C ends the start as it ends a command: with one line.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from ai_worker.cli import main
+
+def main() -> int:
+    """Runs the command line of this process and returns its exit code."""
+    try:
+        from ai_worker import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("ai-worker: interrupted\n")
+        return 1  # errors.EXIT_FAILED, which may not have been imported yet
+
 
 if __name__ == "__main__":
     sys.exit(main())

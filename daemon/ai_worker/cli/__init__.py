@@ -5,7 +5,12 @@ Every command lives in a module of its own that is imported only when the comman
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import importlib
+import io
+import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +41,8 @@ COMMANDS = {
     "completion": ("completion", "Print the shell completion script."),
 }
 
+_AS_ESCAPES = "ai_worker.escapes"
+
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
@@ -49,6 +56,13 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"ai_worker.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `ai-worker status | head`; click itself would end with 1
+            _discard_output()
+            return EXIT_DONE
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's signature
         with formatter.section("Commands"):
@@ -66,19 +80,67 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. An expected error is one line on stderr, never a traceback."""
+    """Runs one command and returns its exit code. An expected error is one line on stderr, never a traceback.
+
+    So is an output that cannot be written, as on a full disk. A reader who leaves early, as `head` does, is no error at all.
+    """
+    _write_what_the_encoding_lacks_as_escapes()
+    try:
+        code = _run(argv)
+        _flush()
+    except OSError as error:
+        _discard_output()
+        place = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{place}")
+        return EXIT_FAILED
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=argv, standalone_mode=False)
     except AiWorkerError as error:
-        click.echo(f"ai-worker: {error}", err=True)
+        _complain(str(error))
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ai-worker: interrupted", err=True)
+        _complain("interrupted")
         return EXIT_FAILED
-    except BrokenPipeError:  # `ai-worker results 1 | head`
-        sys.stderr.close()
-        return EXIT_DONE
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):  # there is nobody left to tell
+        click.echo(f"ai-worker: {message}", err=True)
+
+
+def _write_what_the_encoding_lacks_as_escapes() -> None:
+    """A stream in Latin-1 or a Windows code page gets `\\u0142` for ł: readable, and within JSON still the same text."""
+    codecs.register_error(_AS_ESCAPES, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_AS_ESCAPES)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _flush() -> None:
+    """Now, while an error can still be told: at the interpreter's exit it would be a traceback."""
+    if sys.stdout is not None and not sys.stdout.closed:  # None: the program was started with its output closed
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Sends what standard output still holds, and cannot write, nowhere: it would be tried again at exit."""
+    try:
+        _flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
