@@ -16,7 +16,8 @@
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_model)s OR m.name IN %(model_names)s)
-    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
+            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
   LIMIT 100)
 UNION ALL
@@ -30,7 +31,8 @@ UNION ALL
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_model)s OR m.name IN %(model_names)s)
-    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
+            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
   LIMIT 100);
 
@@ -261,6 +263,10 @@ UPDATE worker FORCE INDEX (PRIMARY)
    SET ended_at = NOW(6), in_flight = 0, items_processed = %(items_processed)s, items_failed = %(items_failed)s
  WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
 
+-- name: end_lost_worker
+-- A rescued worker's row ends with its last item; what it had done stays on it.
+UPDATE worker FORCE INDEX (PRIMARY) SET ended_at = NOW(6), in_flight = 0 WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
+
 -- name: uptime
 -- Seconds since the server started: right after a restart every lease is stale and none of the workers is dead.
 SHOW GLOBAL STATUS LIKE 'Uptime';
@@ -288,7 +294,7 @@ SELECT i.id_task_item
 
 -- name: orphaned_items
 -- Items whose owner has ended or is not there at all: a claim that landed after its worker had been given up.
-SELECT i.id_task_item
+SELECT i.id_task_item, i.id_worker
   FROM task t FORCE INDEX (k_task_runnable)
   STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
   LEFT JOIN worker w ON w.id_worker = i.id_worker
@@ -358,6 +364,24 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
 -- For `run --task-item`: which task it belongs to, and how it stands.
 SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_status s ON s.status_id = i.status_id
  WHERE i.id_task_item = %(id_task_item)s;
+
+-- name: preview_tasks
+-- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
+SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
+       m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+  FROM task t FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+ WHERE t.id_task > %(after)s
+   AND t.status_id IN (0, 1)
+   AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+   AND m.is_active = 1
+   AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
+           AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
+ ORDER BY t.id_task
+ LIMIT %(size)s;
 
 -- name: preview_items
 -- For dry runs: what would be claimed, page by page, without touching it.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import socket
 import ssl
 import threading
 import time
@@ -36,7 +37,7 @@ from tenacity import (
 )
 
 from ai_worker.config import DatabaseUrl
-from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused
+from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.log import Event, Log
 
 T = TypeVar("T")
@@ -78,6 +79,16 @@ SESSION: Final = (
 WRITABLE: Final = "SELECT CAST(@@GLOBAL.read_only AS CHAR), CAST(@@GLOBAL.innodb_read_only AS CHAR), @@SESSION.max_allowed_packet"
 IS_GALERA: Final = "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON'"
 GALERA_STATE: Final = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
+
+VALUE: Final = frozenset(
+    {
+        1048, 1138,  # NULL
+        1153, 1406, 1264, 1690,  # too long, out of range
+        1265, 1292, 1366, 1300, 1411,  # of the wrong kind
+        1441,  # a time overflows
+        3140, 3141, 3157, 4025, 4038, 3819,  # no JSON, or nested too deep; against a CHECK
+    }
+)  # fmt: skip
 
 MAX_CONFLICTS: Final = 20
 MAX_LOSSES: Final = 5
@@ -171,7 +182,7 @@ class Transaction:
     def _refuse_too_long(self, name: str, sql: str) -> None:
         """A statement that is too long is answered by a closed connection, which looks like a network fault and is retried."""
         if len(sql) * 4 > self._max_packet and len(sql.encode("utf-8", "surrogatepass")) > self._max_packet:
-            raise DatabaseError(
+            raise ValueRefused(
                 f"the statement {name} is larger than the server's max_allowed_packet ({self._max_packet} bytes)", 1153
             )
 
@@ -226,7 +237,7 @@ class _Session:
             self._rollback()
             if code in CONFLICT:
                 raise _ConflictError(str(error)) from error
-            raise DatabaseError(_message(error), code) from error
+            raise (ValueRefused if code in VALUE else DatabaseError)(_message(error), code) from error
         except BaseException:
             self._rollback()
             raise
@@ -245,6 +256,11 @@ class _Session:
     def is_open(self) -> bool:
         is_open: bool = self.connection.open
         return is_open
+
+    def interrupt(self) -> None:
+        """Ends a wait of another thread for the server's answer: it finds the connection lost."""
+        with contextlib.suppress(AttributeError, OSError):  # there is no connection any more
+            self.connection._sock.shutdown(socket.SHUT_RDWR)  # the driver offers no other way
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.err.Error, OSError):  # closed already, by the server or by the network
@@ -268,6 +284,7 @@ class Database:
         self._sessions: set[_Session] = set()
         self._lock = threading.Lock()
         self._preferred = 0
+        self._has_been_in = False
         self._given_up = threading.Event()
 
     def connect(self) -> None:
@@ -300,8 +317,12 @@ class Database:
         return self._repeat(work, autocommit=False)
 
     def give_up(self) -> None:
-        """From now on nobody waits for a database that is away; callable from any thread."""
+        """From now on nobody waits for a database that is away, nor for an answer; callable from any thread."""
         self._given_up.set()
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.interrupt()
 
     def close(self) -> None:
         """Closes the connections of all threads. Call it when none of them is at work any more."""
@@ -329,7 +350,7 @@ class Database:
                 conflicts += 1
                 log(Event.CONFLICT, attempt=conflicts, reason=str(error))
                 if conflicts >= MAX_CONFLICTS:
-                    raise DatabaseError(f"gave up after {conflicts} conflicts: {error}", 1213) from error
+                    raise DatabaseAway(f"gave up after {conflicts} conflicts: {error}", 1213) from error
                 time.sleep(random.uniform(0.0, 0.002 * 2 ** min(conflicts, 7)))  # noqa: S311 -- jitter
 
     def _session(self) -> _Session:
@@ -368,20 +389,27 @@ class Database:
         return session
 
     def _connect_once(self) -> _Session:
-        """Tries each host once, beginning with the one that worked last."""
+        """Tries each host once, beginning with the one that worked last.
+
+        Refused for good is who is refused by all hosts before any has let him in. Later it is a password being changed, or a
+        replica being made anew: a worker with results in hand waits for that.
+        """
         hosts = self.url.hosts or ((self.url.unix_socket or "localhost", 0),)
-        first = self._preferred
-        problems: list[str] = []
+        problems: list[DatabaseError] = []
         for step in range(len(hosts)):
-            index = (first + step) % len(hosts)
+            index = (self._preferred + step) % len(hosts)
             try:
                 session = _Session(self.url, hosts[index])
-            except DatabaseAway as error:
-                problems.append(str(error))
+            except (DatabaseAway, DatabaseRefused) as error:
+                problems.append(error)
                 continue
             self._preferred = index
+            self._has_been_in = True
             return session
-        raise DatabaseAway("no database server to work with: " + "; ".join(problems))
+        text = "; ".join(map(str, problems))
+        if all(isinstance(problem, DatabaseRefused) for problem in problems) and not self._has_been_in:
+            raise DatabaseRefused(text, problems[0].code)
+        raise DatabaseAway(f"no database server to work with: {text}")
 
 
 def _driver_arguments(url: DatabaseUrl, host: tuple[str, int]) -> dict[str, Any]:
@@ -433,6 +461,7 @@ def _name(host: tuple[str, int]) -> str:
 def _translated(error: BaseException, host: tuple[str, int]) -> DatabaseError:
     """What a failed connection means: refused for good, or away for now."""
     code = _code(error)
-    if code in REFUSED or isinstance(error, ssl.SSLError) or isinstance(getattr(error, "original_exception", None), ssl.SSLError):
+    # Other TLS errors happen to servers that are just going down.
+    if code in REFUSED or isinstance(getattr(error, "original_exception", error), ssl.SSLCertVerificationError):
         return DatabaseRefused(f"{_name(host)} refused the connection: {_message(error)}", code)
     return DatabaseAway(f"{_name(host)}: {_message(error)}", code)

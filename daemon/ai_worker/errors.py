@@ -5,6 +5,7 @@ AiWorkerError                     a message for people; `exit_code` for the shel
 ├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
 │   └── SchemaMismatch     78     the database's schema is older or newer than this version
 ├── DatabaseError           1     the server refused a statement
+│   ├── ValueRefused        1     because of a value in it: too long, of the wrong kind, against a CHECK
 │   ├── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
 │   └── DatabaseRefused    78     the server does not let us in: user, password, database name, TLS
 └── ProviderError                 a model call that brought no usable answer; sorted by what must happen next
@@ -67,8 +68,12 @@ class DatabaseError(AiWorkerError):
         self.code = code
 
 
+class ValueRefused(DatabaseError):
+    """The server does not take a value of the statement; the same statement will never succeed."""
+
+
 class DatabaseAway(DatabaseError):
-    """No server could be reached, or none of them accepts writes."""
+    """No server could be reached, or none of them accepts writes, or conflicts on it would not end: later it may work."""
 
     exit_code = EXIT_TEMPORARY
 

@@ -63,6 +63,11 @@ class Event(Enum):
         "model kind message probe_seconds",
         "no item can succeed on a model now; it is stopped for every worker",
     )
+    MODEL_UNUSABLE = (
+        logging.ERROR,
+        "model message",
+        "this process lacks a model's key or provider and leaves it to others for a while",
+    )
     MODEL_RESUMED = (logging.INFO, "model", "a stopped model answered again")
     TASK_DONE = (logging.INFO, "task status records_processed records_failed", "a task's last open item was closed")
     # The worker and its database.

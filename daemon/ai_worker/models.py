@@ -241,8 +241,10 @@ class Outcome:
         return cls(item, OutcomeKind.FAILED, usage, cost, None, kind, message, 0.0, latency_ms)
 
     @classmethod
-    def postponed(cls, item: Item, kind: str, message: str, delay: float, latency_ms: int) -> Self:
-        return cls(item, OutcomeKind.POSTPONED, error_kind=kind, error_message=message, delay=delay, latency_ms=latency_ms)
+    def postponed(
+        cls, item: Item, kind: str, message: str, delay: float, usage: Usage, cost: Decimal | None, latency_ms: int
+    ) -> Self:
+        return cls(item, OutcomeKind.POSTPONED, usage, cost, None, kind, message, delay, latency_ms)
 
     @classmethod
     def released(cls, item: Item) -> Self:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ai_worker.db import Database
-from ai_worker.models import Filters, Item, ItemStatus, Outcome, Result, TaskStatus, Usage
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, Result, TaskStatus, Usage
 from ai_worker.store.queue import Queue
 
 Sql = Callable[..., list[dict[str, Any]]]
@@ -128,7 +128,7 @@ def failed(item: Item) -> Outcome:
 
 def postponed(item: Item, delay: float = 10.0) -> Outcome:
     """Not the item's fault."""
-    return Outcome.postponed(item, "rate_limited", "429", delay, 250)
+    return Outcome.postponed(item, "rate_limited", "429", delay, NO_USAGE, None, 250)
 
 
 def snapshot(sql: Sql) -> dict[str, list[dict[str, Any]]]:

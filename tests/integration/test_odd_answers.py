@@ -217,24 +217,33 @@ def test_a_providers_bug_costs_its_items_their_attempts(
 
 
 @pytest.mark.parametrize(
-    ("provider", "kind", "reason"),
+    ("provider", "reason"),
     [
-        ("Missing", "configuration", "No module named 'there_is_no_such_module'"),
-        ("Unmade", "configuration", "nie ma mnie"),
-        ("Unheard", "configuration", "unknown provider 'Unheard'; known ones: "),
-        ("Denied", "access_denied", "nie � wolno"),
+        ("Missing", "No module named 'there_is_no_such_module'"),
+        ("Unmade", "nie ma mnie"),
+        ("Unheard", "unknown provider 'Unheard'; known ones: "),
     ],
 )
-def test_a_provider_that_cannot_work_stops_its_model(
-    sql: Sql, database_url: str, plugins: None, provider: str, kind: str, reason: str
+def test_a_provider_that_this_process_lacks_leaves_its_model_to_others(
+    sql: Sql, database_url: str, plugins: None, provider: str, reason: str
 ) -> None:
     model, task, run = run_beside_a_sound_one(sql, database_url, provider)
+    assert run.claimed == 6
+    assert run.summary.stopped_models == {}
+    ((_, said),) = run.summary.unusable_models.items()
+    assert said.startswith(reason)
+    assert {(item["status"], item["attempt"]) for item in items_of(sql, task)} == {("PENDING", 0)}
+    assert model_of(sql, model)["stopped_at"] is None
+
+
+def test_a_provider_that_is_denied_stops_its_model(sql: Sql, database_url: str, plugins: None) -> None:
+    model, task, run = run_beside_a_sound_one(sql, database_url, "Denied")
     assert run.claimed == 6
     assert len(run.summary.stopped_models) == 1
     assert {(item["status"], item["attempt"]) for item in items_of(sql, task)} == {("PENDING", 0)}
     row = model_of(sql, model)
-    assert row["stopped_kind"] == kind
-    assert row["stopped_reason"].startswith(reason)
+    assert row["stopped_kind"] == "access_denied"
+    assert row["stopped_reason"].startswith("nie � wolno")
     assert float(row["probe_seconds"]) >= 300
 
 

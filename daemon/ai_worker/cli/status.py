@@ -21,7 +21,6 @@ WHY_STOPPED = {
     "access_denied": "its API key is wrong or lacks a permission: `ai-worker model set` takes another one",
     "model_unknown": "the provider knows no such model or endpoint: `ai-worker model set` changes it",
     "model_stopped": "the provider refuses an option of it: `ai-worker model set` changes it",
-    "configuration": "its row cannot work as it is: `ai-worker doctor` says why",
 }
 
 _ID = click.argument("id_task", metavar="[ID]", type=int, required=False)

@@ -1,4 +1,4 @@
-"""`run` and `daemon`: the worker, put together from the settings; and the dry run."""
+"""`run` and `daemon`: the worker, put together from the settings."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from decimal import Decimal
 
 import click
 
 from ai_worker.cli import context
+from ai_worker.cli.preview import preview
 from ai_worker.config import Settings
 from ai_worker.db import Database
-from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, AiWorkerError, ItemRejected, UsageError
-from ai_worker.models import Filters, Item, ItemStatus, Usage
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, UsageError
+from ai_worker.models import Filters, ItemStatus
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker import Summary, Worker, WorkerOptions
-
-PREVIEWED_PROMPTS = 10
 
 
 def process(
@@ -89,7 +87,8 @@ def run(
     with context.database(settings) as db:
         filters = _checked_filters(db, id_task, id_task_item, task_types, models)
         if dry_run:
-            return _preview(db, filters, max_items, as_json)
+            preview(db, filters, max_items, as_json=as_json)
+            return EXIT_DONE
         if filters.id_task_item is not None and not _is_claimable(db, filters.id_task_item):
             return EXIT_DONE
         with _Progress(db, filters) as progress:
@@ -162,13 +161,15 @@ def _report(summary: Summary, as_json: bool) -> int:
         counts["deferred"] = waiting.deferred
     for name, reason in summary.stopped_models.items():
         click.echo(f"model {name} is stopped for every worker: {reason}; `ai-worker model test {name}` tries it", err=True)
+    for name, reason in summary.unusable_models.items():
+        click.echo(f"model {name} cannot be used from here: {reason}; `ai-worker doctor` looks into it", err=True)
     if waiting and waiting.pending:
-        click.echo(f"{waiting.pending} items wait: their model is stopped or inactive; see `ai-worker status`", err=True)
+        click.echo(f"{waiting.pending} items wait: no model can take them now; see `ai-worker status`", err=True)
     if as_json:
         context.emit_json(counts)
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-    if summary.stopped_models or (waiting and waiting.pending):
+    if summary.stopped_models or summary.unusable_models or (waiting and waiting.pending):
         return EXIT_FAILED
     return EXIT_ITEMS_FAILED if summary.failed else EXIT_DONE
 
@@ -200,70 +201,3 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._is_shown and self._last != self._began:
             click.echo("\r\x1b[K", err=True, nl=False)
-
-
-def _preview(db: Database, filters: Filters, max_items: int | None, as_json: bool) -> int:
-    """Shows what a run would send. Reads only."""
-    from ai_worker import prices
-    from ai_worker.task_types import task_type
-    from ai_worker.text import estimate_tokens
-
-    queue, models = Queue(db), Models(db)
-    shown = max_items or PREVIEWED_PROMPTS
-    count = 0
-    total, cost = Usage(), Decimal(0)
-    unpriced: set[str] = set()
-    for task in queue.runnable(filters):
-        model = models.get(task.id_ai_model)
-        for item in queue.preview(task, filters.id_task_item):
-            if max_items is not None and count >= max_items:
-                break
-            count += 1
-            try:
-                prompt = task_type(task.task_type).prompt(item)
-            except (ItemRejected, UsageError) as error:
-                _show_rejected(item, error, as_json, count <= shown)
-                continue
-            usage = Usage(
-                estimate_tokens(prompt.system) + estimate_tokens(prompt.user),
-                prompt.tokens_output_expected or estimate_tokens(item.text_original),
-            )
-            price = prices.cost(model, usage)
-            total += usage
-            if price is None:
-                unpriced.add(model.name)
-            else:
-                cost += price
-            if count > shown:
-                continue
-            numbers = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output}
-            if as_json:
-                place = {"id_task": task.id_task, "id_task_item": item.id_task_item, "model": model.name}
-                context.emit_json({**place, "system": prompt.system, "user": prompt.user, **numbers, "cost": price})
-            else:
-                click.echo(f"--- task {task.id_task}, item {item.id_task_item}, model {model.name}")
-                click.echo(f"[system]\n{prompt.system}\n[user]\n{prompt.user}")
-                click.echo(f"[about {usage.tokens_input} tokens in, {usage.tokens_output} out, {context.money(price)}]\n")
-    known = None if unpriced else cost
-    if as_json:
-        numbers = {"tokens_input": total.tokens_input, "tokens_output": total.tokens_output}
-        context.emit_json({"dry_run": True, "items": count, **numbers, "cost": known})
-        return EXIT_DONE
-    if count > shown:
-        click.echo(f"({count - shown} more prompts are not shown; --max-item N shows N)")
-    for name in sorted(unpriced):
-        click.echo(f"the price of model {name} is not known: `ai-worker model set {name} --price-input … --price-output …`")
-    click.echo(
-        f"dry run: {count} items, about {context.number(total.tokens_input)} tokens in and "
-        f"{context.number(total.tokens_output)} out, cost about {context.money(known)}; nothing was sent or written"
-    )
-    return EXIT_DONE
-
-
-def _show_rejected(item: Item, error: AiWorkerError, as_json: bool, is_shown: bool) -> None:
-    if not is_shown:
-        return
-    if as_json:
-        context.emit_json({"id_task": item.task.id_task, "id_task_item": item.id_task_item, "error": str(error)})
-    else:
-        click.echo(f"--- task {item.task.id_task}, item {item.id_task_item}: would end in ERROR: {error}\n")

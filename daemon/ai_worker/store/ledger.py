@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -18,6 +18,7 @@ from ai_worker.db import Transaction
 from ai_worker.models import NO_USAGE, ItemStatus, Outcome, OutcomeKind, TaskStatus
 from ai_worker.text import clean
 
+SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
 MAX_LOSSES: Final = 5  # an item lost with its worker this often is set aside: it may be what kills them
 
 STATUS_AFTER: Final[Mapping[OutcomeKind, ItemStatus]] = {
@@ -73,6 +74,7 @@ class Changes:
 
     def add(self, outcome: Outcome, before: ItemStatus) -> None:
         item, usage, result = outcome.item, outcome.usage, outcome.result
+        summary = result.change_summary if result else None
         after = STATUS_AFTER[outcome.kind]
         is_late = before is not ItemStatus.IN_PROGRESS
         self._items.append(
@@ -89,7 +91,7 @@ class Changes:
                 "ek": outcome.error_kind,
                 "em": _short(outcome.error_message),
                 "tc": result.text_corrected if result else None,
-                "cs": result.change_summary if result else None,
+                "cs": summary[:SUMMARY_CHARACTERS] if summary else summary,
                 "re": json.dumps(result.data, ensure_ascii=False) if result else None,
             }
         )
@@ -193,11 +195,15 @@ def end_tasks(tx: Transaction, tasks: Iterable[int], given_back: Mapping[int, in
     ]
 
 
-def give_back(tx: Transaction, candidates: Sequence[int]) -> tuple[int, list[EndedTask]]:
-    """Takes items from their dead owners: pending again, or set aside, or cancelled with their task. How many, and what ended."""
+def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list[EndedTask]]:
+    """Takes items from their dead owners: pending again, or set aside, or cancelled with their task. How many, and what ended.
+
+    `candidates` names the dead owner of each item: one that a living worker has claimed since is left to it.
+    """
     if not candidates:
         return 0, []
-    rows = tx.query("lock_lost_items", {"items": candidates})
+    locked = tx.query("lock_lost_items", {"items": list(candidates)})
+    rows = [row for row in locked if row["id_worker"] == candidates[row["id_task_item"]]]
     if not rows:
         return 0, []
     tasks = {row["id_task"]: row for row in tx.query("task_states", {"tasks": sorted({row["id_task"] for row in rows})})}

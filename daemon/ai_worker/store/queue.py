@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.ledger import Changes, EndedTask, end_tasks, give_back, new_claim_token, operation_uuid
+
+RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +85,7 @@ class Queue:
         """Tasks with pending items that may be worked on now, the best first; `busy_models` are left out."""
         rows = self._db.query("runnable_tasks", {**_filter(filters), "busy_models": (0, *busy_models)})
         rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
-        return [
-            Task(
-                id_task=row["id_task"],
-                id_ai_model=row["id_ai_model"],
-                task_type=row["task_type"],
-                description=row["description"] or "",
-                parameters=_json(row["parameters"]),
-                max_attempts=row["max_attempts"],
-                priority=row["priority"],
-                status=TaskStatus(row["status_id"]),
-                max_in_flight=row["max_in_flight"],
-                is_probe=bool(row["is_probe"]),
-            )
-            for row in rows
-        ]
+        return [_task(row) for row in rows]
 
     def claim(
         self, id_worker: int, tasks: Sequence[Task], size: int, *, after: int = 0, id_task_item: int | None = None
@@ -222,21 +210,23 @@ class Queue:
                 return Rescued()
             id_worker = stale[0]["id_worker"]
             tx.execute("mark_worker_lost", {"id_worker": id_worker})
-            candidates = [row["id_task_item"] for row in tx.query("items_of_worker", {"id_worker": id_worker})]
+            candidates = {row["id_task_item"]: id_worker for row in tx.query("items_of_worker", {"id_worker": id_worker})}
             count, ended = give_back(tx, candidates)
-            if len(candidates) < 500:
-                tx.execute("end_worker", {"id_worker": id_worker, "items_processed": 0, "items_failed": 0})
-            return Rescued(id_worker, count, True, ended)
+            is_through = len(candidates) < RESCUE_ROWS
+            if is_through:
+                tx.execute("end_lost_worker", {"id_worker": id_worker})
+            # Where all candidates are locked by others, trying again at once would be a loop without a pause.
+            return Rescued(id_worker, count, is_through or count > 0, ended)
 
         return self._db.transaction(work)
 
     def rescue_orphans(self) -> Rescued:
         """Gives back up to 500 items whose owner has ended or is unknown: claims that landed after their worker was given up."""
-        candidates = [row["id_task_item"] for row in self._db.query("orphaned_items")]
+        candidates = {row["id_task_item"]: row["id_worker"] for row in self._db.query("orphaned_items")}
         if not candidates:
             return Rescued()
         count, ended = self._db.transaction(lambda tx: give_back(tx, candidates))
-        return Rescued(None, count, len(candidates) == 500, ended)
+        return Rescued(None, count, count > 0 and len(candidates) == RESCUE_ROWS, ended)
 
     def uptime(self) -> float:
         """Seconds since the database server started."""
@@ -305,6 +295,10 @@ class Queue:
         rows = self._db.query("item_of", {"id_task_item": id_task_item})
         return (rows[0]["id_task"], ItemStatus(rows[0]["status_id"])) if rows else None
 
+    def preview_tasks(self, filters: Filters) -> Iterator[Task]:
+        """Every task that a run would come to, oldest first, streamed; `is_probe` are those whose model is stopped."""
+        return map(_task, self._db.pages("preview_tasks", _filter(filters), key="id_task", size=500))
+
     def preview(self, task: Task, id_task_item: int | None = None) -> Iterable[Item]:
         """The pending items of a task as a claim would see them, without a claim, streamed."""
         parameters = {"id_task": task.id_task, "id_task_item": id_task_item}
@@ -327,6 +321,21 @@ class _Claim:
 
     token: bytes
     items: Mapping[int, int]
+
+
+def _task(row: Row) -> Task:
+    return Task(
+        id_task=row["id_task"],
+        id_ai_model=row["id_ai_model"],
+        task_type=row["task_type"],
+        description=row["description"] or "",
+        parameters=_json(row["parameters"]),
+        max_attempts=row["max_attempts"],
+        priority=row["priority"],
+        status=TaskStatus(row["status_id"]),
+        max_in_flight=row["max_in_flight"],
+        is_probe=bool(row["is_probe"]),
+    )
 
 
 def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, OutcomeKind]:

@@ -53,6 +53,7 @@ class Endpoints:
         self._request_timeout = request_timeout
         self._max_connections = max_connections
         self._ready: dict[int, Endpoint] = {}
+        self._names: dict[int, str] = {}
         self._retired: list[Provider] = []
         self._building = asyncio.Lock()  # of Python 3.10 and later: may be made outside of the loop
 
@@ -66,6 +67,7 @@ class Endpoints:
             if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS:
                 return endpoint
             model = await self._fetch(id_ai_model)
+            self._names[id_ai_model] = model.name
             if endpoint is None or not _is_same(endpoint.model, model):
                 if endpoint is not None:
                     self._retired.append(endpoint.provider)  # calls may still be under way on it
@@ -76,8 +78,7 @@ class Endpoints:
 
     def name(self, id_ai_model: int) -> str:
         """The model's name, for the log; its number while the row has not been read."""
-        endpoint = self._ready.get(id_ai_model)
-        return endpoint.model.name if endpoint else str(id_ai_model)
+        return self._names.get(id_ai_model, str(id_ai_model))
 
     def recheck(self, id_ai_model: int) -> None:
         """The next call reads the model's row again: somebody may have mended it."""
@@ -147,16 +148,16 @@ class Caller:
         except DatabaseError:  # it went away just now
             return Outcome.released(item)
         except Exception as error:  # noqa: BLE001 -- a provider that cannot be built, for whatever reason, can serve no item
-            return await self._stopped(item, Misconfigured(str(error) or type(error).__name__))
+            return await self._stopped(attempt, Misconfigured(str(error) or type(error).__name__))
         attempt.model = endpoint.model
         try:
             kind = task_type(item.task.task_type)
             completion = await self._complete(attempt, endpoint, kind.prompt(item))
             return attempt.processed(kind.parse(item, completion))
         except DrainedError:
-            return Outcome.released(item)
+            return attempt.given_back("drained")
         except ModelStopped as error:
-            return await self._stopped(item, error)
+            return await self._stopped(attempt, error)
         except (ConfigurationError, UsageError) as error:  # of the task's type or parameters: `submit` would have refused them
             return attempt.failed("invalid_task", str(error))
         except ItemRejected as error:
@@ -209,14 +210,14 @@ class Caller:
             return
         raise DrainedError
 
-    async def _stopped(self, item: Item, error: ModelStopped) -> Outcome:
-        self._endpoints.recheck(item.task.id_ai_model)
-        await self._on_model_stopped(item, error, bounded(error.retry_after or PROBE_SECONDS))
-        return Outcome.released(item)
+    async def _stopped(self, attempt: _Attempt, error: ModelStopped) -> Outcome:
+        self._endpoints.recheck(attempt.item.task.id_ai_model)
+        await self._on_model_stopped(attempt.item, error, bounded(error.retry_after or PROBE_SECONDS))
+        return attempt.given_back(error.kind)
 
 
 class Misconfigured(ModelStopped):
-    """The model's row itself cannot work: its key cannot be read, its provider is not installed."""
+    """This process cannot use the model: it lacks the master key or the provider. Others may have them."""
 
     kind = "configuration"
 
@@ -240,8 +241,17 @@ class _Attempt:
     def postponed(self, error: RateLimited) -> Outcome:
         """Being told to slow down says nothing about the item: it waits, and its attempt is not charged."""
         delay = attempt_delay(POSTPONED_AS, error.retry_after)
-        outcome = Outcome.postponed(self.item, _column(error.kind), str(error), delay, _milliseconds(self._began))
-        return self._logged(outcome)
+        return self._logged(self._postponed(error.kind, str(error), delay))
+
+    def given_back(self, why: str) -> Outcome:
+        """Not charged, and claimable at once; on the books where calls were billed all the same."""
+        if self.usage == NO_USAGE:
+            return Outcome.released(self.item)
+        return self._postponed(why, "given back after calls that were billed", 0.0)
+
+    def _postponed(self, kind: str, message: str, delay: float) -> Outcome:
+        latency = _milliseconds(self._began)
+        return Outcome.postponed(self.item, _column(kind), message, delay, self.usage, self._cost(), latency)
 
     def retry(self, kind: str, message: str, retry_after: float | None) -> Outcome:
         delay = attempt_delay(self.item.tries, retry_after)

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from ai_worker.errors import DatabaseAway, DatabaseError
-from ai_worker.models import Outcome, OutcomeKind
+from ai_worker.errors import DatabaseError, ValueRefused
+from ai_worker.models import Outcome
 from ai_worker.store.queue import Committed
 
 COMMIT_ROWS: Final = 500
 COMMIT_BYTES: Final = 4_000_000  # of result texts; well below the smallest max_allowed_packet in use (16 MiB)
+UNSTORABLE: Final = "unstorable"  # error_kind of an answer that the database does not take
 AWAY_SECONDS: Final = 1.0  # between two tries to store a group; each has waited for the database already
 
 
@@ -21,9 +22,10 @@ class Commits:
 
     Parameters
     ----------
-    store: writes a group in one transaction. Raises DatabaseAway, or DatabaseError when the group cannot be stored.
+    store: writes a group in one transaction. Raises ValueRefused when it can never be stored, DatabaseError when not now.
     on_stored: told after each transaction.
     on_refused: told of a result that the database does not take, before it becomes a dead letter.
+    on_kept: told why a group could not be stored now.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class Commits:
         store: Callable[[Sequence[Outcome]], Awaitable[Committed]],
         on_stored: Callable[[Committed], None],
         on_refused: Callable[[Outcome, str], None],
+        on_kept: Callable[[DatabaseError], None],
     ) -> None:
         self._store = store
         self._on_stored = on_stored
         self._on_refused = on_refused
+        self._on_kept = on_kept
         self._waiting: deque[Outcome] = deque()
         self._group: list[Outcome] = []
         self._arrived = asyncio.Event()
@@ -61,8 +65,10 @@ class Commits:
                 while self._group:
                     try:
                         await self._commit(list(self._group))
-                    except DatabaseAway:
-                        await asyncio.sleep(AWAY_SECONDS)  # in hand, and kept until it is stored
+                    except DatabaseError as error:
+                        # Away, full, locked for long, a privilege revoked: in hand, and kept until it is stored.
+                        self._on_kept(error)
+                        await asyncio.sleep(AWAY_SECONDS)
 
     def _fill_group(self) -> None:
         size = 0
@@ -73,12 +79,10 @@ class Commits:
                 size += 6 * len(outcome.result.text_corrected or "")  # the text, and again in the whole answer, in UTF-8
 
     async def _commit(self, group: list[Outcome]) -> None:
-        """Stores a group. When the database refuses it, finds the outcome at fault and makes it the dead letter that it is."""
+        """Stores a group. When a value is refused, finds the outcome at fault and makes it the dead letter that it is."""
         try:
             committed = await self._store(group)
-        except DatabaseAway:
-            raise
-        except (DatabaseError, TypeError, ValueError) as error:  # the latter two: a plug-in's result that no JSON can hold
+        except (ValueRefused, TypeError, ValueError) as error:  # the latter two: a plug-in's result that no JSON can hold
             if len(group) == 1:
                 await self._commit([self._buried(group[0], error)])
             else:
@@ -90,8 +94,8 @@ class Commits:
         self._on_stored(committed)
 
     def _buried(self, outcome: Outcome, error: Exception) -> Outcome:
-        if outcome.kind is not OutcomeKind.PROCESSED:
-            raise error  # nothing in it came from a model: it is not the outcome that is at fault
+        if outcome.error_kind == UNSTORABLE:
+            raise error  # nothing in it came from outside any more
         message = f"the database refused the result: {error}"
         self._on_refused(outcome, message)
-        return Outcome.failed(outcome.item, "unstorable", message, outcome.usage, outcome.cost, outcome.latency_ms or 0)
+        return Outcome.failed(outcome.item, UNSTORABLE, message, outcome.usage, outcome.cost, outcome.latency_ms or 0)

@@ -63,6 +63,10 @@ class Lease:
         _, processed, failed = self._load()
         self._queue.end_worker(self.id_worker, processed=processed, failed=failed)
 
+    def abandon(self) -> None:
+        """No more beats; others tidy up when the lease is over."""
+        self._stop.set()
+
     def tick(self) -> None:
         """The loop is alive. Called by it, every second or so."""
         self._last_tick = time.monotonic()

@@ -16,11 +16,12 @@ from typing import Any, Final, TypeVar
 
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError, ModelStopped
-from ai_worker.log import Event, of_item
-from ai_worker.models import Filters, Item, Outcome, OutcomeKind, Secret, Task
+from ai_worker.log import ERROR, Event, of_item
+from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
+from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
-from ai_worker.worker.calls import Caller, Endpoints
+from ai_worker.worker.calls import Caller, Endpoints, Misconfigured
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.picker import Picker
@@ -34,9 +35,11 @@ LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming
 IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
 UPKEEP_SECONDS: Final = 1.0
 DEFERRED_HORIZON: Final = 60.0  # `run` waits for items due within this many seconds
+SHUN_SECONDS: Final = 5.0  # a model just stopped: by then its row says so, or could not be written
 POLL_SECONDS: Final = 0.02  # while stopping
 STORE_SECONDS: Final = 5.0  # at the least, for the last commit, also when the drain time is over
 ABORT_SECONDS: Final = 2.0  # the same, when told to stop at once
+STUCK_SECONDS: Final = 300.0  # ... but no longer than this without getting one done: it may be told to slow down for ever
 OUTAGE_SECONDS: Final = 60.0  # `run` without a result in hand gives up on an absent database after this long
 
 
@@ -66,6 +69,7 @@ class Summary:
     released: int = 0
     waiting: Waiting | None = None
     stopped_models: dict[str, str] = field(default_factory=dict)  # name -> reason, those that this worker ran into
+    unusable_models: dict[str, str] = field(default_factory=dict)  # the same, of those that only this process cannot use
 
 
 class Worker:
@@ -100,8 +104,12 @@ class Worker:
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
-        self._commits = Commits(self._store, self._account, self._refused)
+        self._commits = Commits(self._store, self._account, self._refused, self._kept)
         self._claimed = 0
+        self._has_ended = False
+        self._progress_at = time.monotonic()
+        self._has_looked_everywhere = False
+        self._shunned: dict[int, float] = {}  # models that this process cannot use -> until when
         self._stopping_models: dict[int, asyncio.Task[None]] = {}
         self._resuming: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()  # claim nothing more
@@ -152,7 +160,9 @@ class Worker:
                 await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
                 await self._finish(claiming, committing)
         finally:
-            self._give_up()  # threads that still wait for an absent database must not hold up the exit
+            if not self._has_ended:
+                self._lease.abandon()
+                self._give_up()  # threads that still wait for an absent database must not hold up the exit
             tasks = [*helpers, claiming, committing, draining]
             for task in tasks:
                 task.cancel()
@@ -234,7 +244,9 @@ class Worker:
         return self._options.concurrency if limit is None else limit - self._in_flight[task.id_ai_model]
 
     def _busy_models(self) -> list[int]:
-        return [each for each, limit in list(self._limits.items()) if self._in_flight[each] >= limit]
+        now = time.monotonic()
+        full = [each for each, limit in list(self._limits.items()) if self._in_flight[each] >= limit]
+        return full + [each for each, until in list(self._shunned.items()) if until > now]
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
@@ -253,11 +265,21 @@ class Worker:
     def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
         # Not before: a commit leaves a task open as long as calls for it are in flight, and this one no longer is.
-        self._commits.put(Outcome.released(item) if call.cancelled() or call.exception() else call.result())
+        self._commits.put(self._outcome_of(call, item))
         self._in_flight[item.task.id_ai_model] -= 1
         self._slot_freed.set()
         if item.task.id_ai_model in self._limits:
             self._wake()  # the claim may be waiting for just this model
+
+    def _outcome_of(self, call: asyncio.Task[Outcome], item: Item) -> Outcome:
+        if call.cancelled():
+            return Outcome.released(item)
+        if (error := call.exception()) is None:
+            return call.result()
+        # A defect of ours. Charged and put off, because an item given back at once would meet it again at once, for ever.
+        message = f"{type(error).__name__}: {error}"
+        self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
+        return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     async def _is_done(self) -> bool:
         """Whether a `run` may end: nothing in flight or in hand, nothing claimable, soon due, or held by a silent worker."""
@@ -272,17 +294,21 @@ class Worker:
             due = waiting.due_seconds
             # A worker that has beaten since we ran out of work is alive and will finish its own; a silent one may be dead.
             is_anybody_silent = any(silent > time.monotonic() - began for silent in others)
-            if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON):
+            is_stuck = time.monotonic() - self._progress_at > STUCK_SECONDS
+            if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON or is_stuck):
                 return True
             await self._pause(min(IDLE_LAST, max(due or IDLE_LAST, IDLE_FIRST)))
         return True
 
     def _look_around(self) -> tuple[Waiting | None, list[float]]:
         self._queue.promote_due()
+        if not self._has_looked_everywhere:
+            self._upkeep.reopen_all()
+            self._has_looked_everywhere = True
         others = self._queue.others_at_work(self._lease.id_worker, self._filters)
         waiting = self._queue.waiting(self._filters)
         # Last: items move towards being runnable, and one that does so between two looks must be seen by the later one.
-        return (None, []) if self._queue.runnable(self._filters) else (waiting, others)
+        return (None, []) if self._queue.runnable(self._filters, self._busy_models()) else (waiting, others)
 
     # ----- committing
 
@@ -302,17 +328,24 @@ class Worker:
             tokens_output=outcome.usage.tokens_output,
         )
 
+    def _kept(self, error: DatabaseError) -> None:
+        self._lease.log(
+            Event.DATABASE_AWAY, reason=f"{len(self._commits)} results in hand are kept: {error}", commit_in_doubt=False
+        )
+
     def _account(self, committed: Committed) -> None:
         summary, log = self._summary, self._lease.log
         released = 0
         for outcome in committed.stored:
             if outcome.kind is OutcomeKind.PROCESSED:
                 summary.processed += 1
+                self._progress_at = time.monotonic()
                 log(Event.DONE, **self._fields(outcome))
                 if outcome.item.task.is_probe:
                     self._resume_model(outcome.item)
             elif outcome.kind is OutcomeKind.FAILED:
                 summary.failed += 1
+                self._progress_at = time.monotonic()
             elif outcome.kind is OutcomeKind.RELEASED:
                 released += 1
                 self._claimed -= 1  # it was not done, so it does not count for --max-item
@@ -338,32 +371,46 @@ class Worker:
     # ----- models that stop and come back
 
     async def _stop_model(self, item: Item, error: ModelStopped, probe_seconds: float) -> None:
-        """Stops a model for everybody, once however many calls find out at the same time."""
+        """Leaves a model alone, and stops it for everybody: once, however many calls find out at the same time."""
         id_ai_model = item.task.id_ai_model
+        if isinstance(error, Misconfigured):
+            self._shun(id_ai_model, error, probe_seconds)
+            return
         stopping = self._stopping_models.get(id_ai_model)
         if stopping is None:
             stopping = asyncio.create_task(self._store_stop(item.task, error, probe_seconds))
             self._stopping_models[id_ai_model] = stopping
         await asyncio.shield(stopping)
 
+    def _shun(self, id_ai_model: int, error: Misconfigured, seconds: float) -> None:
+        """Leaves a model to other workers: what is missing is missing here, and no reason to stop them."""
+        name = self._endpoints.name(id_ai_model)
+        if name not in self._summary.unusable_models:
+            self._lease.log(Event.MODEL_UNUSABLE, model=name, message=str(error))
+        self._summary.unusable_models[name] = str(error)
+        self._shunned[id_ai_model] = time.monotonic() + seconds
+        self._picker.forget()
+
     async def _store_stop(self, task: Task, error: ModelStopped, probe_seconds: float) -> None:
-        id_ai_model, probe = task.id_ai_model, task.is_probe
+        id_ai_model = task.id_ai_model
         name = self._endpoints.name(id_ai_model)
         self._summary.stopped_models[name] = str(error)
+        self._shunned[id_ai_model] = time.monotonic() + SHUN_SECONDS
+        self._picker.forget()
         try:
-            stop = partial(self._models.stop, id_ai_model, error.kind, str(error), probe_seconds, is_probe=probe)
+            stop = partial(self._models.stop, id_ai_model, error.kind, str(error), probe_seconds, is_probe=task.is_probe)
             if await self._in_thread(self._upkeep_thread, stop):
                 self._lease.log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=str(error), probe_seconds=probe_seconds)
-        except DatabaseAway:
-            pass  # the next call on it finds out again
-        self._picker.forget()
+        except DatabaseError as failure:
+            self._lease.log(Event.DATABASE_AWAY, reason=f"model {name} could not be stopped: {failure}", commit_in_doubt=False)
         # Calls that were under way when the model stopped fail in the next moments, and need not say so again.
-        self._loop.call_later(5.0, self._stopping_models.pop, id_ai_model, None)
+        self._loop.call_later(SHUN_SECONDS, self._stopping_models.pop, id_ai_model, None)
 
     def _resume_model(self, item: Item) -> None:
         async def resume() -> None:
             if await self._in_thread(self._upkeep_thread, self._models.resume, item.task.id_ai_model):
                 name = self._endpoints.name(item.task.id_ai_model)
+                self._shunned.pop(item.task.id_ai_model, None)
                 self._summary.stopped_models.pop(name, None)
                 self._lease.log(Event.MODEL_RESUMED, model=name)
 
@@ -386,9 +433,10 @@ class Worker:
         while True:
             try:
                 await self._in_thread(self._upkeep_thread, self._upkeep.step)
-            except DatabaseError as error:
-                if not isinstance(error, DatabaseAway):
-                    self._lease.log(Event.LIBRARY, logger="upkeep", message=str(error))
+            except DatabaseAway:
+                pass  # said by whoever lost the connection
+            except Exception as error:  # noqa: BLE001 -- a fleet that nobody tidies up after loses items: log it and go on
+                self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="upkeep", message=str(error))
             await asyncio.sleep(UPKEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 -- jitter
 
     # ----- stopping
@@ -418,8 +466,9 @@ class Worker:
             raise failure or DatabaseAway(
                 f"the database stayed away while {unstored} results were in hand; their items are free again after the lease"
             )
-        with contextlib.suppress(TimeoutError, DatabaseAway):  # the row is tidied up by others when its lease is over
+        with contextlib.suppress(TimeoutError, DatabaseError):  # the row is tidied up by others when its lease is over
             await asyncio.wait_for(asyncio.to_thread(self._lease.stop), timeout=STORE_SECONDS)
+            self._has_ended = True
         done = self._summary
         self._lease.log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
         if failure is not None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ai_worker.errors import DatabaseError
 from ai_worker.models import Filters, Item, Task
 from ai_worker.store.queue import Queue
 
@@ -42,22 +43,32 @@ class Picker:
     def take(self, id_worker: int, size: int) -> list[Item]:
         """Claims up to `size` items, from as many tasks as it takes."""
         taken: list[Item] = []
-        of_model: Counter[int] = Counter()  # in `taken`, of which `room` does not know yet
+        try:
+            self._take(id_worker, size, taken)
+        except DatabaseError:
+            if not taken:
+                raise
+            # What was claimed before it failed is ours, and must be worked on; the next call meets the error again.
+        return taken
+
+    def _take(self, id_worker: int, size: int, taken: list[Item]) -> None:
         if not self._tasks or time.monotonic() - self._fetched_at > REFRESH_SECONDS:
             self._refresh()
+        of_model: Counter[int] = Counter()  # in `taken`, of which `room` does not know yet
         while self._tasks and len(taken) < size:
             group = self._next_group()
             model = group[0].id_ai_model
             count = min(size - len(taken), self._room(group[0]) - of_model[model])
             if group[0].is_probe:
                 count = int(count > 0 and self._queue.take_probe(model))
-            items = self._claim(id_worker, group, count) if count > 0 else []
-            taken += items
-            of_model[model] += len(items)
-            if len(items) < count or count <= 0 or group[0].is_probe:
+            before = len(taken)
+            if count > 0:
+                self._claim(id_worker, group, count, taken)
+            claimed = len(taken) - before
+            of_model[model] += claimed
+            if claimed < count or count <= 0 or group[0].is_probe:
                 done = {task.id_task for task in group}
                 self._tasks = [task for task in self._tasks if task.id_task not in done]
-        return taken
 
     def _refresh(self) -> None:
         self._fetched_at = time.monotonic()
@@ -91,19 +102,20 @@ class Picker:
         ]
         return equals[:SMALL_TASKS]
 
-    def _claim(self, id_worker: int, group: list[Task], count: int) -> list[Item]:
-        first = group[0].id_task
-        if len(group) > 1 or self._filters.id_task_item is not None:
-            items = self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item)
-        else:
-            after = self._watermarks.get(first, 0)
-            items = self._queue.claim(id_worker, group, count, after=after)
-            if after and len(items) < count:
-                # The end of the range: what was given back, retried or deferred lies behind the watermark.
-                self._watermarks.pop(first, None)
-                items += self._queue.claim(id_worker, group, count - len(items))
-        if len(items) == count and self._filters.id_task_item is None:
-            tasks = {item.task.id_task for item in items}
-            if len(tasks) == 1:
-                self._watermarks[tasks.pop()] = items[-1].id_task_item  # the highest, unless the claim began anew
-        return items
+    def _claim(self, id_worker: int, group: list[Task], count: int, taken: list[Item]) -> None:
+        """Adds up to `count` items of these tasks to `taken`, at once when they are claimed."""
+        if self._filters.id_task_item is not None:
+            taken += self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item)
+            return
+        after = self._watermarks.get(group[0].id_task, 0) if len(group) == 1 else 0
+        items = self._queue.claim(id_worker, group, count, after=after)
+        taken += items
+        if after and len(items) < count:
+            # The end of the range: what was given back, retried or deferred lies behind the watermark.
+            self._watermarks.pop(group[0].id_task, None)
+            count -= len(items)
+            items = self._queue.claim(id_worker, group, count)
+            taken += items
+        tasks = {item.task.id_task for item in items}
+        if len(items) == count and len(tasks) == 1:
+            self._watermarks[tasks.pop()] = items[-1].id_task_item

@@ -38,6 +38,12 @@ class Upkeep:
             self._sweep()
             self._round += 1
 
+    def reopen_all(self) -> None:
+        """Looks through all finished tasks for open items: before a `run` says that nothing is left."""
+        page = self._queue.reopen_page()
+        while page is not None:
+            page = self._queue.reopen_page(page)
+
     def _sweep(self) -> None:
         # Right after a restart of the server every lease is stale and nobody is dead: let them all beat first.
         if self._lease.may_rescue and self._queue.uptime() >= self._seconds:
