@@ -225,6 +225,11 @@ def html_diff(original: str, corrected: str) -> tuple[str, str]:
     return old, new
 
 
+def harmless(text: str) -> str:
+    """The text with its control characters, but tab and newline, shown as pictures (␛): it cannot steer a terminal."""
+    return text.translate(_CONTROL_PICTURES)
+
+
 def terminal_diff(original: str, corrected: str, color: bool) -> str:
     """One text with the changes in it: red and struck out / green, or `[-old-]{+new+}` as git's word diff has it.
 
@@ -232,7 +237,7 @@ def terminal_diff(original: str, corrected: str, color: bool) -> str:
     """
     out = ""
     for span in diff(original, corrected):
-        old, new = span.old.translate(_CONTROL_PICTURES), span.new.translate(_CONTROL_PICTURES)
+        old, new = harmless(span.old), harmless(span.new)
         if not span.changed:
             out += new
         elif color:

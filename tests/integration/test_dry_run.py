@@ -83,3 +83,52 @@ def test_what_would_fail_is_told_and_does_not_hide_the_rest(commands: Commands, 
     assert "would end in ERROR: nothing to send: the text is empty" in ended.out
     assert "Wogóle nie wiem." in ended.out
     assert "dry run: 4 items" in ended.out
+
+
+def test_counts_every_task_of_a_long_list(commands: Commands, sql: Sql, task: int) -> None:
+    """One-item tasks, as an application makes them: more than a claim looks at, and more than a page."""
+    for _ in range(6):
+        sql(
+            "INSERT INTO task (id_ai_model) SELECT id_ai_model FROM ai_model" + " UNION ALL SELECT id_ai_model FROM ai_model" * 99
+        )
+    sql("INSERT INTO task_item (id_task, text_original) SELECT id_task, 'Żółw' FROM task WHERE id_task <> %s", [task])
+    sql("UPDATE task SET status_id = 1, started_at = NOW(6) WHERE id_task %% 2 = 1", [])
+    before = contents(sql)
+    *_, total = [json.loads(line) for line in commands("run", "--dry-run", "--json").out.splitlines()]
+    assert total["items"] == 602
+    *each, exact = [json.loads(line) for line in commands("run", "--dry-run", "--json", "--max-item", "1000").out.splitlines()]
+    assert len({prompt["id_task_item"] for prompt in each}) == 602
+    assert sum(prompt["tokens_input"] for prompt in each) == exact["tokens_input"] == total["tokens_input"]
+    assert sum(Decimal(prompt["cost"]) for prompt in each) == Decimal(exact["cost"]) == Decimal(total["cost"])
+    assert "(592 more prompts are not shown" in commands("run", "--dry-run").out
+    assert contents(sql) == before
+
+
+def test_counts_what_waits_for_a_stopped_model_and_says_so(commands: Commands, sql: Sql, task: int) -> None:
+    sql(
+        "UPDATE ai_model SET stopped_at = NOW(6), stopped_kind = 'quota_exhausted', stopped_reason = 'brak środków',"
+        " probe_at = NOW(6) + INTERVAL 1 HOUR"
+    )
+    ended = commands("run", "--dry-run")
+    assert "Wogóle nie wiem." in ended.out
+    assert "model gpt is stopped: 2 of these items wait for it" in ended.out
+    assert "dry run: 2 items" in ended.out
+    total = json.loads(commands("run", "--dry-run", "--json").out.splitlines()[-1])
+    assert (total["items"], total["stopped_models"]) == (2, ["gpt"])
+    sql("UPDATE ai_model SET stopped_at = NULL, stopped_kind = NULL, stopped_reason = NULL, probe_at = NULL")
+    assert "is stopped" not in commands("run", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE task SET scheduled_at = NOW(6) + INTERVAL 1 HOUR",
+        "UPDATE task SET status_id = 4",
+        "UPDATE task SET status_id = 5, finished_at = NOW(6)",
+        "UPDATE ai_model SET is_active = 0",
+        "UPDATE task_item SET status_id = 4, available_at = NOW(6) + INTERVAL 1 HOUR",
+    ],
+)
+def test_leaves_out_what_a_run_would_not_come_to(commands: Commands, sql: Sql, task: int, change: str) -> None:
+    sql(change)
+    assert "dry run: 0 items" in commands("run", "--dry-run").out

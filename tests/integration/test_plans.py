@@ -48,6 +48,8 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
     "end_tasks": {"task": (PRIMARY, 4)},
     "ended_tasks": {"task": (PRIMARY, 4)},
+    # dry runs: one pass over all tasks, in pages
+    "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
     # heartbeat, rescue, upkeep
     "beat": {"worker": (PRIMARY, 1)},
     "end_worker": {"worker": (PRIMARY, 1)},
