@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
-from ai_worker.models import Filters, TaskStatus
+from ai_worker.errors import DatabaseAway
+from ai_worker.models import Filters, Item, TaskStatus
 from ai_worker.store.queue import Queue
 from ai_worker.worker import picker as picker_module
 from ai_worker.worker.picker import Picker
@@ -45,6 +47,36 @@ def test_a_claim_is_filled_from_as_many_tasks_as_it_takes(
     assert taken[13:] == low[:3]
     assert keys(picker, worker, 100) == low[3:]
     assert keys(picker, worker, 100) == []
+
+
+@pytest.mark.parametrize("tasks", ["two tasks", "one task, the second time from its start"])
+def test_what_was_claimed_before_the_database_went_away_is_not_lost(
+    application: Application, queue: Queue, worker: int, picker: Picker, tasks: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would ever take it: the rescue leaves a living worker's items alone."""
+    model = application.model()
+    high = application.items(application.task(model, priority=1), 4)
+    if tasks == "two tasks":
+        low = application.items(application.task(model), 4)
+        claimed_first, left = high, low
+    else:
+        picker.take(worker, 2)
+        sql("UPDATE task_item SET status_id = 0, id_worker = NULL WHERE id_task_item = %s", [high[0]])
+        claimed_first, left = high[2:], high[:1]
+    claims = iter([queue.claim])
+
+    def fails_from_the_second_on(*args: Any, **options: Any) -> list[Item]:
+        claim_ = next(claims, None)
+        if claim_ is None:
+            raise DatabaseAway("no database server to work with")
+        return claim_(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "claim", fails_from_the_second_on)
+        assert keys(picker, worker, 8) == claimed_first
+        with pytest.raises(DatabaseAway):
+            picker.take(worker, 8)
+    assert keys(picker, worker, 8) == left
 
 
 def test_a_better_task_is_noticed(
