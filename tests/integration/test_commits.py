@@ -138,7 +138,7 @@ def test_a_refused_failure_becomes_one_without_anything_from_outside(make: Calla
     put(store, outcome)
     buried = store.stored[1]
     assert (buried.kind, buried.error_kind, buried.usage) == (OutcomeKind.FAILED, UNSTORABLE, outcome.usage)
-    assert outcome.error_message not in str(buried.error_message)
+    assert str(outcome.error_message) not in str(buried.error_message)
 
 
 def test_what_is_refused_although_nothing_in_it_came_from_outside_is_kept() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ai_worker import db
 from ai_worker.config import DatabaseUrl, parse_database_url
 from ai_worker.db import Database, Transaction
-from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused
+from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
+from ai_worker.models import Secret
 from tests.integration.lifecycle import Application, Sql
 from tests.integration.proxy import Proxy, proxy_to
 from tests.servers import TestServer, free_port
@@ -315,6 +321,53 @@ def test_a_lock_wait_that_is_too_long_is_run_again_as_a_whole(
     assert count(sql) == 1
 
 
+def test_a_lock_held_for_too_long_is_like_an_absent_database(
+    opened: Opened, task: int, sql: Sql, server: TestServer, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has results in hand keeps them; a refusal, by contrast, would make dead letters of them."""
+    monkeypatch.setattr(db, "MAX_CONFLICTS", 2)
+    database = opened()
+    with server.connect(parse_database_url(database_url).database) as holder, holder.cursor() as cursor:
+        holder.begin()
+        cursor.execute("SELECT 1 FROM task WHERE id_task = %s FOR UPDATE", [task])
+
+        def work(tx: Transaction) -> None:
+            add_item(tx, task)
+            tx.raw("SET SESSION innodb_lock_wait_timeout = 1")
+            tx.query("lock_task", {"id_task": task})
+
+        with pytest.raises(DatabaseAway, match="gave up after 2 conflicts"):
+            database.transaction(work)
+        holder.rollback()
+    assert count(sql) == 0
+    database.transaction(work)
+    assert count(sql) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_of_value"),
+    [
+        ("UPDATE ai_model SET max_in_flight = 'dużo'", True),
+        ("UPDATE ai_model SET price_input = 99999999999999999999", True),
+        ("UPDATE ai_model SET options = '{nie JSON'", True),
+        ("UPDATE ai_model SET name = NULL", True),
+        ("UPDATE ai_model SET name = REPEAT('ł', 5000)", True),
+        ("SELECT nonsense", False),
+        ("INSERT INTO ai_model (name, provider) SELECT name, provider FROM ai_model", False),
+        ("SELECT 1 FROM no_such_table", False),
+    ],
+)
+def test_a_refused_value_is_told_apart_from_a_refused_statement(
+    database: Database, model: int, statement: str, is_of_value: bool
+) -> None:
+    """With the first it is this row that can never be stored, with the second none can until somebody mends the database."""
+    assert model
+    with pytest.raises(DatabaseError) as caught:
+        database.transaction(lambda tx: tx.raw(statement))
+    assert isinstance(caught.value, ValueRefused) == is_of_value, caught.value.code
+    assert not isinstance(caught.value, DatabaseAway)
+
+
 # ----- hosts
 
 
@@ -378,6 +431,74 @@ def test_being_refused_is_not_waited_for(opened: Opened, changes: dict[str, Any]
     assert time.monotonic() - began < 5
     assert caught.value.code in codes
     assert caught.value.exit_code == 78
+
+
+@pytest.fixture
+def app(server: TestServer, database_url: str) -> Iterator[str]:
+    """A user of this database alone, with the password `old`."""
+    name = f"app_{uuid.uuid4().hex[:12]}"
+    database = parse_database_url(database_url).database
+    server.execute(f"CREATE USER {name}@'%' IDENTIFIED BY 'old'", f"GRANT ALL ON {database}.* TO {name}@'%'")
+    yield name
+    server.execute(f"DROP USER {name}@'%'")
+
+
+def test_a_login_refused_later_on_is_waited_for(opened: Opened, app: str, server: TestServer) -> None:
+    """The password is being changed, or the replica made anew: no reason to drop what is in hand."""
+    database = opened(patience=30, user=app, password=Secret("old"))
+    number = database.transaction(lambda tx: tx.raw("SELECT CONNECTION_ID() AS id"))[0]["id"]
+    server.execute(f"ALTER USER {app}@'%' IDENTIFIED BY 'new'", f"KILL {number}")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(database.query, "server_clock")
+        with pytest.raises(TimeoutError):
+            waiting.result(0.7)
+        server.execute(f"ALTER USER {app}@'%' IDENTIFIED BY 'old'")
+        assert waiting.result(20)
+
+
+def test_a_login_refused_later_on_and_for_good_is_an_absent_database(opened: Opened, app: str, server: TestServer) -> None:
+    database = opened(patience=0.3, user=app, password=Secret("old"))
+    number = database.transaction(lambda tx: tx.raw("SELECT CONNECTION_ID() AS id"))[0]["id"]
+    server.execute(f"ALTER USER {app}@'%' IDENTIFIED BY 'new'", f"KILL {number}")
+    with pytest.raises(DatabaseAway, match="denied"):
+        database.query("server_clock")
+
+
+def test_a_host_that_goes_down_during_the_tls_handshake_is_away(opened: Opened, database_url: str) -> None:
+    """It takes the request for encryption and hangs up: what a server does that is just ending, and no fault of the set-up."""
+    ((_, port),) = parse_database_url(database_url).hosts
+    with ending_server() as ending:
+        alone = opened(ending, patience=0.2, ssl="required")
+        with pytest.raises(DatabaseAway, match="EOF"):
+            alone.connect()
+        assert opened(ending, port, ssl="off").query("server_clock")
+
+
+@contextmanager
+def ending_server() -> Iterator[int]:
+    """The port of a server that offers TLS and hangs up when the client begins with it."""
+    capabilities = 0x0200 | 0x0800 | 0x8000 | 0x80000  # protocol 4.1, TLS, secure authentication, plug-ins
+    greeting = b"\x0a8.0.36\x00" + struct.pack("<I", 7) + b"12345678\x00" + struct.pack("<H", capabilities & 0xFFFF)
+    greeting += b"\x2d" + struct.pack("<HHB", 2, capabilities >> 16, 21) + bytes(10) + b"123456789012\x00"
+    greeting += b"mysql_native_password\x00"
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the test is over
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.sendall(struct.pack("<I", len(greeting))[:3] + b"\x00" + greeting)
+                    client.recv(36, socket.MSG_WAITALL)  # the request for TLS
+                    client.recv(65536)  # the client's part of the handshake
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # close() alone does not wake the thread in accept()
+            thread.join(10)
 
 
 def test_a_wrong_password_is_refused_and_not_told(opened: Opened, server: TestServer) -> None:

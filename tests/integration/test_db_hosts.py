@@ -116,6 +116,21 @@ def test_a_read_only_host_is_passed_over(primary: Primary, other_url: DatabaseUr
         database.close()
 
 
+def test_a_host_that_refuses_is_passed_over(primary: Primary, other_url: DatabaseUrl) -> None:
+    """A replica without the database yet, say. Only when all refuse is it the set-up that is wrong."""
+    primary.admin.execute("RENAME USER app@'%' TO app_elsewhere@'%'")
+    database = Database(replace(primary.url, hosts=primary.url.hosts + other_url.hosts))
+    try:
+        assert database.transaction(add_item) == other_url.hosts[0][1]
+    finally:
+        database.close()
+        primary.admin.execute("RENAME USER app_elsewhere@'%' TO app@'%'")
+    unknown = replace(primary.url, hosts=primary.url.hosts + other_url.hosts, database="no_such_database")
+    with pytest.raises(DatabaseRefused) as caught:
+        Database(unknown, patience=60).connect()
+    assert caught.value.exit_code == 78
+
+
 def test_a_host_that_becomes_read_only_is_left(primary: Primary, other_url: DatabaseUrl) -> None:
     """A failover: the old primary still answers, but takes no writes (error 1290)."""
     database = Database(replace(primary.url, hosts=primary.url.hosts + other_url.hosts))
