@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from ai_worker.db import Database
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus
-from ai_worker.store.ledger import MAX_LOSSES, EndedTask
-from ai_worker.store.queue import Queue
+from ai_worker.store.ledger import MAX_LOSSES, EndedTask, give_back
+from ai_worker.store.queue import RESCUE_ROWS, Queue
 from tests.integration.lifecycle import (
     COST,
     Application,
@@ -21,6 +22,7 @@ from tests.integration.lifecycle import (
     register,
     snapshot,
 )
+from tests.servers import TestServer
 
 pytest_plugins = ["tests.integration.lifecycle"]
 
@@ -209,6 +211,93 @@ def test_a_row_that_is_being_committed_is_stepped_over(
         slow.rollback()
     assert application.item_status(claimed_item.id_task_item) is ItemStatus.IN_PROGRESS
     assert queue.rescue_orphans().items == 1
+
+
+def test_what_a_living_worker_has_claimed_since_is_left_to_it(
+    application: Application, queue: Queue, worker: int, claimed_item: Item, database: Database, sql: Sql
+) -> None:
+    """Between listing the items of the dead and locking them, another rescue and a new claim may have come."""
+    listed = {claimed_item.id_task_item: worker}
+    application.kill_worker(worker)
+    assert queue.rescue().items == 1
+    living = register(queue)
+    (again,) = claim(queue, living)
+    before = snapshot(sql)
+    assert database.transaction(lambda tx: give_back(tx, listed)) == (0, [])
+    assert snapshot(sql) == before
+    assert queue.commit(living, [done(again)]).stored
+    assert application.item_row(claimed_item.id_task_item)["lost_count"] == 1
+
+
+def test_a_list_of_orphans_that_is_out_of_date_takes_nothing_from_the_living(
+    application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with two workers' items in one list, through the verb itself: one is claimed anew meanwhile, one is not."""
+    taken, left = application.items(task, 2)
+    claim(queue, worker)
+    gone = register(queue)
+    claim(queue, gone)
+    queue.end_worker(worker, processed=0, failed=0)
+    queue.end_worker(gone, processed=0, failed=0)
+    living = register(queue)
+    query = Database.query
+
+    def while_others_are_faster(self: Database, name: str, parameters: Any = None) -> Any:
+        rows = query(self, name, parameters)
+        if name == "orphaned_items":
+            assert {row["id_task_item"] for row in rows} == {taken, left}
+            listed = {taken: worker}
+            assert self.transaction(lambda tx: give_back(tx, listed))[0] == 1
+            assert [item.id_task_item for item in claim(queue, living)] == [taken]
+        return rows
+
+    monkeypatch.setattr(Database, "query", while_others_are_faster)
+    assert queue.rescue_orphans().items == 1
+    assert application.item_status(left) is ItemStatus.PENDING
+    row = application.item_row(taken)
+    assert (row["status_id"], row["id_worker"], row["lost_count"]) == (ItemStatus.IN_PROGRESS, living, 1)
+
+
+def test_what_a_lost_worker_had_done_stays_on_its_row(application: Application, queue: Queue, worker: int) -> None:
+    queue.beat(worker, lease_seconds=30, in_flight=3, processed=41, failed=2)
+    application.kill_worker(worker)
+    assert queue.rescue().id_worker == worker
+    row = application.row("worker", worker)
+    assert (row["items_processed"], row["items_failed"], row["in_flight"]) == (41, 2, 0)
+    assert row["ended_at"] is not None
+
+
+@pytest.mark.parametrize("free", [0, 7])
+def test_a_rescue_that_others_hold_up_does_not_go_round_in_circles(
+    application: Application, queue: Queue, worker: int, task: int, server: TestServer, database_url: str, free: int
+) -> None:
+    """It tries again later, unless it has got ahead: a full batch whose rows are all being committed stays as it is."""
+    items = application.items(task, RESCUE_ROWS)
+    claim(queue, worker, RESCUE_ROWS)
+    application.kill_worker(worker)
+    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow, slow.cursor() as cursor:
+        slow.begin()
+        cursor.execute(f"SELECT 1 FROM task_item WHERE id_task_item >= {items[free]} FOR UPDATE")
+        report = queue.rescue()
+        assert (report.id_worker, report.items, report.more) == (worker, free, free > 0)
+        assert application.row("worker", worker)["ended_at"] is None
+        slow.rollback()
+    assert queue.rescue().items == RESCUE_ROWS - free
+
+
+def test_orphans_that_others_hold_up_do_not_go_round_in_circles(
+    application: Application, queue: Queue, worker: int, task: int, server: TestServer, database_url: str
+) -> None:
+    items = application.items(task, RESCUE_ROWS + 1)
+    claim(queue, worker, RESCUE_ROWS + 1)
+    queue.end_worker(worker, processed=0, failed=0)
+    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow, slow.cursor() as cursor:
+        slow.begin()
+        cursor.execute(f"SELECT 1 FROM task_item WHERE id_task_item >= {items[0]} FOR UPDATE")
+        report = queue.rescue_orphans()
+        assert (report.items, report.more) == (0, False)
+        slow.rollback()
+    assert (queue.rescue_orphans().more, queue.rescue_orphans().items) == (True, 1)
 
 
 def test_the_rescued_are_claimed_again_under_new_fences(queue: Queue, worker: int, lost_item: Item) -> None:
