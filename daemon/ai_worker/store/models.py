@@ -122,7 +122,7 @@ class Models:
                 f"to keep it from being used, run `ai-worker model set {found.name} --inactive`"
             ) from None
 
-    def stop(self, id_ai_model: int, kind: str, reason: str, probe_seconds: float, *, is_probe: bool = False) -> bool:
+    def stop(self, id_ai_model: int, kind: str, reason: str, probe_seconds: float, is_probe: bool = False) -> bool:
         """Stops a model for every worker; after `probe_seconds`, by the database's clock, one may try it again.
 
         `is_probe` says that it was such a try that failed. True when this call stopped it, or kept it stopped after a probe;

@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from ai_worker import __version__
-from ai_worker.errors import DatabaseAway, DatabaseError, ModelStopped
+from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, of_item
 from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
 from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
-from ai_worker.worker.calls import Caller, Endpoints, Misconfigured
+from ai_worker.worker.breaker import Breaker
+from ai_worker.worker.calls import Caller, Endpoints
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.picker import Picker
@@ -35,7 +35,6 @@ LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming
 IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
 UPKEEP_SECONDS: Final = 1.0
 DEFERRED_HORIZON: Final = 60.0  # `run` waits for items due within this many seconds
-SHUN_SECONDS: Final = 5.0  # a model just stopped: by then its row says so, or could not be written
 POLL_SECONDS: Final = 0.02  # while stopping
 STORE_SECONDS: Final = 5.0  # at the least, for the last commit, also when the drain time is over
 ABORT_SECONDS: Final = 2.0  # the same, when told to stop at once
@@ -95,12 +94,10 @@ class Worker:
         on_progress: Callable[[Summary], None] = lambda _: None,
     ) -> None:
         self._queue = queue
-        self._models = models
         self._filters = filters
         self._options = options
         self._give_up = give_up
         self._on_progress = on_progress
-        self._summary = Summary()
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
@@ -109,9 +106,6 @@ class Worker:
         self._has_ended = False
         self._progress_at = time.monotonic()
         self._has_looked_everywhere = False
-        self._shunned: dict[int, float] = {}  # models that this process cannot use -> until when
-        self._stopping_models: dict[int, asyncio.Task[None]] = {}
-        self._resuming: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()  # claim nothing more
         self._aborting = asyncio.Event()  # and wait for nothing more
         self._slot_freed = asyncio.Event()
@@ -136,7 +130,15 @@ class Worker:
             request_timeout=options.request_timeout,
             max_connections=options.concurrency,
         )
-        self._caller = Caller(self._endpoints, self._draining, self._stop_model, lambda: self._lease.log)
+        self._breaker = Breaker(
+            lambda *stopped: self._in_thread(self._upkeep_thread, models.stop, *stopped),
+            lambda id_ai_model: self._in_thread(self._upkeep_thread, models.resume, id_ai_model),
+            self._endpoints.name,
+            lambda: self._lease.log,
+            self._look_again,
+        )
+        self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
+        self._caller = Caller(self._endpoints, self._draining, self._breaker.trip, lambda: self._lease.log)
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
@@ -237,16 +239,15 @@ class Worker:
     @property
     def _is_holding(self) -> bool:
         """Whether any item is in flight, its outcome not yet stored, or the model that it proved well not yet resumed."""
-        return bool(self._calls or self._commits or self._resuming)
+        return bool(self._calls or self._commits or self._breaker.is_resuming)
 
     def _room(self, task: Task) -> int:
         limit = task.max_in_flight
         return self._options.concurrency if limit is None else limit - self._in_flight[task.id_ai_model]
 
     def _busy_models(self) -> list[int]:
-        now = time.monotonic()
         full = [each for each, limit in list(self._limits.items()) if self._in_flight[each] >= limit]
-        return full + [each for each, until in list(self._shunned.items()) if until > now]
+        return full + self._breaker.shunned()
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
@@ -342,7 +343,7 @@ class Worker:
                 self._progress_at = time.monotonic()
                 log(Event.DONE, **self._fields(outcome))
                 if outcome.item.task.is_probe:
-                    self._resume_model(outcome.item)
+                    self._breaker.answered(outcome.item)
             elif outcome.kind is OutcomeKind.FAILED:
                 summary.failed += 1
                 self._progress_at = time.monotonic()
@@ -367,60 +368,6 @@ class Worker:
         cost = None if outcome.cost is None else format(outcome.cost, "f")
         name = self._endpoints.name(outcome.item.task.id_ai_model)
         return {**of_item(outcome.item, name), **tokens, "cost": cost, "latency_ms": outcome.latency_ms}
-
-    # ----- models that stop and come back
-
-    async def _stop_model(self, item: Item, error: ModelStopped, probe_seconds: float) -> None:
-        """Leaves a model alone, and stops it for everybody: once, however many calls find out at the same time."""
-        id_ai_model = item.task.id_ai_model
-        if isinstance(error, Misconfigured):
-            self._shun(id_ai_model, error, probe_seconds)
-            return
-        stopping = self._stopping_models.get(id_ai_model)
-        if stopping is None:
-            stopping = asyncio.create_task(self._store_stop(item.task, error, probe_seconds))
-            self._stopping_models[id_ai_model] = stopping
-        await asyncio.shield(stopping)
-
-    def _shun(self, id_ai_model: int, error: Misconfigured, seconds: float) -> None:
-        """Leaves a model to other workers: what is missing is missing here, and no reason to stop them."""
-        name = self._endpoints.name(id_ai_model)
-        if name not in self._summary.unusable_models:
-            self._lease.log(Event.MODEL_UNUSABLE, model=name, message=str(error))
-        self._summary.unusable_models[name] = str(error)
-        self._shunned[id_ai_model] = time.monotonic() + seconds
-        self._picker.forget()
-
-    async def _store_stop(self, task: Task, error: ModelStopped, probe_seconds: float) -> None:
-        id_ai_model = task.id_ai_model
-        name = self._endpoints.name(id_ai_model)
-        self._summary.stopped_models[name] = str(error)
-        self._shunned[id_ai_model] = time.monotonic() + SHUN_SECONDS
-        self._picker.forget()
-        try:
-            stop = partial(self._models.stop, id_ai_model, error.kind, str(error), probe_seconds, is_probe=task.is_probe)
-            if await self._in_thread(self._upkeep_thread, stop):
-                self._lease.log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=str(error), probe_seconds=probe_seconds)
-        except DatabaseError as failure:
-            self._lease.log(Event.DATABASE_AWAY, reason=f"model {name} could not be stopped: {failure}", commit_in_doubt=False)
-        # Calls that were under way when the model stopped fail in the next moments, and need not say so again.
-        self._loop.call_later(SHUN_SECONDS, self._stopping_models.pop, id_ai_model, None)
-
-    def _resume_model(self, item: Item) -> None:
-        async def resume() -> None:
-            if await self._in_thread(self._upkeep_thread, self._models.resume, item.task.id_ai_model):
-                name = self._endpoints.name(item.task.id_ai_model)
-                self._shunned.pop(item.task.id_ai_model, None)
-                self._summary.stopped_models.pop(name, None)
-                self._lease.log(Event.MODEL_RESUMED, model=name)
-
-        def resumed(task: asyncio.Task[None]) -> None:
-            self._resuming.discard(task)
-            self._wake()
-
-        task = asyncio.create_task(resume())
-        self._resuming.add(task)
-        task.add_done_callback(resumed)
 
     # ----- upkeep
 
@@ -490,6 +437,11 @@ class Worker:
         self._work_seen.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._work_seen.wait(), seconds)
+
+    def _look_again(self) -> None:
+        """At the tasks, from the start: which models may be used has changed."""
+        self._picker.forget()
+        self._wake()
 
     def _wake(self) -> None:
         self._work_seen.set()
