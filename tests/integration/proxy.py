@@ -22,6 +22,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._rules: list[tuple[bytes, str, bool]] = []
         self._sockets: list[socket.socket] = []
+        self._frozen = threading.Event()
         self.broken = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -47,6 +48,10 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
+    def freeze(self) -> None:
+        """A black hole, as when a cable is pulled: connections stay, and new ones are taken, but nothing comes through."""
+        self._frozen.set()
+
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -65,6 +70,8 @@ class Proxy:
     def _to_server(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
+                if self._frozen.is_set():
+                    continue
                 rule = self._rule_for(data)
                 if rule is not None:
                     self.broken += 1
@@ -80,10 +87,11 @@ class Proxy:
             _break(client)
             _break(server)
 
-    @staticmethod
-    def _to_client(client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
+    def _to_client(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
+                if self._frozen.is_set():
+                    continue
                 if swallow.is_set():
                     break
                 client.sendall(data)
