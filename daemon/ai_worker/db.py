@@ -90,6 +90,13 @@ VALUE: Final = frozenset(
     }
 )  # fmt: skip
 
+REMEDIES: Final = {
+    1044: "this user may not use the database: see sql/grants.sql",
+    1045: "check user and password in AI_WORKER_DB_URL",
+    1049: "`ai-worker migrate` makes it",
+    1698: "check user and password in AI_WORKER_DB_URL",
+}
+
 MAX_CONFLICTS: Final = 20
 MAX_LOSSES: Final = 5
 
@@ -463,5 +470,6 @@ def _translated(error: BaseException, host: tuple[str, int]) -> DatabaseError:
     code = _code(error)
     # Other TLS errors happen to servers that are just going down.
     if code in REFUSED or isinstance(getattr(error, "original_exception", error), ssl.SSLCertVerificationError):
-        return DatabaseRefused(f"{_name(host)} refused the connection: {_message(error)}", code)
+        remedy = REMEDIES.get(code, "`ai-worker doctor` says more")
+        return DatabaseRefused(f"{_name(host)} refused the connection: {_message(error)}; {remedy}", code)
     return DatabaseAway(f"{_name(host)}: {_message(error)}", code)

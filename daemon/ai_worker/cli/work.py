@@ -114,11 +114,13 @@ def daemon(
     uncharged, exits 0. A second one stops at once.
     """
     settings = context.settings()
-    # For ever: a daemon outlives any outage of the database.
-    with context.database(settings) as db:
-        filters = _checked_filters(db, id_task, id_task_item, task_types, models)
-        db.patience = float("inf")
-        process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
+    try:
+        with context.database(settings) as db:
+            filters = _checked_filters(db, id_task, id_task_item, task_types, models)
+            db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
+            process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
+    except KeyboardInterrupt:
+        pass  # told to stop before the worker began, or after its end: it holds nothing
     return EXIT_DONE
 
 
@@ -164,7 +166,8 @@ def _report(summary: Summary, as_json: bool) -> int:
     for name, reason in summary.unusable_models.items():
         click.echo(f"model {name} cannot be used from here: {reason}; `ai-worker doctor` looks into it", err=True)
     if waiting and waiting.pending:
-        click.echo(f"{waiting.pending} items wait: no model can take them now; see `ai-worker status`", err=True)
+        items = "1 item waits" if waiting.pending == 1 else f"{waiting.pending} items wait"
+        click.echo(f"{items}: no model can take them now; see `ai-worker status`", err=True)
     if as_json:
         context.emit_json(counts)
     else:

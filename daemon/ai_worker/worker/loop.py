@@ -143,6 +143,10 @@ class Worker:
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
         self._loop = asyncio.get_running_loop()
+        with stop_signals(self._on_signal):
+            return await self._run()
+
+    async def _run(self) -> Summary:
         await asyncio.to_thread(self._lease.start)
         options = self._options
         self._lease.log(
@@ -158,9 +162,8 @@ class Worker:
         committing = asyncio.create_task(self._commits.run())
         draining = asyncio.create_task(self._draining.wait())
         try:
-            with stop_signals(self._on_signal):
-                await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
-                await self._finish(claiming, committing)
+            await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
+            await self._finish(claiming, committing)
         finally:
             if not self._has_ended:
                 self._lease.abandon()
