@@ -89,7 +89,10 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
         self._data = self.folder / "data"
         self._pid_file = self.folder / "server.pid"
         self._log = self.folder / "server.log"
@@ -245,9 +248,17 @@ class Server:
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[int]:
     """Holds a lock on the file `path`; yields its descriptor. Raises BlockingIOError when it was not to wait."""
-    with path.open("ab") as file:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
+    with file:
         fcntl.flock(file, how)
         yield file.fileno()
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"the private database cannot live in {folder}: {error.strerror or error}; use another folder")
 
 
 def _which(*names: str) -> str | None:

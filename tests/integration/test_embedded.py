@@ -188,3 +188,21 @@ def test_no_server_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
     with pytest.raises(DatabaseAway, match="no-such-option"), embedded.running(folder, ["--no-such-option"]):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file", "File exists"), ("file/below", "Not a directory"), ("x" * 300, "File name too long")]
+)
+def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigurationError, match=f"cannot live in {tmp_path / name}: {reason}"),
+        embedded.running(tmp_path / name),
+    ):
+        pass
+
+
+def test_a_folder_whose_locks_cannot_be_had_is_named_too(tmp_path: Path) -> None:
+    (tmp_path / "users.lock").mkdir()  # as an unwritable folder, which does not stop root
+    with pytest.raises(ConfigurationError, match=f"cannot live in {tmp_path}: Is a directory"), embedded.running(tmp_path):
+        pass

@@ -12,6 +12,7 @@ import pytest
 from ai_worker.db import Database
 from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Model, Secret
+from ai_worker.providers import provider_class
 from ai_worker.store.models import Models
 from tests.fake_provider import FakeProvider, Rule
 from tests.integration.commands import Commands
@@ -281,3 +282,67 @@ def test_completion_prints_a_script_for_the_command(commands: Commands, shell: s
     assert ended.code == 0
     assert "_AI_WORKER_COMPLETE" in ended.out
     assert "ai-worker" in ended.out
+
+
+PLUGIN = """
+import asyncio
+class Base:
+    def __init__(self, config): pass
+    async def aclose(self): raise OSError("nie zamknę się")
+class Raising(Base):
+    async def complete(self, prompt): raise RuntimeError("zły dzień")
+class Breaking(Base):
+    async def complete(self, prompt): raise asyncio.CancelledError
+class Empty(Base):
+    async def complete(self, prompt): return None
+class Unmade(Base):
+    def __init__(self, config): raise ZeroDivisionError("nie ma mnie")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package of providers with mistakes."""
+    (tmp_path / "bad_plugin.py").write_text(PLUGIN, encoding="utf-8")
+    metadata = tmp_path / "bad_plugin-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 1.0\n")
+    lines = [f"{name.lower()} = bad_plugin:{name}" for name in ("Raising", "Breaking", "Empty", "Unmade")]
+    (metadata / "entry_points.txt").write_text("\n".join(["[ai_worker.providers]", *lines]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    provider_class.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("provider", "error"),
+    [
+        ("raising", "RuntimeError: zły dzień"),
+        ("breaking", "RuntimeError: the provider broke off its own call"),
+        ("empty", "AttributeError: 'NoneType' object has no attribute 'usage'"),
+    ],
+)
+def test_test_tells_a_mistake_of_a_plugin_in_one_line(
+    commands: Commands, models: Models, plugin: None, provider: str, error: str
+) -> None:
+    models.add(Model(0, "m", provider))
+    ended = commands("model", "test", "m")
+    assert (ended.code, ended.err) == (1, "")
+    assert ended.out.startswith(f"m gave no usable answer (internal): {error}\n")
+    assert f"the provider '{provider}': tell its makers" in ended.out
+    assert commands("model", "test", "m", "--json").json["error_kind"] == "internal"
+
+
+def test_a_plugin_that_cannot_be_made_ready_is_told_in_one_line(commands: Commands, models: Models, plugin: None) -> None:
+    said = "provider 'unmade' cannot be made ready: ZeroDivisionError: nie ma mnie"
+    added = commands("model", "add", "m", "--provider", "unmade")
+    assert (added.code, said in added.err, models.all()) == (2, True, [])
+    models.add(Model(0, "m", "unmade"))
+    tried = commands("model", "test", "m")
+    assert (tried.code, tried.err.startswith(f"ai-worker: {said}"), tried.out) == (78, True, "")
+
+
+def test_the_offline_provider_is_seen_to_correct(commands: Commands, models: Models) -> None:
+    models.add(Model(0, "try", "offline"))
+    report = commands("model", "test", "try", "--json").json
+    assert ("shcool" in report["text"], report["answer"]) == (True, report["text"].replace("shcool", "school"))

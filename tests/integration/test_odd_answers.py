@@ -219,7 +219,10 @@ def test_a_providers_bug_costs_its_items_their_attempts(
 @pytest.mark.parametrize(
     ("provider", "reason"),
     [
-        ("Missing", "No module named 'there_is_no_such_module'"),
+        (
+            "Missing",
+            "provider 'Missing' cannot be loaded: ModuleNotFoundError: No module named 'there_is_no_such_module': reinst",
+        ),
         ("Unmade", "nie ma mnie"),
         ("Unheard", "unknown provider 'Unheard'; known ones: "),
     ],

@@ -82,6 +82,24 @@ def test_without_the_plugin_its_names_are_unknown() -> None:
         task_type("shouting")
 
 
+def test_a_plugin_that_cannot_be_loaded_says_why_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "broken-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[ai_worker.providers]\nbroken = json:NoSuchProvider\n[ai_worker.task_types]\nbroken = there_is_no_such_module:Kind\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigurationError, match=r"^provider 'broken' cannot be loaded: Attr.*NoSuchProvider.*: reinstall its pack"
+    ):
+        provider_class("broken")
+    with pytest.raises(
+        ConfigurationError, match=r"^task type 'broken' cannot be loaded: Mod.*no_such_module.*: reinstall its pack"
+    ):
+        task_type("broken")
+
+
 @pytest.mark.parametrize("name", provider_names())
 def test_every_built_in_provider_is_found_by_its_entry_point(name: str) -> None:
     assert callable(provider_class(name).complete)

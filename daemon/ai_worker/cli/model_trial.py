@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from ai_worker import errors
-from ai_worker.errors import ProviderError
+from ai_worker.errors import AiWorkerError, ConfigurationError, ProviderError
 from ai_worker.log import excerpt
 from ai_worker.models import NO_USAGE, Completion, Item, Model, Result, Secret, Task, TaskStatus, Usage
 from ai_worker.prices import cost
 from ai_worker.providers import Provider, ProviderConfig, provider_class
 from ai_worker.task_types import task_type
 
-SAMPLE = "He go to school every day."
+# Both wrong to a model, and one of them to the spelling corrector, which knows no grammar.
+SAMPLE = "He go to shcool every day."
 
 # The first class that fits says what to do; {name} is the model's.
 REMEDIES: tuple[tuple[type[ProviderError], str], ...] = (
@@ -38,7 +40,7 @@ def make_provider(model: Model, api_key: Secret | None, request_timeout: float) 
     """Makes the model's provider and closes it again. Raises ConfigurationError when that cannot be done. Calls nobody."""
 
     async def make() -> None:
-        await _provider(model, api_key, request_timeout).aclose()
+        await _close(_provider(model, api_key, request_timeout))
 
     asyncio.run(make())
 
@@ -47,20 +49,24 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
     """Lets the model correct one sentence.
 
     Returns a report with `ok`, the tokens, cost and latency, and either the `answer` or `error_kind`, `error` and `remedy`.
+    The kind of an error is the one that an item would get; `internal` is a mistake of the provider's own.
     Raises ConfigurationError when the model's configuration cannot work at all.
     """
     kind = task_type("correction")
     task = Task(0, model.id_ai_model, "correction", "", {}, 1, 0, TaskStatus.IN_PROGRESS)
     item = Item(0, task, SAMPLE, {}, 1, 0, b"", uuid.uuid4())
-    usage, result, error = NO_USAGE, None, None
+    usage, result = NO_USAGE, None
+    error: Exception | None = None
     began = time.perf_counter()
 
     async def call() -> Completion:
         provider = _provider(model, api_key, request_timeout)
         try:
             return await provider.complete(kind.prompt(item))
+        except asyncio.CancelledError:
+            raise RuntimeError("the provider broke off its own call") from None
         finally:
-            await provider.aclose()
+            await _close(provider)
 
     try:
         completion = asyncio.run(call())
@@ -68,15 +74,34 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
         result = kind.parse(item, completion)
     except ProviderError as caught:
         usage, error = usage + caught.usage, caught
+    except AiWorkerError:  # nothing was tried: the configuration cannot work
+        raise
+    except Exception as caught:  # noqa: BLE001 -- a plug-in's bug, of whatever kind, is what a trial is to bring to light
+        error = caught
     return _report(model, usage, result, error, round((time.perf_counter() - began) * 1000))
 
 
 def _provider(model: Model, api_key: Secret | None, request_timeout: float) -> Provider:
     config = ProviderConfig(model.name, model.model, model.base_url, api_key, model.options, request_timeout, max_connections=1)
-    return provider_class(model.provider)(config)
+    make = provider_class(model.provider)
+    try:
+        return make(config)
+    except AiWorkerError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(
+            f"provider {model.provider!r} cannot be made ready: {reason}: a mistake in its package"
+        ) from error
 
 
-def _report(model: Model, usage: Usage, result: Result | None, error: ProviderError | None, latency_ms: int) -> dict[str, Any]:
+async def _close(provider: Provider) -> None:
+    """One that cannot be closed is left to the end of the process, which is near: what was tried is its answer."""
+    with suppress(Exception):
+        await provider.aclose()
+
+
+def _report(model: Model, usage: Usage, result: Result | None, error: Exception | None, latency_ms: int) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": model.name,
         "ok": error is None,
@@ -86,6 +111,10 @@ def _report(model: Model, usage: Usage, result: Result | None, error: ProviderEr
         "cost": cost(model, usage),
         "text": SAMPLE,
     }
+    if error is not None and not isinstance(error, ProviderError):
+        reason = f"{type(error).__name__}: {error}"
+        remedy = f"This is a mistake in the provider {model.provider!r}: tell its makers, or use another version of its package."
+        return report | {"error_kind": "internal", "error": reason, "remedy": remedy}
     if error is not None:
         fits = (text for cls, text in REMEDIES if isinstance(error, cls))
         remedy = next(fits, "Look at the message and at the options of the model.").format(name=model.name)

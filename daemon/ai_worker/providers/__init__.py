@@ -49,11 +49,18 @@ class Provider(Protocol):
 
 @cache
 def provider_class(name: str) -> type[Provider]:
-    """The class registered as `name`. Raises ConfigurationError when there is none, naming those there are."""
+    """The class registered as `name`.
+
+    Raises ConfigurationError when there is none, naming those there are, and when its package does not let itself be loaded.
+    """
     found = entry_points(group=ENTRY_POINT_GROUP)
     if name not in found.names:
         raise ConfigurationError(f"unknown provider {name!r}; known ones: {', '.join(sorted(found.names))}")
-    loaded: type[Provider] = found[name].load()
+    try:
+        loaded: type[Provider] = found[name].load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"provider {name!r} cannot be loaded: {reason}: reinstall its package") from error
     return loaded
 
 

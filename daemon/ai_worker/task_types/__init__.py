@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Protocol
 
-from ai_worker.errors import UsageError
+from ai_worker.errors import ConfigurationError, UsageError
 from ai_worker.models import Completion, Item, Prompt, Result, Task
 
 ENTRY_POINT_GROUP = "ai_worker.task_types"
@@ -33,11 +33,19 @@ class TaskType(Protocol):
 
 @cache
 def task_type(name: str) -> TaskType:
-    """The task type registered as `name`. Raises UsageError when there is none, naming those there are."""
+    """The task type registered as `name`.
+
+    Raises UsageError when there is none, naming those there are; ConfigurationError when its package does not let itself be
+    loaded.
+    """
     found = entry_points(group=ENTRY_POINT_GROUP)
     if name not in found.names:
         raise UsageError(f"unknown task type {name!r}; known ones: {', '.join(sorted(found.names))}")
-    loaded: TaskType = found[name].load()()
+    try:
+        loaded: TaskType = found[name].load()()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"task type {name!r} cannot be loaded: {reason}: reinstall its package") from error
     return loaded
 
 
