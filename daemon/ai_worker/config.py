@@ -20,10 +20,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 from urllib.parse import unquote
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -158,10 +159,7 @@ def _sources(settings_cls: type[BaseSettings]) -> list[tuple[str, PydanticBaseSe
         ("a systemd credential", _FilesSource(settings_cls, _credential)),
     ]
     if path := env_file():
-        try:
-            values = dotenv_values(path, encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path} cannot be read: {error}") from None
+        values = _env_values(path)
         # utf-8-sig: Windows' Notepad puts a byte order mark in front, which would spoil the first variable's name.
         dotenv = DotEnvSettingsSource(settings_cls, env_file=path, env_file_encoding="utf-8-sig")
         sources += [
@@ -169,6 +167,29 @@ def _sources(settings_cls: type[BaseSettings]) -> list[tuple[str, PydanticBaseSe
             (f"a file named in {path}", _FilesSource(settings_cls, _named_in(values))),
         ]
     return sources
+
+
+def _env_values(path: Path) -> dict[str, str | None]:
+    """What stands in a `.env`. Raises ConfigurationError when it, or a line of it, cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            broken = _broken_lines(file)
+        if not broken:
+            return dotenv_values(path, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    where = f"line {broken[0]}" if len(broken) == 1 else f"lines {', '.join(map(str, broken))}"
+    raise ConfigurationError(f'{path}, {where}: cannot be read; write KEY="value", or # before a comment')
+
+
+def _broken_lines(file: IO[str]) -> list[int]:
+    """Numbers of the lines that python-dotenv would leave out with a warning. Never their content: it may be a secret."""
+    broken = []
+    for binding in parse_stream(file):
+        if binding.error:
+            text = binding.original.string  # with the blank lines before it
+            broken.append(binding.original.line + text[: len(text) - len(text.lstrip())].count("\n"))
+    return broken
 
 
 def _named_in(variables: Mapping[str, str | None]) -> Callable[[str], tuple[str, Path] | None]:
@@ -354,7 +375,14 @@ def _embedded_path(rest: str) -> Path:
         raise _wrong("must name a folder and nothing else, as in embedded:///var/lib/ai-worker")
     if os.name == "nt" and re.match(r"/[A-Za-z]:", text):
         text = text[1:]
-    return Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~somebody, who has no home
+        path = Path(text)
+    if not (path.is_absolute() or text.startswith("/")) or "\0" in text:
+        # A relative one would be another database in each working directory; and of embedded://var/lib, var looks like a host.
+        raise _wrong("must name an absolute folder, with three slashes: embedded:///absolute/folder")
+    return path
 
 
 def _is_file(path: Path) -> bool:

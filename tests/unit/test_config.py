@@ -108,6 +108,23 @@ def test_an_env_file_that_is_no_text_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('# Ustawienia\n\n\nAI_WORKER_DB_PASSWORD="tajne\nAI_WORKER_CONCURRENCY=7\n', "line 4"),
+        ("AI_WORKER_DB_PASSWORD tajne\r\n\r\nA=b\r\n\r\n'tajne\r\n", "lines 1, 5"),
+    ],
+)
+def test_a_broken_line_of_an_env_file_is_named_and_not_shown(
+    text: str, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_bytes(text.encode())
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+    assert str(error.value) == f'.env, {where}: cannot be read; write KEY="value", or # before a comment'
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
     ("name", "value", "says"),
     [
         ("LEASE_SECONDS", "4", "AI_WORKER_LEASE_SECONDS is '4' (from the environment), but must be the seconds"),
@@ -194,7 +211,7 @@ def test_an_authority_alone_means_verify_and_a_certificate_means_required(folder
 
 def test_an_embedded_server_is_a_folder() -> None:
     assert parse_database_url("embedded:///var/lib/ai%20worker") == DatabaseUrl("embedded", path=Path("/var/lib/ai worker"))
-    assert parse_database_url("embedded://./data").path == Path("data")
+    assert parse_database_url("embedded://~/data").path == Path.home() / "data"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +254,10 @@ def test_loopback_is_not_remote(url: str, remote: bool) -> None:
         ("mysql://u@h/d?write_timeout=x", "write_timeout='x'"),
         ("embedded://", "must name a folder"),
         ("embedded:///x?ssl=off", "must name a folder"),
+        ("embedded://rel/path", "embedded:///absolute/folder"),
+        ("embedded://./data", "embedded:///absolute/folder"),
+        ("embedded://~nobody-of-that-name/data", "embedded:///absolute/folder"),
+        ("embedded:///nul%00", "embedded:///absolute/folder"),
     ],
 )
 def test_each_wrong_part_of_a_url_is_named(url: str, says: str) -> None:
