@@ -226,6 +226,16 @@ def test_test_says_what_is_wrong_and_what_to_do(
     assert commands("model", "test", "gpt", "--json").json["error_kind"] == kind
 
 
+def test_a_stopped_model_that_is_changed_is_said_to_be_stopped_still(commands: Commands, models: Models) -> None:
+    models.add(Model(0, "mój model", "echo"))
+    assert commands("model", "set", "mój model", "--rpm", "5").out == "Model mój model changed.\n"
+    models.stop(models.get("mój model").id_ai_model, "access_denied", "x", 600)
+    said = "It is still stopped; `ai-worker model test 'inny model'` lets it go.\n"
+    assert commands("model", "set", "mój model", "--name", "inny model").out == f"Model inny model changed.\n{said}"
+    assert commands("model", "set", "inny model", "--api-key-stdin", stdin=KEY).out.endswith(said)
+    assert models.get("inny model").stopped_kind == "access_denied"
+
+
 def test_keygen_prints_a_new_key_each_time(commands: Commands) -> None:
     first, second = commands("keygen"), commands("keygen")
     assert len(base64.b64decode(first.out)) == 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -101,7 +102,9 @@ def model() -> None:
 
 @model.command()
 @click.argument("name")
-@click.option("--provider", required=True, help="openai (and every server that speaks its protocol), gemini, offline, echo.")
+@click.option(
+    "--provider", required=True, help="openai (and every server that speaks its protocol), gemini, offline, echo, or a plug-in's."
+)
 @_model_options
 def add(name: str, api_key_file: Path | None, api_key_stdin: bool, options: tuple[str, ...], **given: Any) -> None:
     """Add a model under a NAME of your choice.
@@ -170,7 +173,10 @@ def set_(
             models.set(present.id_ai_model, **Changes(**changes))  # type: ignore[typeddict-item]  # built from _FIELDS above
         if sealed is not None or "api-key" in unset:
             models.set_key(present.id_ai_model, sealed)
-    click.echo(f"Model {new_name or name} changed.")
+        changed = models.get(present.id_ai_model)
+    click.echo(f"Model {changed.name} changed.")
+    if changed.stopped_kind:  # whatever stopped it may be put right now, but nobody has tried
+        click.echo(f"It is still stopped; `ai-worker model test {shlex.quote(changed.name)}` lets it go.")
 
 
 @model.command("list")
