@@ -43,6 +43,10 @@ def generate_master_key() -> str:
     return base64.b64encode(os.urandom(KEY_BYTES)).decode("ascii")
 
 
+class UnknownMasterKey(ConfigurationError):
+    """A value was encrypted with a master key that is not at hand."""
+
+
 class Keyring:
     """Encrypts with the current master key; decrypts with that one, earlier ones, and a panel's passphrase.
 
@@ -77,18 +81,23 @@ class Keyring:
         nonce = os.urandom(_NONCE_BYTES)
         return MAGIC + _key_id(self._current) + nonce + AESGCM(self._current).encrypt(nonce, plain, _bound_to(id_ai_model))
 
-    def decrypt(self, id_ai_model: int, value: bytes) -> Secret:
-        """The API key in a row's `api_key_encrypted`. Raises ConfigurationError saying why it cannot be had, and what to do."""
+    def decrypt(self, id_ai_model: int, value: bytes, name: str | None = None) -> Secret:
+        """The API key in a row's `api_key_encrypted`.
+
+        `name` is the model's, for messages; without it they give its number.
+        Raises ConfigurationError saying why it cannot be had, and what to do: UnknownMasterKey where another one encrypted it.
+        """
+        called = str(id_ai_model) if name is None else name
         if not value.startswith(MAGIC):
-            return self._decrypt_legacy(id_ai_model, value)
+            return self._decrypt_legacy(value, called)
         if len(value) < _HEADER_BYTES + _TAG_BYTES:
-            raise _unreadable(id_ai_model, "is cut short")
+            raise _unreadable(called, "is cut short")
         key = self._by_id.get(value[len(MAGIC) : len(MAGIC) + _KEY_ID_BYTES])
         if key is None:
             if self._current is None:
                 raise _no_master_key()
-            raise ConfigurationError(
-                f"the API key of model {id_ai_model} was encrypted with another master key. Set AI_WORKER_MASTER_KEY to that "
+            raise UnknownMasterKey(
+                f"the API key of model {called} was encrypted with another master key. Set AI_WORKER_MASTER_KEY to that "
                 "one; to change over to a new one, run `ai-worker rekey`"
             )
         nonce = value[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
@@ -97,22 +106,22 @@ class Keyring:
         except InvalidTag:
             plain = None
         if plain is None:
-            raise _unreadable(id_ai_model, "is damaged, or was copied from another model's row")
+            raise _unreadable(called, "is damaged, or was copied from another model's row")
         return Secret(plain.decode())
 
     def is_current(self, value: bytes) -> bool:
         """Whether a value was encrypted by the current master key (and not by an earlier one, or by a panel)."""
         return self._current is not None and value.startswith(MAGIC + _key_id(self._current))
 
-    def _decrypt_legacy(self, id_ai_model: int, value: bytes) -> Secret:
+    def _decrypt_legacy(self, value: bytes, called: str) -> Secret:
         if self._legacy is None:
             raise ConfigurationError(
-                f"the API key of model {id_ai_model} was not encrypted by AI Worker. If a panel wrote it with AES_ENCRYPT, "
+                f"the API key of model {called} was not encrypted by AI Worker. If a panel wrote it with AES_ENCRYPT, "
                 "set AI_WORKER_LEGACY_AES_KEY to the panel's passphrase; otherwise set it anew with `ai-worker model set`"
             )
         plain = _aes_decrypt(self._legacy, value)
         if plain is None:
-            raise _unreadable(id_ai_model, "does not decrypt with AI_WORKER_LEGACY_AES_KEY")
+            raise _unreadable(called, "does not decrypt with AI_WORKER_LEGACY_AES_KEY")
         return Secret(plain)
 
 
@@ -164,5 +173,5 @@ def _no_master_key() -> ConfigurationError:
     )
 
 
-def _unreadable(id_ai_model: int, why: str) -> ConfigurationError:
-    return ConfigurationError(f"the API key of model {id_ai_model} {why}. Set it anew with `ai-worker model set`")
+def _unreadable(called: str, why: str) -> ConfigurationError:
+    return ConfigurationError(f"the API key of model {called} {why}. Set it anew with `ai-worker model set`")

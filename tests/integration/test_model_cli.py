@@ -254,10 +254,13 @@ def test_rekey_takes_old_and_panel_keys_over_or_none(
 
     (tmp_path / "other").write_text(other)
     refused = commands("rekey", "--old-key-file", str(tmp_path / "other"))
-    assert (refused.code, "another master key" in refused.err) == (78, True)
+    assert (refused.code, refused.out) == (78, "")
+    assert "the API key of model old was encrypted with a master key that is neither the current one nor given" in refused.err
+    assert "by --old-key-file or AI_WORKER_MASTER_KEY_OLD" in refused.err
+    assert "rekey" not in refused.err
     (tmp_path / "old").write_text(old + "\n")
     refused = commands("rekey", "--old-key-file", str(tmp_path / "old"))
-    assert (refused.code, "AI_WORKER_LEGACY_AES_KEY" in refused.err) == (78, True)
+    assert (refused.code, "AI_WORKER_LEGACY_AES_KEY" in refused.err, "of model panel" in refused.err) == (78, True, True)
     assert {model.name: model.api_key_encrypted for model in models.all()} == before
 
     monkeypatch.setenv("AI_WORKER_LEGACY_AES_KEY", "hasło panelu")
@@ -268,6 +271,21 @@ def test_rekey_takes_old_and_panel_keys_over_or_none(
 
     monkeypatch.delenv("AI_WORKER_LEGACY_AES_KEY")
     assert commands("rekey", "--json").json == {"rekeyed": 0}
+    assert commands("rekey").out == "3 keys are current already.\n"
+
+
+def test_rekey_with_nothing_to_encrypt(commands: Commands, models: Models) -> None:
+    models.add(Model(0, "m", "echo"))
+    assert commands("rekey").out == "There is no key to encrypt.\n"
+
+
+def test_a_key_that_cannot_be_opened_is_told_by_its_models_name(
+    commands: Commands, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.add(Model(0, "gpt", "openai", "gpt-5.5"), lambda number: Keyring(Secret(MASTER)).encrypt(number, Secret(KEY)))
+    monkeypatch.setenv("AI_WORKER_MASTER_KEY", generate_master_key())
+    ended = commands("model", "test", "gpt")
+    assert (ended.code, "the API key of model gpt was encrypted with another master key" in ended.err) == (78, True)
 
 
 def test_rekey_takes_the_old_key_from_its_setting_too(
@@ -277,6 +295,7 @@ def test_rekey_takes_the_old_key_from_its_setting_too(
     models.add(Model(0, "m", "openai"), lambda number: Keyring(Secret(old)).encrypt(number, Secret(KEY)))
     monkeypatch.setenv("AI_WORKER_MASTER_KEY_OLD", old)
     assert commands("rekey").out == "1 key encrypted anew.\n"
+    assert commands("rekey").out == "1 key is current already.\n"
     assert stored_key(models, "m") == KEY
 
 

@@ -167,11 +167,11 @@ def _check_keys(models: list[Model], ring: Keyring) -> Generator[Finding, None, 
     unsealed = False
     for model, value in encrypted:
         try:
-            readable[model.id_ai_model] = ring.decrypt(model.id_ai_model, value)
+            readable[model.id_ai_model] = ring.decrypt(model.id_ai_model, value, model.name)
             unsealed = unsealed or not ring.is_current(value)
         except ConfigurationError as error:
             remedy = f"If the old key is lost: `ai-worker model set {model.name} --api-key-file FILE`."
-            yield misconfigured("keys", f"{model.name}: {error}", remedy)
+            yield misconfigured("keys", str(error), remedy)
     if not ring.has_master_key and not encrypted:
         remedy = "Run `ai-worker keygen` before you add a model that needs an API key."
         yield warning("keys", f"no master key is set ({PREFIX}MASTER_KEY)", remedy)

@@ -54,16 +54,36 @@ def rekey(old_key_file: Path | None, as_json: bool) -> None:
     if not ring.has_master_key:
         raise ConfigurationError(f"set the new master key first, as {PREFIX}MASTER_KEY or {PREFIX}MASTER_KEY_FILE")
     with context.database(settings) as db:
-        count = Models(db).rekey(lambda number, value: _anew(ring, number, value))
+        models = Models(db)
+        names = {each.id_ai_model: each.name for each in models.all()}
+        seen: set[int] = set()  # no counter, for a transaction that meets a conflict is run again
+
+        def seal(number: int, value: bytes) -> bytes | None:
+            seen.add(number)
+            return _anew(ring, number, value, names.get(number, str(number)))
+
+        count = models.rekey(seal)
     if as_json:
         context.emit_json({"rekeyed": count})
+    elif not seen:
+        click.echo("There is no key to encrypt.")
+    elif not count:
+        click.echo("1 key is current already." if len(seen) == 1 else f"{len(seen)} keys are current already.")
     else:
         click.echo(f"{count} {'key' if count == 1 else 'keys'} encrypted anew.")
 
 
-def _anew(ring: Keyring, number: int, value: bytes) -> bytes | None:
+def _anew(ring: Keyring, number: int, value: bytes, name: str) -> bytes | None:
     """The value under the present key, None when it is so already. Opened in any case: a damaged key never counts as done."""
-    api_key = ring.decrypt(number, value)
+    from ai_worker.keys import UnknownMasterKey
+
+    try:
+        api_key = ring.decrypt(number, value, name)
+    except UnknownMasterKey:
+        raise ConfigurationError(
+            f"the API key of model {name} was encrypted with a master key that is neither the current one nor given. Give that "
+            f"one by --old-key-file or {PREFIX}MASTER_KEY_OLD; if it is lost, set the API key anew with `ai-worker model set`"
+        ) from None
     return None if ring.is_current(value) else ring.encrypt(number, api_key)
 
 

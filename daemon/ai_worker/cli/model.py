@@ -228,7 +228,7 @@ def test(name: str, as_json: bool) -> int:
         found = models.get(name)
         api_key = None
         if found.api_key_encrypted is not None:
-            api_key = context.keyring(settings).decrypt(found.id_ai_model, found.api_key_encrypted)
+            api_key = context.keyring(settings).decrypt(found.id_ai_model, found.api_key_encrypted, found.name)
         report = try_model(found, api_key, settings.request_timeout_seconds)
         report["resumed"] = models.resume(found.id_ai_model) if report["ok"] else False
     if as_json:
