@@ -179,6 +179,21 @@ def test_files_that_cannot_be_written(ai_worker: Commands, task: str, tmp_path: 
         assert str(target) in ended.err
 
 
+@pytest.mark.parametrize("name", ["wyniki.xlsx", "wyniki.csv.gz", "wyniki"])
+def test_a_file_whose_name_tells_no_format_is_refused(ai_worker: Commands, task: str, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    ended = ai_worker("results", task, "-o", str(target))
+    assert (ended.code, target.exists()) == (2, False)
+    assert f"{str(target)!r}: name a file in .csv, .jsonl, .ndjson, .html or .htm, or give --format" in ended.err
+    assert ai_worker("results", task, "-o", str(target), "--format", "csv").code == 0
+    assert target.read_text().startswith("id_task_item,")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX devices")
+def test_a_device_may_have_any_name(ai_worker: Commands, task: str) -> None:
+    assert ai_worker("results", task, "-o", "/dev/null").code == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 @pytest.mark.parametrize("format_name", ["csv", "jsonl", "html"])
 def test_a_reader_that_leaves_early_is_no_error(database_url: str, sql: Sql, task: str, format_name: str) -> None:

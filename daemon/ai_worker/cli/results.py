@@ -39,12 +39,16 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _ONLY = {"processed": ItemStatus.PROCESSED, "error": ItemStatus.ERROR, "all": None}
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".html": "html", ".htm": "html"}
+_ENDINGS = f"{', '.join(list(_SUFFIXES)[:-1])} or {list(_SUFFIXES)[-1]}"
 
 
 @click.command()
 @click.argument("id_task", metavar="ID", type=int)
 @click.option(
-    "--format", "format_name", type=click.Choice(["csv", "jsonl", "html"]), help="[default: as FILE's name tells, else csv]"
+    "--format",
+    "format_name",
+    type=click.Choice(["csv", "jsonl", "html"]),
+    help="[default: as FILE's name tells; csv without one]",
 )
 @click.option(
     "-o", "--output", metavar="FILE", help="Write a file, which appears when it is complete.  [default: standard output]"
@@ -66,7 +70,7 @@ def results(
     as a formula; how many did is told on standard error. --raw leaves them alone. JSONL never changes a text.
     """
     guarded = 0  # stays so when the reader of a pipe leaves early
-    chosen = format_name or _SUFFIXES.get(Path(output or "").suffix.lower(), "csv")
+    chosen = format_name or _format_of(output)
     with context.database() as db:
         reports = Reports(db)
         task = reports.task(id_task)
@@ -85,6 +89,18 @@ def results(
         click.echo(
             f"note: {cells} got an apostrophe, lest a spreadsheet take them for formulas; --raw leaves them alone", err=True
         )
+
+
+def _format_of(output: str | None) -> str:
+    if output is None or output == "-":
+        return "csv"
+    path = Path(output)
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        if path.exists() and not path.is_file():  # a device or a pipe, whose name tells nothing; of a folder `_target` complains
+            return "csv"
+        raise UsageError(f"the format is not to be told from {output!r}: name a file in {_ENDINGS}, or give --format")
+    return _SUFFIXES[suffix]
 
 
 def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: bool) -> int:
