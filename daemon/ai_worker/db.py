@@ -86,6 +86,7 @@ VALUE: Final = frozenset(
         1153, 1406, 1264, 1690,  # too long, out of range
         1265, 1292, 1366, 1300, 1411,  # of the wrong kind
         1441,  # a time overflows
+        1644,  # SIGNAL, of somebody's trigger
         3140, 3141, 3157, 4025, 4038, 3819,  # no JSON, or nested too deep; against a CHECK
     }
 )  # fmt: skip

@@ -19,7 +19,9 @@ from ai_worker.models import NO_USAGE, ItemStatus, Outcome, OutcomeKind, TaskSta
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
-MAX_LOSSES: Final = 5  # an item lost with its worker this often is set aside: it may be what kills them
+# An item lost with its worker this often is set aside: it may be what kills them. Many, because a host that crashes again and
+# again claims the same oldest items each time, and they are not to blame.
+MAX_LOSSES: Final = 20
 
 STATUS_AFTER: Final[Mapping[OutcomeKind, ItemStatus]] = {
     OutcomeKind.PROCESSED: ItemStatus.PROCESSED,

@@ -60,23 +60,23 @@ class Commits:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while self._waiting:
+            while self._group or self._waiting:
                 self._fill_group()
-                while self._group:
-                    try:
-                        await self._commit(list(self._group))
-                    except DatabaseError as error:
-                        # Away, full, locked for long, a privilege revoked: in hand, and kept until it is stored.
-                        self._on_kept(error)
-                        await asyncio.sleep(AWAY_SECONDS)
+                try:
+                    await self._commit(list(self._group))
+                except DatabaseError as error:
+                    # Away, full, locked for long, a privilege revoked: in hand, and kept until it is stored.
+                    self._on_kept(error)
+                    if isinstance(error, ValueRefused):  # of the first, again and again: let the others pass
+                        self._group.append(self._group.pop(0))
+                    await asyncio.sleep(AWAY_SECONDS)
 
     def _fill_group(self) -> None:
-        size = 0
+        size = sum(map(_size, self._group))
         while self._waiting and len(self._group) < COMMIT_ROWS and size < COMMIT_BYTES:
             outcome = self._waiting.popleft()
             self._group.append(outcome)
-            if outcome.result is not None:
-                size += 6 * len(outcome.result.text_corrected or "")  # the text, and again in the whole answer, in UTF-8
+            size += _size(outcome)
 
     async def _commit(self, group: list[Outcome]) -> None:
         """Stores a group. When a value is refused, finds the outcome at fault and makes it the dead letter that it is."""
@@ -99,3 +99,8 @@ class Commits:
         message = f"the database refused the result: {error}"
         self._on_refused(outcome, message)
         return Outcome.failed(outcome.item, UNSTORABLE, message, outcome.usage, outcome.cost, outcome.latency_ms or 0)
+
+
+def _size(outcome: Outcome) -> int:
+    """About how many bytes an outcome sends: its text, and that again in the whole answer, in UTF-8."""
+    return 6 * len(outcome.result.text_corrected or "") if outcome.result else 0
