@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -80,8 +81,43 @@ def test_why_nothing_moves(ai_worker: Commands, task: int, sql: Sql) -> None:
         shown = ai_worker(*command).out
         assert "model echo is stopped" in shown
         assert "the account's money or quota is spent: top it up (no credit)" in shown
+    assert re.search(
+        r"\(no credit\); tried again in (1 min 00|5\d) s; `ai-worker model test echo` tries it now$",
+        ai_worker("status", str(task)).out,
+        re.M,
+    )
+    sql("UPDATE ai_model SET probe_at = UTC_TIMESTAMP(6)")
+    assert "tried again at the next claim; `ai-worker model test echo`" in ai_worker("status", str(task)).out
     sql("UPDATE task SET status_id = 4")
-    assert f"`ai-worker resume {task}` goes on" in ai_worker("status", str(task)).out
+    assert f"→ `ai-worker resume {task}` goes on\n" in ai_worker("status", str(task)).out
+
+
+def test_a_cancelled_task_can_be_resumed(ai_worker: Commands, task: int) -> None:
+    assert "resume" not in ai_worker("status", str(task)).out
+    ai_worker("cancel", str(task))
+    assert f"→ `ai-worker resume {task}` goes on with what was cancelled\n" in ai_worker("status", str(task)).out
+    ai_worker("resume", str(task))
+    assert "resume" not in ai_worker("status", str(task)).out
+
+
+def test_priority_and_schedule_show_where_there_is_one(ai_worker: Commands, task: int, sql: Sql) -> None:
+    plain = ai_worker("status").out
+    assert "PRIORITY" not in plain
+    assert "STARTS" not in plain
+    ai_worker("priority", str(task), "-7")
+    sql("UPDATE task SET scheduled_at = '2999-12-31 08:30:00'")
+    sql("INSERT INTO task (id_ai_model, description) SELECT id_ai_model, 'inne' FROM ai_model")
+    heading, other, scheduled = ai_worker("status").out.splitlines()
+    assert heading.split() == [
+        *("ID", "STATUS", "STARTS", "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST"),
+        *("PRIORITY", "INSTRUCTION"),
+    ]
+    assert scheduled.split()[1:3] == ["IN_PROGRESS", "2999-12-31T08:30:00.000Z"]
+    assert scheduled.index("-7") + 2 == heading.index("PRIORITY") + len("PRIORITY")
+    assert other.split()[1:3] == ["NEW", "-"]
+    shown = ai_worker("status", str(task)).out
+    assert re.search(r"^  priority +-7$", shown, re.M)
+    assert re.search(r"^  scheduled +2999-12-31T08:30:00\.000Z$", shown, re.M)
 
 
 def test_nothing_there(ai_worker: Commands, database_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def status(id_task: int | None, limit: int, as_json: bool) -> None:
             if as_json:
                 context.emit_json(as_dict(task))
             else:
-                _show_task(task, reports.workers())
+                _show_task(task, reports.workers(), reports.stopped_models() if task.model_stopped else [])
             return
         tasks = reports.tasks(limit)
         if as_json:
@@ -153,7 +154,7 @@ def _eta(task: TaskReport) -> float | None:
     return round(task.open / task.rate, 1)
 
 
-def _show_task(task: TaskReport, workers: Sequence[WorkerReport]) -> None:
+def _show_task(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]) -> None:
     click.echo(
         click.style(f"task {task.id_task}  {task.status.name}", bold=True) + f"  {task.task_type} by {visible(task.model)}"
     )
@@ -170,7 +171,8 @@ def _show_task(task: TaskReport, workers: Sequence[WorkerReport]) -> None:
         rows.append(("cost", context.money(task.cost)))
     if task.priority:
         rows.append(("priority", str(task.priority)))
-    for name, moment in (("created", task.created_at), ("started", task.started_at), ("finished", task.finished_at)):
+    moments = {"created": task.created_at, "scheduled": task.scheduled_at}
+    for name, moment in (moments | {"started": task.started_at, "finished": task.finished_at}).items():
         if moment is not None:
             rows.append((name, context.iso(moment) or ""))
     for name, text in rows:
@@ -181,7 +183,7 @@ def _show_task(task: TaskReport, workers: Sequence[WorkerReport]) -> None:
             click.echo(f"  {title}")
             for group in groups:
                 click.echo(f"    {_group(group)}")
-    for hint in _hints(task, workers):
+    for hint in _hints(task, workers, stopped):
         click.echo(f"  → {hint}")
 
 
@@ -206,18 +208,22 @@ def _group(group: ErrorGroup) -> str:
     return f"{context.number(group.items)} × {group.kind}{due}{example}"
 
 
-def _hints(task: TaskReport, workers: Sequence[WorkerReport]) -> list[str]:
+def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]) -> list[str]:
     """Why nothing moves, or what can be done next."""
     hints = []
     if task.open and task.status is TaskStatus.PAUSED:
         hints.append(f"`ai-worker resume {task.id_task}` goes on")
     elif task.open and task.model_stopped:
-        kind, _, reason = task.model_stopped.partition(": ")
-        hints.append(f"model {visible(task.model)} is stopped: {WHY_STOPPED.get(kind, kind)} ({visible(reason)})")
+        for each in stopped:
+            if each.name == task.model:
+                command = f"ai-worker model test {shlex.quote(visible(each.name))}"
+                hints.append(f"model {visible(each.name)} is stopped: {_why_and_when(each)}; `{command}` tries it now")
     elif task.open and task.is_ahead:
         hints.append(f"starts at {context.iso(task.scheduled_at)}")
     elif task.open and task.status is not TaskStatus.CANCELLED and not any(each.state in {"alive", "late"} for each in workers):
         hints.append(f"no worker is running; `ai-worker run --task {task.id_task}` starts one")
+    if task.status is TaskStatus.CANCELLED:
+        hints.append(f"`ai-worker resume {task.id_task}` goes on with what was cancelled")
     if task.items[ItemStatus.ERROR] and task.status is not TaskStatus.CANCELLED:
         hints.append(f"`ai-worker retry {task.id_task}` brings back what failed")
     if task.items[ItemStatus.PROCESSED]:
@@ -229,11 +235,17 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
     if not tasks:
         click.echo("no task yet; `ai-worker submit FILE` makes one")
         return
-    headings = ("ID", "STATUS", "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST", "INSTRUCTION")
+    # Two columns that are there only when they have something to say.
+    with_priority, with_start = any(task.priority for task in tasks), any(task.is_ahead for task in tasks)
+    headings = (
+        *("ID", "STATUS", *["STARTS"] * with_start, "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST"),
+        *(*["PRIORITY"] * with_priority, "INSTRUCTION"),
+    )
     rows = [
         (
             task.id_task,
             task.status.name,
+            *[context.iso(task.scheduled_at) if task.is_ahead else None] * with_start,
             task.task_type,
             visible(task.model[:30]),
             context.number(task.total),
@@ -241,20 +253,23 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
             context.number(task.records_failed),
             context.number(task.open),
             None if task.cost is None else context.money(task.cost),
+            *[task.priority or None] * with_priority,
             visible(task.description[:40]),
         )
         for task in tasks
     ]
-    context.emit_table(headings, rows, right=(0, 4, 5, 6, 7, 8))
+    numbers = {"ID", "ITEMS", "DONE", "ERROR", "OPEN", "COST", "PRIORITY"}
+    context.emit_table(headings, rows, right=[column for column, heading in enumerate(headings) if heading in numbers])
 
 
 def _show_stopped(models: Sequence[StoppedModel]) -> None:
     for model in models:
-        again = "at the next claim" if model.probe_seconds <= 0 else f"in {context.duration(model.probe_seconds)}"
-        click.echo(
-            f"model {visible(model.name)} is stopped since {context.iso(model.stopped_at)}: "
-            f"{WHY_STOPPED.get(model.kind, model.kind)} ({visible(model.reason)}); tried again {again}"
-        )
+        click.echo(f"model {visible(model.name)} is stopped since {context.iso(model.stopped_at)}: {_why_and_when(model)}")
+
+
+def _why_and_when(model: StoppedModel) -> str:
+    again = "at the next claim" if model.probe_seconds <= 0 else f"in {context.duration(model.probe_seconds)}"
+    return f"{WHY_STOPPED.get(model.kind, model.kind)} ({visible(model.reason)}); tried again {again}"
 
 
 def _watch_all(reports: Reports, on_terminal: bool) -> None:
