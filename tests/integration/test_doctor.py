@@ -18,6 +18,7 @@ from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Model, Secret
+from ai_worker.providers import provider_class
 from ai_worker.store.health import Server
 from ai_worker.store.models import Models
 from tests.integration.commands import Commands, Ended
@@ -368,6 +369,26 @@ def test_an_env_file_that_others_can_read(commands: Commands) -> None:
     Path(".env").write_text("AI_WORKER_LEGACY_AES_KEY=x\n")
     ended = commands("doctor", "--json")
     assert (ended.code, "(mode 0644) -> chmod 600 .env" in found(ended, ".env", "problem")) == (1, True)
+
+
+def test_a_plug_ins_endpoint_is_not_said_to_be_none(
+    commands: Commands, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "far-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: far\nVersion: 1.0\n")
+    entries = "[ai_worker.providers]\nfar = ai_worker.providers.echo:EchoProvider\nbroken = json:NoSuchProvider\n"
+    (metadata / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models.add(Model(0, "daleki", "far"))
+    ended = commands("doctor", "--json")
+    said = "daleki: the endpoint of its provider 'far' is not known and was not tried"
+    assert (ended.code, said in found(ended, "models", "ok"), "no network" in ended.out) == (0, True, False)
+    models.add(Model(0, "zepsuty", "broken"))
+    ended = commands("doctor", "--json")
+    said = "zepsuty cannot be used from here: provider 'broken' cannot be loaded: AttributeError: "
+    assert (ended.code, said in found(ended, "models", "problem")) == (1, True)
+    provider_class.cache_clear()
 
 
 @pytest.mark.parametrize(

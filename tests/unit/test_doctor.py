@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,24 @@ def test_lines_that_are_called_alike_are_read_as_they_stand() -> None:
     Path(".env").write_text("".join(f'{name}="{value}"\n' for name, value in values.items()), encoding="utf-8")
     assert {finding.level for finding in check_settings()} == {"ok"}
     assert dict(dotenv_values(".env")) == values
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX modes")
+@pytest.mark.parametrize(
+    ("line", "is_secret"),
+    [
+        ("", False),
+        ('AI_WORKER_DB_PASSWORD=""', False),
+        ('AI_WORKER_MASTER_KEY_FILE="master-key"', False),
+        ('AI_WORKER_DB_URL="embedded:///srv/dane"', False),
+        ('AI_WORKER_DB_PASSWORD="tajne"', True),
+        ('AI_WORKER_LEGACY_AES_KEY="tajne"', True),
+        ('AI_WORKER_DB_URL="mysql://ja:tajne@127.0.0.1/d"', True),
+        ('AI_WORKER_DB_URL="mysql://ja:ta/jne@127.0.0.1/d"', True),  # cannot be read
+    ],
+)
+def test_the_example_holds_no_secret_until_one_is_set(line: str, is_secret: bool) -> None:
+    Path(".env").write_text(f"{EXAMPLE.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    Path(".env").chmod(0o644)
+    Path("master-key").write_text("x")
+    assert any("holds secrets" in finding.message for finding in check_settings()) is is_secret

@@ -10,7 +10,7 @@ from typing import Final
 
 from ai_worker import __version__
 from ai_worker.cli import context
-from ai_worker.cli.doctor_endpoint import probe
+from ai_worker.cli.doctor_endpoint import WITHOUT_NETWORK, probe
 from ai_worker.cli.doctor_settings import check_settings
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
 from ai_worker.config import PREFIX, DatabaseUrl
@@ -19,6 +19,7 @@ from ai_worker.errors import EXIT_TEMPORARY, ConfigurationError, DatabaseAway, D
 from ai_worker.keys import Keyring
 from ai_worker.migrate import check as check_schema
 from ai_worker.models import Model, Secret
+from ai_worker.providers import provider_class
 from ai_worker.store.health import Health, Server
 from ai_worker.store.models import Models
 
@@ -196,8 +197,10 @@ def _check_models(models: list[Model], readable: dict[int, Secret], *, offline: 
     with ThreadPoolExecutor(max_workers=8) as pool:
         probes = list(pool.map(lambda each: probe(each, readable.get(each.id_ai_model)), active))
     for model, found in zip(active, probes, strict=True):
-        if found is None:
+        if found is None and model.provider in WITHOUT_NETWORK:
             yield ok("models", f"{model.name} needs no network ({model.provider})")
+        elif found is None:
+            yield _check_plugin(model)
         elif found.is_refused and (model.id_ai_model in readable or model.api_key_encrypted is None):
             remedy = f"Set a valid one: `ai-worker model set {model.name} --api-key-file FILE`."
             yield problem("models", f"{model.name}: {found.url} does not accept the API key (HTTP {found.status})", remedy)
@@ -206,6 +209,17 @@ def _check_models(models: list[Model], readable: dict[int, Secret], *, offline: 
             yield problem("models", f"{model.name}: {found.url} cannot be reached: {found.reason}", remedy)
         else:
             yield ok("models", f"{model.name}: {found.url} answers")
+
+
+def _check_plugin(model: Model) -> Finding:
+    """All that can be said of a provider of somebody else's whose endpoint no base URL tells."""
+    try:
+        provider_class(model.provider)
+    except ConfigurationError as error:
+        remedy = f"Put that right on this host, or run `ai-worker model set {model.name} --provider ...`."
+        return problem("models", f"{model.name} cannot be used from here: {error}", remedy)
+    message = f"{model.name}: the endpoint of its provider {model.provider!r} is not known and was not tried"
+    return ok("models", f"{message}; `ai-worker model test {model.name}` makes a real call")
 
 
 def _dotted(version: tuple[int, ...]) -> str:

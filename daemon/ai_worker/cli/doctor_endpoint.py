@@ -13,6 +13,7 @@ from typing import IO, Final
 from ai_worker.models import Model, Secret
 
 TIMEOUT: Final = 10.0  # seconds
+WITHOUT_NETWORK: Final = frozenset({"offline", "echo"})  # providers that have no endpoint
 
 # provider -> its own endpoint, where it lists models, and how it takes the key
 _LISTS: Final = {
@@ -48,7 +49,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def probe(model: Model, api_key: Secret | None) -> Probe | None:
-    """Asks the endpoint for its list of models, which is free; None when the model has no endpoint (`offline`, `echo`).
+    """Asks the endpoint for its list of models, which is free; None when the model has no endpoint, or none that is known.
 
     Any HTTP answer but 401 and 403 says: reachable. Proxies are used as the environment names them.
     """

@@ -11,13 +11,12 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from ai_worker.cli.findings import Finding, ok, problem, warning
-from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, variable
+from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, parse_database_url, variable
+from ai_worker.errors import ConfigurationError
 
 TEST_PREFIX = f"{PREFIX}TEST_"  # for the project's own tests
 
-_SECRETS = re.compile(
-    r"^\s*(?:export\s+)?AI_WORKER_(?:DB_URL|DB_PASSWORD|MASTER_KEY|MASTER_KEY_OLD|LEGACY_AES_KEY)\s*=\s*\S", re.M
-)
+_SECRETS = [variable(field) for field in ("db_password", "master_key", "master_key_old", "legacy_aes_key")]
 
 
 def check_settings() -> Iterator[Finding]:
@@ -45,7 +44,7 @@ def check_settings() -> Iterator[Finding]:
 
 def _check_env_file(path: Path) -> Iterator[Finding]:
     text = path.read_text(encoding="utf-8-sig")
-    if os.name == "posix" and path.stat().st_mode & 0o077 and _SECRETS.search(text):
+    if os.name == "posix" and path.stat().st_mode & 0o077 and _holds_secrets(path):
         message = f"{path} holds secrets and can be read by others (mode {path.stat().st_mode & 0o777:04o})"
         yield problem(".env", message, f"chmod 600 {path}")
     drift = False
@@ -56,6 +55,17 @@ def _check_env_file(path: Path) -> Iterator[Finding]:
             yield warning(".env", f"{path}, line {number}: {reason}", remedy)
     if not drift:
         yield ok(".env", f"{path} is read alike by AI Worker and by systemd's EnvironmentFile=")
+
+
+def _holds_secrets(path: Path) -> bool:
+    values = dotenv_values(path, encoding="utf-8-sig")
+    if any(values.get(name) for name in _SECRETS):
+        return True
+    url = values.get(variable("db_url"))
+    try:
+        return bool(url and parse_database_url(url).password.reveal())
+    except ConfigurationError:  # it cannot be told, and a password is what one is to expect
+        return True
 
 
 # Lines that python-dotenv and systemd's EnvironmentFile= (systemd.exec(5)) read differently, or that neither of them reads.
