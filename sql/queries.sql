@@ -347,8 +347,11 @@ SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000
          LIMIT 1) IS NOT NULL;
 
 -- name: waiting_items
--- What is left for a `run` with these filters: pending items whose model is stopped, and when the next deferred one is due.
+-- What is left for a `run` with these filters: pending items, those of them that no model can take now, and when the next
+-- deferred one is due. In one look, since others claim and give back meanwhile.
 SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
+       SUM(i.status_id = 0 AND (m.is_active = 0 OR (m.stopped_at IS NOT NULL AND m.probe_at > NOW(6))
+                                OR m.id_ai_model IN %(busy_models)s)) AS blocked,
        MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), i.available_at)) / 1000000 AS due_seconds
   FROM task t FORCE INDEX (k_task_runnable)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model

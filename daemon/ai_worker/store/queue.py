@@ -41,9 +41,11 @@ class Rescued:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What filters leave open: pending items, deferred ones, and the seconds until the first of these is due."""
+    """What filters leave open: pending items, `blocked` ones of them, that no model can take now, and deferred ones, with the
+    seconds until the first of these is due."""
 
     pending: int
+    blocked: int
     deferred: int
     due_seconds: float | None
 
@@ -275,11 +277,12 @@ class Queue:
 
     # ----- looking ahead
 
-    def waiting(self, filters: Filters) -> Waiting:
-        """What is left open for these filters."""
-        row = self._db.query("waiting_items", _filter(filters))[0]
+    def waiting(self, filters: Filters, busy_models: Iterable[int] = ()) -> Waiting:
+        """What is left open for these filters; `busy_models` take no items now, as stopped ones do."""
+        row = self._db.query("waiting_items", {**_filter(filters), "busy_models": (0, *busy_models)})[0]
+        pending, blocked, deferred = (int(row[name] or 0) for name in ("pending", "blocked", "deferred"))
         due = row["due_seconds"]
-        return Waiting(int(row["pending"] or 0), int(row["deferred"] or 0), None if due is None else float(due))
+        return Waiting(pending, blocked, deferred, None if due is None else float(due))
 
     def others_at_work(self, id_worker: int, filters: Filters) -> list[float]:
         """For each other worker that holds items these filters want: the seconds since its last heartbeat."""

@@ -158,8 +158,10 @@ class Caller:
             return attempt.given_back("drained")
         except ModelStopped as error:
             return await self._stopped(attempt, error)
-        except (ConfigurationError, UsageError) as error:  # of the task's type or parameters: `submit` would have refused them
+        except UsageError as error:  # of the task's type or parameters: `submit` would have refused them
             return attempt.failed("invalid_task", str(error))
+        except ConfigurationError as error:  # a task type's package that does not load here, and may on another host
+            return attempt.retry("internal", str(error), None)
         except ItemRejected as error:
             return attempt.failed(error.kind, str(error))
         except RateLimited as error:

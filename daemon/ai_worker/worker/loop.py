@@ -293,7 +293,7 @@ class Worker:
         while not self._draining.is_set():
             waiting, others = await self._in_thread(self._claim_thread, self._look_around)
             self._summary.waiting = waiting
-            if waiting is None:
+            if waiting.pending > waiting.blocked:
                 return False
             due = waiting.due_seconds
             # A worker that has beaten since we ran out of work is alive and will finish its own; a silent one may be dead.
@@ -304,15 +304,14 @@ class Worker:
             await self._pause(min(IDLE_LAST, max(due or IDLE_LAST, IDLE_FIRST)))
         return True
 
-    def _look_around(self) -> tuple[Waiting | None, list[float]]:
+    def _look_around(self) -> tuple[Waiting, list[float]]:
         self._queue.promote_due()
         if not self._has_looked_everywhere:
             self._upkeep.reopen_all()
             self._has_looked_everywhere = True
+        # In this order: what another worker gives back between the two looks is seen by the second.
         others = self._queue.others_at_work(self._lease.id_worker, self._filters)
-        waiting = self._queue.waiting(self._filters)
-        # Last: items move towards being runnable, and one that does so between two looks must be seen by the later one.
-        return (None, []) if self._queue.runnable(self._filters, self._busy_models()) else (waiting, others)
+        return self._queue.waiting(self._filters, self._busy_models()), others
 
     # ----- committing
 
