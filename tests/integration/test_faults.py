@@ -207,7 +207,7 @@ def table(laboratory: tuple[Sql, str, FakeProvider]) -> tuple[Look, Look]:
     first: Look = {}
     third: Look = {}
     others = [row.fault for row in TABLE if row is not HANG]
-    for faults, timeout, later_timeout in ((others, 30.0, 30.0), ([HANG.fault], 1.2, 0.1)):
+    for faults, timeout, later_timeout in ((others, 30.0, 30.0), ([HANG.fault], 1.2, 0.3)):
         experiment = Experiment(*laboratory)
         count = experiment.insert(faults, (STAYS, GOES_AWAY))
         experiment.run(max_items=count, request_timeout=timeout)
@@ -223,13 +223,18 @@ ROWS = pytest.mark.parametrize("row", TABLE, ids=[row.fault for row in TABLE])
 ON_EACH_API = pytest.mark.parametrize("api", APIS)
 
 
+def assert_calls(seen: Seen, row: Row, calls: int) -> None:
+    """How many calls the provider saw; of those that time out, one or two may have done so before it saw them."""
+    assert calls - (2 if row is HANG else 0) <= seen.calls <= calls
+
+
 @ON_EACH_API
 @ROWS
 def test_a_fault_that_stays_after_the_first_attempt(table: tuple[Look, Look], row: Row, api: str) -> None:
     seen = table[0][row.fault, api, STAYS]
     cost = row.tokens(api, seen.text)
     charged = 0 if row.fate == POSTPONED else 1
-    assert seen.calls == row.calls
+    assert_calls(seen, row, row.calls)
     assert seen.item["error_kind"] == row.kind
     assert bool(seen.item["error_message"]) == bool(row.kind)
     assert (seen.item["attempt"], seen.item["lost_count"]) == (charged, 0)
@@ -259,7 +264,7 @@ def test_a_fault_that_stays_for_good(table: tuple[Look, Look], row: Row, api: st
     seen = table[1][row.fault, api, STAYS]
     attempts = 1 if row.fate in {DEAD, PROCESSED} else 3
     cost = row.tokens(api, seen.text)
-    assert seen.calls == row.calls * attempts
+    assert_calls(seen, row, row.calls * attempts)
     assert_paid(seen, Tokens(cost.input * attempts, cost.output * attempts))
     outcomes = [attempt["outcome"] for attempt in seen.attempts]
     numbers = [attempt["attempt"] for attempt in seen.attempts]
