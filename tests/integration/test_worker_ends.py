@@ -243,7 +243,7 @@ def test_a_black_hole_does_not_hold_up_the_exit(
     began = time.monotonic()
     daemon.process.send_signal(SIGTERM)
     assert daemon.wait(40) in code, daemon.text()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 35
     assert "Traceback" not in daemon.text()
     assert items_of(sql, task)[0]["status"] == wanted
 
