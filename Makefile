@@ -45,13 +45,20 @@ clean: ## remove what make has made, the quickstart's database too
 # The stamps are newer than pyproject.toml when the environment has what it names. The one for tests stands for the other too.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing AI Worker into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
+	@$(call install,.)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing AI Worker and its test tools into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(call install,.[dev])
 	@touch $(VENV)/.installed $@
+
+# pip takes for installed what an interrupted pip left half written: then the environment is made anew.
+install = if [ -e "$(VENV)/.installing" ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+    rm -rf "$(VENV)"; $(MAKE) "$(BIN)/python"; fi; \
+  touch "$(VENV)/.installing"; \
+  $(BIN)/python -m pip install -qq --disable-pip-version-check --editable '$(1)'; \
+  rm "$(VENV)/.installing"
 
 # Debian splits ensurepip off into python3-venv; virtualenv brings what is missing, without root.
 $(BIN)/python:
