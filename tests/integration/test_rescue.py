@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pymysql
 import pytest
 
 from ai_worker.db import Database
@@ -267,6 +268,14 @@ def test_what_a_lost_worker_had_done_stays_on_its_row(application: Application, 
     assert row["ended_at"] is not None
 
 
+def hold(connection: pymysql.Connection[Any], first: int) -> None:
+    """Lock the items from this one on, and no others: a plan of the server's own choice may scan and lock the whole table."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.begin()
+        cursor.execute("SELECT 1 FROM task_item FORCE INDEX (PRIMARY) WHERE id_task_item >= %s FOR UPDATE", [first])
+
+
 @pytest.mark.parametrize("free", [0, 7])
 def test_a_rescue_that_others_hold_up_does_not_go_round_in_circles(
     application: Application, queue: Queue, worker: int, task: int, server: TestServer, database_url: str, free: int
@@ -275,9 +284,8 @@ def test_a_rescue_that_others_hold_up_does_not_go_round_in_circles(
     items = application.items(task, RESCUE_ROWS)
     claim(queue, worker, RESCUE_ROWS)
     application.kill_worker(worker)
-    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow, slow.cursor() as cursor:
-        slow.begin()
-        cursor.execute(f"SELECT 1 FROM task_item WHERE id_task_item >= {items[free]} FOR UPDATE")
+    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow:
+        hold(slow, items[free])
         report = queue.rescue()
         # A server may lock a row more than it was asked to; what counts is whether there was progress.
         assert (report.id_worker, report.more) == (worker, free > 0)
@@ -293,9 +301,8 @@ def test_orphans_that_others_hold_up_do_not_go_round_in_circles(
     items = application.items(task, RESCUE_ROWS + 1)
     claim(queue, worker, RESCUE_ROWS + 1)
     queue.end_worker(worker, processed=0, failed=0)
-    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow, slow.cursor() as cursor:
-        slow.begin()
-        cursor.execute(f"SELECT 1 FROM task_item WHERE id_task_item >= {items[0]} FOR UPDATE")
+    with server.connect(database_url.rsplit("/", 1)[1].partition("?")[0]) as slow:
+        hold(slow, items[0])
         report = queue.rescue_orphans()
         assert (report.items, report.more) == (0, False)
         slow.rollback()
