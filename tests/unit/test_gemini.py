@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,29 +15,20 @@ from hypothesis import strategies as st
 
 from ai_worker import errors
 from ai_worker.errors import ConfigurationError, ProviderError
-from ai_worker.models import NO_USAGE, Completion, Prompt, Usage
+from ai_worker.models import Completion, Usage
 from ai_worker.providers import ProviderConfig, provider_class
 from ai_worker.providers._gemini_wire import failure, read, supported_schema
 from ai_worker.providers.gemini import GeminiProvider
-from tests.fake_provider import FakeProvider, Rule, correct, tokens_for
+from tests.fake_provider import FakeProvider, Rule, asking, correct, tokens_for
+from tests.fake_provider.asking import Expected
 from tests.fake_provider.faults import CONDITIONAL, FAULTS
 from tests.fake_provider.samples import KEY, TEXT, prompt, secret, whole_traceback
+
+pytest_plugins = ["tests.fake_provider.asking"]
 
 BILLED = Usage(tokens_for(TEXT).input, tokens_for(TEXT).output)
 PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
 PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with FakeProvider() as fake:
-        yield fake
-
-
-@pytest.fixture
-def fake(running: FakeProvider) -> FakeProvider:
-    running.reset()
-    return running
 
 
 def configured(fake: FakeProvider, **changes: Any) -> ProviderConfig:
@@ -46,33 +36,8 @@ def configured(fake: FakeProvider, **changes: Any) -> ProviderConfig:
     return ProviderConfig(**(fields | changes))
 
 
-def ask(config: ProviderConfig, *prompts: Prompt) -> list[Completion]:
-    """The answers to the prompts, asked one after the other of one provider."""
-
-    async def run() -> list[Completion]:
-        provider = GeminiProvider(config)
-        try:
-            return [await provider.complete(one) for one in prompts or (prompt(),)]
-        finally:
-            await provider.aclose()
-
-    return asyncio.run(run())
-
-
-def refused(config: ProviderConfig) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        ask(config)
-    return caught.value
-
-
-@dataclass(frozen=True)
-class Expected:
-    kind: type[ProviderError]
-    code: str | None
-    usage: Usage = NO_USAGE
-    retry_after: float | None = None
-    says: str = ""
-
+ask = partial(asking.ask, GeminiProvider)
+refused = partial(asking.refused, GeminiProvider)
 
 EXPECTED = {
     "400": Expected(errors.InvalidRequest, "INVALID_ARGUMENT", says="HTTP 400: Invalid value"),

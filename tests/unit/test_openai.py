@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,28 +15,19 @@ from hypothesis import strategies as st
 
 from ai_worker import errors
 from ai_worker.errors import ConfigurationError, ProviderError
-from ai_worker.models import NO_USAGE, Completion, Prompt, Secret, Usage
+from ai_worker.models import Completion, Secret, Usage
 from ai_worker.providers import ProviderConfig, provider_class
 from ai_worker.providers._openai_wire import failure, read_chat, read_responses
 from ai_worker.providers.openai import OpenAIProvider
-from tests.fake_provider import FakeProvider, Rule, correct, tokens_for
+from tests.fake_provider import FakeProvider, Rule, asking, correct, tokens_for
+from tests.fake_provider.asking import Expected
 from tests.fake_provider.faults import CONDITIONAL, FAULTS
 from tests.fake_provider.samples import KEY, TEXT, prompt, secret, whole_traceback
 
+pytest_plugins = ["tests.fake_provider.asking"]
+
 BILLED = Usage(tokens_for(TEXT).input, tokens_for(TEXT).output)
 BOTH = ("chat", "responses")
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with FakeProvider() as fake:
-        yield fake
-
-
-@pytest.fixture
-def fake(running: FakeProvider) -> FakeProvider:
-    running.reset()
-    return running
 
 
 def configured(fake: FakeProvider, **changes: Any) -> ProviderConfig:
@@ -45,33 +35,8 @@ def configured(fake: FakeProvider, **changes: Any) -> ProviderConfig:
     return ProviderConfig(**(fields | changes))
 
 
-def ask(config: ProviderConfig, *prompts: Prompt) -> list[Completion]:
-    """The answers to the prompts, asked one after the other of one provider."""
-
-    async def run() -> list[Completion]:
-        provider = OpenAIProvider(config)
-        try:
-            return [await provider.complete(one) for one in prompts or (prompt(),)]
-        finally:
-            await provider.aclose()
-
-    return asyncio.run(run())
-
-
-def refused(config: ProviderConfig) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        ask(config)
-    return caught.value
-
-
-@dataclass(frozen=True)
-class Expected:
-    kind: type[ProviderError]
-    code: str | None
-    usage: Usage = NO_USAGE
-    retry_after: float | None = None
-    says: str = ""
-
+ask = partial(asking.ask, OpenAIProvider)
+refused = partial(asking.refused, OpenAIProvider)
 
 FAILED_REQUESTS = {
     "400": Expected(errors.InvalidRequest, "invalid_value", says="Invalid value for 'messages[0].role'"),

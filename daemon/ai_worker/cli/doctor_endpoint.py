@@ -6,9 +6,8 @@ import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from email.message import Message
 from http.client import HTTPException
-from typing import IO, Final
+from typing import Any, Final
 
 from ai_worker.models import Model, Secret
 
@@ -29,22 +28,13 @@ class Probe:
     url: str
     status: int | None = None
     reason: str = ""
-
     is_refused: bool = False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect is an answer. Following it would hand the key to whoever it names."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,  # noqa: ARG002 -- the base's signature
-        fp: IO[bytes],  # noqa: ARG002
-        code: int,  # noqa: ARG002
-        msg: str,  # noqa: ARG002
-        headers: Message,  # noqa: ARG002
-        newurl: str,  # noqa: ARG002
-    ) -> None:
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
