@@ -47,8 +47,8 @@ class Fake:
 
     def script(self, *rules: dict[str, Any]) -> None:
         body = json.dumps(rules).encode()
-        request = urllib.request.Request(f"{self.url}/_script", body, {"Content-Type": "application/json"})  # noqa: S310
-        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+        request = urllib.request.Request(f"{self.url}/_script", body, {"Content-Type": "application/json"})  # noqa: S310 -- our own server
+        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 -- our own server
 
     def wait_for_requests(self, count: int, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.integration.lifecycle")
+pytest.register_assert_rewrite("tests.integration.lifecycle", "tests.integration.proxy")

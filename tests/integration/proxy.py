@@ -6,8 +6,11 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
+
+import pytest
+
+from ai_worker.config import parse_database_url
 
 
 class Proxy:
@@ -113,10 +116,10 @@ def _break(each: socket.socket) -> None:
     each.close()
 
 
-@contextmanager
-def proxy_to(target: tuple[str, int]) -> Iterator[Proxy]:
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    """A proxy in front of the server of `database_url`; for modules with "tests.integration.proxy" in `pytest_plugins`."""
+    (target,) = parse_database_url(database_url).hosts
     proxy = Proxy(target)
-    try:
-        yield proxy
-    finally:
-        proxy.down()
+    yield proxy
+    proxy.down()

@@ -22,19 +22,12 @@ from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.models import Secret
 from tests.integration.lifecycle import Application, Sql
-from tests.integration.proxy import Proxy, proxy_to
+from tests.integration.proxy import Proxy
 from tests.servers import TestServer, free_port
 
-pytest_plugins = ["tests.integration.lifecycle"]
+pytest_plugins = ["tests.integration.lifecycle", "tests.integration.proxy"]
 
 Opened = Callable[..., Database]
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    (target,) = parse_database_url(database_url).hosts
-    with proxy_to(target) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -25,19 +25,12 @@ from tests.integration.lifecycle import (
     postponed,
     register,
 )
-from tests.integration.proxy import Proxy, proxy_to
+from tests.integration.proxy import Proxy
 
-pytest_plugins = ["tests.integration.lifecycle"]
+pytest_plugins = ["tests.integration.lifecycle", "tests.integration.proxy"]
 
 When = Literal["before", "after"]
 both = pytest.mark.parametrize("when", ["before", "after"])
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    (target,) = parse_database_url(database_url).hosts
-    with proxy_to(target) as proxy:
-        yield proxy
 
 
 @pytest.fixture

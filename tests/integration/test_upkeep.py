@@ -18,9 +18,9 @@ from ai_worker.store.queue import Queue
 from ai_worker.worker.lease import SELF_FENCE, Lease
 from ai_worker.worker.upkeep import Upkeep
 from tests.integration.lifecycle import Application, Sql, assert_ledger, claim, done, failed_once, register
-from tests.integration.proxy import Proxy, proxy_to
+from tests.integration.proxy import Proxy
 
-pytest_plugins = ["tests.integration.lifecycle"]
+pytest_plugins = ["tests.integration.lifecycle", "tests.integration.proxy"]
 
 LEASE = 1.2  # seconds
 
@@ -72,13 +72,6 @@ def leased(queue: Queue, seconds: float = LEASE) -> Iterator[Loop]:
 def loop(queue: Queue) -> Iterator[Loop]:
     with leased(queue) as loop:
         yield loop
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    (target,) = parse_database_url(database_url).hosts
-    with proxy_to(target) as proxy:
-        yield proxy
 
 
 @pytest.fixture

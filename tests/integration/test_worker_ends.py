@@ -21,9 +21,11 @@ from ai_worker.worker import Worker, calls, loop
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
 from tests.integration.lifecycle import assert_ledger
-from tests.integration.proxy import Proxy, proxy_to
+from tests.integration.proxy import Proxy
 from tests.integration.worker_runs import Run, add_model, add_task, attempts_of, items_of, make_due, model_of, task_of
 from tests.servers import Programs, TestServer
+
+pytest_plugins = ["tests.integration.proxy"]
 
 TEXTS = [f"Chrząszcz brzmi w trzcinie po raz {number}" for number in range(5)]
 
@@ -213,13 +215,6 @@ def test_tokens_billed_before_a_model_stopped_are_on_the_books(
 
 
 # ----- a network that swallows everything
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    (target,) = parse_database_url(database_url).hosts
-    with proxy_to(target) as proxy:
-        yield proxy
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Lines:
         def __call__(self, level: str = "debug", format: str = "json") -> None:
             monkeypatch.setattr(sys, "stderr", stream)  # not before the test runs: pytest puts its own there
-            log.configure(level, format)  # type: ignore[arg-type]
+            log.configure(level, format)  # type: ignore[arg-type]  # plain words for its Literals
 
         def read(self) -> list[dict[str, Any]]:
             return [json.loads(line) for line in stream.getvalue().splitlines()]
