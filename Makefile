@@ -35,8 +35,8 @@ lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import contracts
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: bench
-bench: prepare ## drain a queue with several workers on a private database; BENCH=... passes options on
-	@$(BIN)/python -m bench.drain $(BENCH)
+bench: prepare ## all benchmarks, on private databases (hours; one alone: python -m bench.NAME); BENCH=... passes options on
+	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: clean
 clean: ## remove what make has made, the quickstart's database too

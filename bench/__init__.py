@@ -1,1 +1,7 @@
-"""Benchmarks that anyone can run: `python -m bench.NAME`. Each compares with something in the same run."""
+"""Benchmarks that anyone can run: `python -m bench.NAME --help`, `make bench` for all of them.
+
+Each compares with a limit or a baseline in the same run, on private servers with durability at its defaults (fsync on commit,
+MySQL's binary log on and synced), and fails when what it measured did not do its work.
+"""
+
+NAMES = ("drain",)

@@ -56,13 +56,14 @@ _OPTIONS_MYSQL = ("--mysqlx=OFF", "--skip-log-bin", "--secure-file-priv=NULL")
 
 
 @contextmanager
-def running(folder: Path, options: Sequence[str] = ()) -> Iterator[str]:
+def running(folder: Path, options: Sequence[str] = (), *, program: str | None = None) -> Iterator[str]:
     """A private server in `folder`, for the length of the block; yields its database URL.
 
     Parameters
     ----------
     folder: made when missing; holds all that belongs to the server.
     options: further options for the server, used only if this call is the one that starts it.
+    program: the path of the server program; without one, the first that is found of `mariadbd` and `mysqld`.
 
     Several processes (and threads) may use one folder at the same time; they share the server. The URL names the database
     `ai_worker`, which `migrate` makes.
@@ -71,7 +72,7 @@ def running(folder: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """
     if sys.platform == "win32":
         raise ConfigurationError("a private server is not to be had on Windows; set AI_WORKER_DB_URL to the database to use")
-    server = Server(folder)
+    server = Server(folder, program)
     with _locked(server.folder / "users.lock", fcntl.LOCK_SH) as users:
         try:
             with _locked(server.folder / "change.lock", fcntl.LOCK_EX):
@@ -87,7 +88,8 @@ def running(folder: Path, options: Sequence[str] = ()) -> Iterator[str]:
 class Server:
     """The server of one folder. `running` is what shares it between processes; tests start, stop and kill it themselves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str | None = None) -> None:
+        self._given_program = program
         self.folder = folder.expanduser().resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -215,7 +217,7 @@ class Server:
 
     def _program(self) -> tuple[str, bool]:
         """The server program, and whether it is MySQL's; of the kind that made the data, where there are data."""
-        for name in ("mariadbd", "mysqld"):
+        for name in (self._given_program,) if self._given_program else ("mariadbd", "mysqld"):
             program = _which(name)
             if program is None:
                 continue
