@@ -1,8 +1,8 @@
 """Items that cost nothing, from PENDING to PROCESSED: what the engine itself can do.
 
-The `echo` provider answers at once, in process, so what is measured is claim, prompt, parse and commit, with results, attempts and
-counters durable. The clock is the server's: from the moment when the tasks become runnable, with daemons ready and idle, to the
-end of the last task.
+The `echo` provider answers at once, in process, so what is measured is claim, prompt, parse and commit, with results, attempts
+and counters durable. The clock is the server's: from the moment when the tasks become runnable, with daemons ready and idle,
+to the end of the last task.
 
 Beside it, in the same run and on the same server, the *floor*: a bare PyMySQL loop that does the least SQL for the same durable
 effect (claim 100, write 100 results, bump the counters of their tasks). It writes no attempts, checks no answers, ends no tasks.
@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
 from bench.report import Report, WrongResultError, median

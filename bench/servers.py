@@ -60,7 +60,7 @@ def connect(url: DatabaseUrl) -> pymysql.Connection[Any]:
 
 
 def available() -> dict[str, str | None]:
-    """Which kinds there are to run on, each with the URL that AI_WORKER_BENCH_{MARIADB,MYSQL}_URL names, None for a private one."""
+    """The kinds there are to run on, with the URL of AI_WORKER_BENCH_{MARIADB,MYSQL}_URL, None for a private one."""
     found: dict[str, str | None] = {}
     for name in NAMES:
         url = os.environ.get(f"AI_WORKER_BENCH_{name.upper()}_URL")

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench
 import pytest
 
-import bench
 from tests import servers
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_smoke(name: str, tmp_path: Path) -> None:
     environment = servers.environment(None)
     if url := os.environ.get(servers.MYSQL_URL):
-        environment["AI_WORKER_BENCH_MYSQL_URL"] = url
+        environment["AI_WORKER_BENCH_MYSQL_URL"] = url.rstrip("/") + "/mysql"
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", f"bench.{name}", "--smoke", "--json", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
