@@ -126,7 +126,7 @@ def of_item(item: Item, model: str) -> dict[str, Any]:
         "task": item.task.id_task,
         "item": item.id_task_item,
         "attempt": item.attempt,
-        "operation_uuid": str(item.operation_uuid),
+        "operation_uuid": item.operation_uuid,
         "model": model,
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus, Usage
-from ai_worker.store.ledger import LATE, EndedTask
+from ai_worker.store.ledger import LATE, EndedTask, uuid_bytes
 from ai_worker.store.queue import Committed, Queue
 from tests.integration.lifecycle import (
     COST,
@@ -55,7 +55,7 @@ def test_a_result_is_stored(application: Application, queue: Queue, worker: int,
     assert row["finished_at"] >= row["created_at"]
     assert row["text_original"] == claimed_item.text_original
     (attempt,) = application.attempts(claimed_item.id_task_item)
-    assert attempt["operation_uuid"] == claimed_item.operation_uuid.bytes
+    assert attempt["operation_uuid"] == uuid_bytes(claimed_item.operation_uuid)
     assert (attempt["attempt"], attempt["id_worker"], attempt["outcome"]) == (1, worker, "processed")
     assert (attempt["tokens_cached"], attempt["tokens_reasoning"], attempt["latency_ms"]) == (40, 5, 250)
     assert attempt["id_ai_model"] == claimed_item.task.id_ai_model

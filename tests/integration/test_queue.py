@@ -109,7 +109,8 @@ def test_a_claim_marks_owner_token_and_attempt_before_work_starts(
     assert (row["id_worker"], row["claim_token"], row["attempt"]) == (worker, claimed_item.claim_token, 1)
     assert (claimed_item.attempt, claimed_item.lost_count, claimed_item.tries) == (1, 0, 1)
     assert claimed_item.operation_uuid == operation_uuid(row["claim_token"], row["id_task_item"])
-    assert (claimed_item.operation_uuid.version, claimed_item.operation_uuid.variant) == (8, uuid.RFC_4122)
+    parsed = uuid.UUID(claimed_item.operation_uuid)
+    assert (str(parsed), parsed.version, parsed.variant) == (claimed_item.operation_uuid, 8, uuid.RFC_4122)
     assert application.attempts(claimed_item.id_task_item) == []
     task = application.task_row(claimed_item.task.id_task)
     assert (task["status_id"], task["finished_at"]) == (TaskStatus.IN_PROGRESS, None)

@@ -9,7 +9,7 @@ import pytest
 
 from ai_worker.db import Database
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus
-from ai_worker.store.ledger import MAX_LOSSES, EndedTask, give_back
+from ai_worker.store.ledger import MAX_LOSSES, EndedTask, give_back, uuid_bytes
 from ai_worker.store.queue import RESCUE_ROWS, Queue
 from tests.integration.lifecycle import (
     COST,
@@ -55,7 +55,7 @@ def test_items_of_a_dead_worker_are_given_back_uncharged(
     assert row["status_id"] == ItemStatus.PENDING
     assert (row["id_worker"], row["attempt"], row["lost_count"], row["error_kind"]) == (None, 1, 1, "lost")
     (attempt,) = application.attempts(lost_item.id_task_item)
-    assert attempt["operation_uuid"] == lost_item.operation_uuid.bytes
+    assert attempt["operation_uuid"] == uuid_bytes(lost_item.operation_uuid)
     assert (attempt["outcome"], attempt["id_worker"], attempt["tokens_input"], attempt["cost"]) == ("lost", worker, 0, None)
     dead = application.row("worker", worker)
     assert dead["lost_at"] is not None

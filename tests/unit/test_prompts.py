@@ -154,6 +154,13 @@ def test_a_prompt_file_is_read() -> None:
     assert file.render_user(marker="M", text="<b>&amp;") == "M <b>&amp;"
 
 
+def test_the_user_part_may_be_any_template() -> None:
+    user = '{{ marker }}\n{% if "a" in text %}{{ text | upper }}{% else %}-{% endif %} {{ marker }}'
+    file = PromptFile.parse("mine", GOOD.replace("{{ marker }} {{ text }}", user), "mine.md")
+    assert file.render_user(marker="M", text="<a>").split() == ["M", "<A>", "M"]
+    assert file.render_user(marker="M", text="<b>").split() == ["M", "-", "M"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [

@@ -54,7 +54,7 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
     """
     kind = task_type("correction")
     task = Task(0, model.id_ai_model, "correction", "", {}, 1, 0, TaskStatus.IN_PROGRESS)
-    item = Item(0, task, SAMPLE, {}, 1, 0, b"", uuid.uuid4())
+    item = Item(0, task, SAMPLE, {}, 1, 0, b"", str(uuid.uuid4()))
     usage, result = NO_USAGE, None
     error: Exception | None = None
     began = time.perf_counter()

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from ai_worker.db import Transaction
@@ -52,14 +53,25 @@ def new_claim_token() -> bytes:
     return (time.time_ns() // 1_000_000).to_bytes(6) + os.urandom(10)
 
 
-def operation_uuid(claim_token: bytes, id_task_item: int) -> uuid.UUID:
+def operation_uuid(claim_token: bytes, id_task_item: int) -> str:
     """The attempt's own UUID, derived, so that whoever sees the item's claim token can name the attempt.
 
     Version 8 (RFC 9562, 5.8): the token's first 10 bytes (time, 26 random bits) and the item's id in the last 6.
     """
+    return f"{_uuid_start(claim_token)}{id_task_item & 0xFFFF_FFFF_FFFF:012x}"
+
+
+@lru_cache(maxsize=64)
+def _uuid_start(claim_token: bytes) -> str:
+    """What the UUIDs of one claim have in common, with its hyphens."""
     high = int.from_bytes(claim_token[:8]) & ~0xF000 | 0x8000
-    low = 1 << 63 | (int.from_bytes(claim_token[8:10]) & 0x3FFF) << 48 | id_task_item & 0xFFFF_FFFF_FFFF
-    return uuid.UUID(int=high << 64 | low)
+    low = 1 << 63 | (int.from_bytes(claim_token[8:10]) & 0x3FFF) << 48
+    return str(uuid.UUID(int=high << 64 | low))[:-12]
+
+
+def uuid_bytes(text: str) -> bytes:
+    """A UUID as its column takes it."""
+    return bytes.fromhex(text.replace("-", ""))
 
 
 class Changes:
@@ -118,10 +130,10 @@ class Changes:
     def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
         item, usage = outcome.item, outcome.usage
         if may_be_known:
-            self._found_again.append(item.operation_uuid.bytes)
+            self._found_again.append(uuid_bytes(item.operation_uuid))
         self._attempts.append(
             {
-                "operation_uuid": item.operation_uuid.bytes,
+                "operation_uuid": uuid_bytes(item.operation_uuid),
                 "id_task": item.task.id_task,
                 "id_task_item": item.id_task_item,
                 "attempt": item.attempt,
@@ -224,7 +236,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
         groups[verb].append(row["id_task_item"])
         attempts.append(
             {
-                "operation_uuid": operation_uuid(row["claim_token"], row["id_task_item"]).bytes,
+                "operation_uuid": uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"])),
                 "id_task": row["id_task"],
                 "id_task_item": row["id_task_item"],
                 "attempt": row["attempt"],

@@ -7,7 +7,6 @@ commits names both, and a new claim overwrites them.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
-from ai_worker.store.ledger import Changes, EndedTask, end_tasks, give_back, new_claim_token, operation_uuid
+from ai_worker.store.ledger import Changes, EndedTask, end_tasks, give_back, new_claim_token, operation_uuid, uuid_bytes
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
@@ -183,7 +182,7 @@ class Queue:
             changes = Changes(id_worker)
             for outcome in group:
                 row = rows.get(outcome.item.id_task_item)
-                if (known := landed.get(outcome.item.operation_uuid.bytes)) is not None:
+                if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
                     (report.lost if known is OutcomeKind.LOST else report.stored).append(outcome)
                 elif row is not None and _fence_holds(outcome, row):
                     changes.add(outcome, ItemStatus(row["status_id"]))
@@ -314,7 +313,7 @@ class Queue:
                 attempt=row["attempt"] + 1,
                 lost_count=row["lost_count"],
                 claim_token=bytes(16),
-                operation_uuid=uuid.UUID(int=0),
+                operation_uuid="",
             )
 
 
@@ -345,7 +344,7 @@ def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, Outcome
     """Which of these attempts are on record already, and how: an earlier commit of theirs landed and its answer was lost."""
     if not outcomes:
         return {}
-    operations = [outcome.item.operation_uuid.bytes for outcome in outcomes]
+    operations = [uuid_bytes(outcome.item.operation_uuid) for outcome in outcomes]
     rows = tx.query("landed_operations", {"operations": operations})
     return {row["operation_uuid"]: OutcomeKind(row["outcome"]) for row in rows}
 

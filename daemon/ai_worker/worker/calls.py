@@ -11,7 +11,16 @@ from decimal import Decimal
 from tenacity import RetryCallState
 
 from ai_worker import prices
-from ai_worker.errors import ConfigurationError, DatabaseError, ItemRejected, ModelStopped, ProviderError, RateLimited, UsageError
+from ai_worker.errors import (
+    ConfigurationError,
+    DatabaseError,
+    ItemRejected,
+    ModelStopped,
+    ProviderError,
+    RateLimited,
+    Transient,
+    UsageError,
+)
 from ai_worker.log import DEBUG, WARNING, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Model, Outcome, OutcomeKind, Prompt, Result, Secret, Usage
 from ai_worker.providers import Provider, ProviderConfig, provider_class
@@ -174,21 +183,15 @@ class Caller:
 
     async def _complete(self, attempt: _Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The call, made again within the attempt as the retry policy says; tokens of failed calls are counted."""
-        log, fields = attempt.log, of_item(attempt.item, endpoint.model.name)
-
-        def note(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            if isinstance(error, ProviderError):
-                attempt.usage += _plausible(error.usage)
-                fields["call"], fields["delay"] = state.attempt_number, round(state.upcoming_sleep, 2)
-                log(Event.RETRY, **fields, kind=error.kind, message=str(error))
-
-        if log.enabled(DEBUG):
-            log(Event.PROMPT, **fields, prompt=excerpt(prompt.user))
+        log, item = attempt.log, attempt.item
+        if is_debug := log.enabled(DEBUG):
+            log(Event.PROMPT, **of_item(item, endpoint.model.name), prompt=excerpt(prompt.user))
         began = time.monotonic()
         try:
-            retrying = call_retrying(before_sleep=note, sleep=self._sleep)
-            completion: Completion = await retrying(endpoint.provider.complete, prompt)
+            try:
+                completion = await endpoint.provider.complete(prompt)
+            except Transient as error:
+                completion = await self._retried(attempt, endpoint, prompt, error)
         except asyncio.CancelledError:
             if (call := asyncio.current_task()) is not None and call.cancelling():
                 raise
@@ -199,9 +202,32 @@ class Caller:
             raise
         usage = _plausible(completion.usage)
         attempt.usage += usage
-        if log.enabled(DEBUG):
+        if is_debug:
+            fields = of_item(item, endpoint.model.name)
             fields["tokens_input"], fields["tokens_output"] = usage.tokens_input, usage.tokens_output
             log(Event.RESULT, **fields, latency_ms=_milliseconds(began), answer=excerpt(completion.text))
+        return completion
+
+    async def _retried(self, attempt: _Attempt, endpoint: Endpoint, prompt: Prompt, first: Transient) -> Completion:
+        """The calls after a first one that failed. Only then is the policy made: it costs as much as all else here."""
+        failed: Transient | None = first
+
+        async def complete() -> Completion:
+            nonlocal failed
+            if failed is not None:  # for the policy, the call that was made without it is the first of its calls
+                error, failed = failed, None
+                raise error
+            return await endpoint.provider.complete(prompt)
+
+        def note(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, ProviderError):
+                attempt.usage += _plausible(error.usage)
+                fields = of_item(attempt.item, endpoint.model.name)
+                fields["call"], fields["delay"] = state.attempt_number, round(state.upcoming_sleep, 2)
+                attempt.log(Event.RETRY, **fields, kind=error.kind, message=str(error))
+
+        completion: Completion = await call_retrying(before_sleep=note, sleep=self._sleep)(complete)
         return completion
 
     async def _sleep(self, seconds: float) -> None:
@@ -226,6 +252,8 @@ class Misconfigured(ModelStopped):
 
 class _Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
+
+    __slots__ = ("_began", "item", "log", "model", "usage")
 
     def __init__(self, item: Item, log: Log) -> None:
         self.item = item
@@ -283,6 +311,11 @@ class _Attempt:
 
 def _plausible(usage: Usage) -> Usage:
     """The tokens that a provider says it used, within what the columns take: an absurd number must not cost the answer."""
+    if (
+        0 <= usage.tokens_cached <= usage.tokens_input <= MOST_TOKENS
+        and 0 <= usage.tokens_reasoning <= usage.tokens_output <= MOST_TOKENS
+    ):
+        return usage
     tokens_input, tokens_output, cached, reasoning = (
         min(max(0, tokens), MOST_TOKENS)
         for tokens in (usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning)
