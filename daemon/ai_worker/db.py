@@ -38,6 +38,7 @@ from tenacity import (
 
 from ai_worker.config import DatabaseUrl
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
+from ai_worker.literals import literals
 from ai_worker.log import Event, Log
 
 T = TypeVar("T")
@@ -98,6 +99,11 @@ REMEDIES: Final = {
     1698: "check user and password in AI_WORKER_DB_URL",
 }
 
+_VALUES: Final = "\nVALUES "
+_STATEMENT_CHARACTERS: Final = (
+    1_000_000  # of one INSERT of many rows; at four bytes each still well below the smallest packet in use
+)
+
 MAX_CONFLICTS: Final = 20
 MAX_LOSSES: Final = 5
 
@@ -146,6 +152,11 @@ class Transaction:
         rows: list[Row] = list(self._run(name, parameters).fetchall())
         return rows
 
+    def tuples(self, name: str, parameters: Parameters | None = None) -> Sequence[tuple[Any, ...]]:
+        """The same as tuples, in the order of the columns: for many rows at a time."""
+        rows: Sequence[tuple[Any, ...]] = self._run(name, parameters, pymysql.cursors.Cursor).fetchall()
+        return rows
+
     def execute(self, name: str, parameters: Parameters | None = None) -> int:
         """Runs a named statement; the number of rows that it matched (not: changed)."""
         count: int = self._run(name, parameters).rowcount
@@ -154,11 +165,17 @@ class Transaction:
     def execute_many(self, name: str, rows: Sequence[Parameters]) -> int:
         """A named `INSERT … VALUES (…)` for many rows, sent as few long statements."""
         cursor = self._cursor()
-        for row in rows:  # the driver splits many rows, but never one
-            if sum(len(value) for value in row.values() if isinstance(value, str | bytes)) * 4 > self._max_packet:
-                self._refuse_too_long(name, cursor.mogrify(statements()[name], row))
-        cursor.executemany(statements()[name], rows)
-        count: int = cursor.rowcount
+        insert, _, template = statements()[name].partition(_VALUES)
+        texts = [template % literals(row) for row in rows]
+        count = start = size = 0
+        for end, text in enumerate(texts, 1):
+            size += len(text)
+            if end == len(texts) or size + len(texts[end]) > _STATEMENT_CHARACTERS:
+                sql = insert + _VALUES + ",".join(texts[start:end])
+                self._refuse_too_long(name, sql)
+                cursor.execute(sql)
+                count += cursor.rowcount
+                start, size = end, 0
         return count
 
     def insert(self, name: str, parameters: Parameters | None = None) -> int:
@@ -173,16 +190,16 @@ class Transaction:
         rows: list[Row] = list(cursor.fetchall())
         return rows
 
-    def _cursor(self) -> Any:
+    def _cursor(self, kind: type[pymysql.cursors.Cursor] | None = None) -> Any:
         if self._connection is None:
             raise RuntimeError("the transaction is over")
         if self._thread != threading.get_ident():
             raise RuntimeError("a transaction belongs to the thread that began it")
-        return self._connection.cursor()
+        return self._connection.cursor(kind)
 
-    def _run(self, name: str, parameters: Parameters | None) -> Any:
-        cursor = self._cursor()
-        sql = cursor.mogrify(statements()[name], parameters or {})
+    def _run(self, name: str, parameters: Parameters | None, kind: type[pymysql.cursors.Cursor] | None = None) -> Any:
+        cursor = self._cursor(kind)
+        sql = statements()[name] % literals(parameters or {})
         self._refuse_too_long(name, sql)
         cursor.execute(sql)
         return cursor

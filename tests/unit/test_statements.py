@@ -13,7 +13,7 @@ from ai_worker.db import sql_folder, statements
 
 BLOCKS = re.split(r"^-- name: ", (sql_folder() / "queries.sql").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 NAMES = [block.partition("\n")[0].strip() for block in BLOCKS]
-USE = re.compile(r"\b(?:tx|statement|db|_db)\.(?:query|execute|execute_many|insert|pages)\(\s*\"(\w+)\"")
+USE = re.compile(r"\b(?:tx|statement|db|_db)\.(?:query|tuples|execute|execute_many|insert|pages)\(\s*\"(\w+)\"")
 
 
 @cache
