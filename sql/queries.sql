@@ -473,7 +473,7 @@ VALUES (%(id_task)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(paramete
         %(max_attempts)s, %(submit_key)s);
 
 -- name: insert_items
--- Nothing but placeholders in VALUES: the driver joins many rows into one statement.
+-- Nothing but placeholders in VALUES: many rows are joined into one statement.
 INSERT INTO task_item (id_task, external_key, context, text_original)
 VALUES (%(id_task)s, %(external_key)s, %(context)s, %(text_original)s);
 
