@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, UsageErr
 from ai_worker.models import Filters, ItemStatus
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
-from ai_worker.worker import Summary, Worker, WorkerOptions
+from ai_worker.worker import Summary, Worker, WorkerOptions, runtime
 
 
 def process(
@@ -48,7 +47,7 @@ def process(
         give_up=db.give_up,
         on_progress=on_progress,
     )
-    return asyncio.run(worker.run())
+    return runtime.run(worker.run())
 
 
 def _filter_options(command: Callable[..., int]) -> Callable[..., int]:

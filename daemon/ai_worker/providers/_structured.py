@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+Schema = Mapping[str, Any]
 
 # From the strictest to the loosest: the server enforces the schema; the server enforces JSON; we look for JSON in the text.
 LADDER = ("json_schema", "json_object", "text")
@@ -17,7 +21,25 @@ _THOUGHTS = re.compile(
 _OPENING = re.compile(r'\{\s*"')
 
 
-def schema_instruction(schema: Mapping[str, Any]) -> str:
+class OfSchema(Generic[T]):
+    """What follows from a schema, worked out once: all items of a task bring the very same object."""
+
+    _MOST = 100
+
+    def __init__(self, work: Callable[[Schema], T]) -> None:
+        self._work = work
+        self._known: dict[int, tuple[Schema, T]] = {}  # by identity: what is kept alive here keeps its id
+
+    def __call__(self, schema: Schema) -> T:
+        known = self._known.get(id(schema))
+        if known is None:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            known = self._known[id(schema)] = (schema, self._work(schema))
+        return known[1]
+
+
+def schema_instruction(schema: Schema) -> str:
     """What to append to the system prompt where the server is not given the schema. Servers' JSON modes require the word JSON."""
     return (
         "\n\nAnswer with one JSON object and nothing else: no explanation, no code fence. It must fit this JSON schema:\n"

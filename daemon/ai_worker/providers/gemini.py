@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from ai_worker.providers._structured import LADDER, json_object_in, schema_instr
 from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://generativelanguage.googleapis.com/"
+CONFIGS_KEPT = 100  # more than there are tasks in work at a time, as a rule
 OPTIONS = (
     "api_version",
     "structured",
@@ -65,6 +67,7 @@ class GeminiProvider:
         self._thinking_level = options.text("thinking_level")
         self._safety_off = options.choice("safety", ("default", "off")) == "off"
         self._extra_body = options.mapping("extra_body")
+        self._configs: dict[tuple[str, int, float | None], tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
         self._client: genai.Client | None = None
 
     def __repr__(self) -> str:
@@ -95,7 +98,7 @@ class GeminiProvider:
         try:
             async with asyncio.timeout(limit):
                 response = await self._connected().aio.models.generate_content(
-                    model=self._model, contents=prompt.user, config=self._request(prompt)
+                    model=self._model, contents=prompt.user, config=self._request_config(prompt)
                 )
                 http = response.sdk_http_response
                 return (http.body if http else None) or ""
@@ -111,7 +114,17 @@ class GeminiProvider:
             problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
         raise problem
 
-    def _request(self, prompt: Prompt) -> types.GenerateContentConfig:
+    def _request_config(self, prompt: Prompt) -> types.GenerateContentConfig:
+        """What stands around the row's text: the same for all items of a task, and dear to build. The SDK works on copies."""
+        key = (prompt.system, id(prompt.schema), prompt.temperature)
+        known = self._configs.get(key)
+        if known is None:
+            if len(self._configs) >= CONFIGS_KEPT:
+                self._configs.clear()
+            known = self._configs[key] = (prompt.schema, self._built_config(prompt))  # the schema is kept: its id stays its own
+        return known[1]
+
+    def _built_config(self, prompt: Prompt) -> types.GenerateContentConfig:
         settings: dict[str, Any] = {}
         system = prompt.system
         if self._structured == "json_schema":

@@ -22,7 +22,7 @@ from ai_worker.providers import ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
 from ai_worker.providers._openai_wire import Said, failure, read_chat, read_responses
 from ai_worker.providers._options import Options
-from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
+from ai_worker.providers._structured import LADDER, OfSchema, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://api.openai.com/v1"
@@ -219,6 +219,9 @@ def _is_strict(schema: Any) -> bool:
     return all(_is_strict(sub) for sub in schema.values())
 
 
+_strict = OfSchema(_is_strict)
+
+
 class _Chat:
     path = "/chat/completions"
 
@@ -226,7 +229,7 @@ class _Chat:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt.user}]
         body: dict[str, Any] = {"model": settings.model, "messages": messages}
         if dialect.structured == "json_schema":
-            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _is_strict(prompt.schema)}
+            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _strict(prompt.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": described}
         elif dialect.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
@@ -247,7 +250,7 @@ class _Responses:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt.user}]
         body: dict[str, Any] = {"model": settings.model, "input": messages, "store": False}
         if dialect.structured == "json_schema":
-            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _is_strict(prompt.schema)}
+            described = {"name": prompt.schema_name, "schema": prompt.schema, "strict": _strict(prompt.schema)}
             body["text"] = {"format": {"type": "json_schema", **described}}
         elif dialect.structured == "json_object":
             body["text"] = {"format": {"type": "json_object"}}

@@ -26,6 +26,7 @@ from ai_worker.models import NO_USAGE, Completion, Item, Model, Outcome, Outcome
 from ai_worker.providers import Provider, ProviderConfig, provider_class
 from ai_worker.retry import attempt_delay, bounded, call_retrying
 from ai_worker.task_types import task_type
+from ai_worker.worker import runtime
 
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
@@ -105,7 +106,7 @@ class Endpoints:
     async def _build(self, model: Model) -> Provider:
         key = None if model.api_key_encrypted is None else self._decrypt(model.id_ai_model, model.api_key_encrypted)
         # An SDK takes seconds to import on a busy machine: in a thread, or the loop would stand still and lose its lease.
-        provider = await asyncio.to_thread(provider_class, model.provider)
+        provider = await asyncio.to_thread(_loaded, model)
         return provider(
             ProviderConfig(
                 name=model.name,
@@ -117,6 +118,14 @@ class Endpoints:
                 max_connections=self._max_connections,
             )
         )
+
+
+def _loaded(model: Model) -> type[Provider]:
+    """The class of a model's provider, with all imported that its calls will need."""
+    provider = provider_class(model.provider)
+    prices.price(model)
+    runtime.settle()
+    return provider
 
 
 def _is_same(one: Model, other: Model) -> bool:
