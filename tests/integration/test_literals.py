@@ -28,8 +28,8 @@ VALUES: list[Any] = [
     "tab\t line\n return\r\n NUL\0 substitute\x1a end",
     b"",
     bytes(range(256)),
-    datetime(2026, 11, 22, 3, 4, 5, 678),
-    datetime(999, 1, 2),
+    datetime.fromisoformat("2026-11-22 03:04:05.000678"),
+    datetime.fromisoformat("0999-01-02"),
 ]
 
 
@@ -54,9 +54,7 @@ def test_subclasses_are_written_as_their_bases() -> None:
     assert literals({"a": ItemStatus.DEFERRED, "b": OutcomeKind.LOST, "c": True}) == {"a": "4", "b": "'lost'", "c": "1"}
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), [(float("nan"), ValueError), (float("inf"), ValueError), ({}, TypeError), (set(), TypeError)]
-)
-def test_what_has_no_literal_is_refused(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {}, set()], ids=repr)
+def test_what_has_no_literal_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
         literals({"x": value})
