@@ -38,7 +38,7 @@ UNION ALL
 
 -- name: lock_pending_of_task
 -- The claim on one big task: equality on task and status, a range on the key, no sort; other workers' rows are stepped over.
-SELECT id_task_item, id_task
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s
  ORDER BY id_task_item
@@ -47,7 +47,7 @@ SELECT id_task_item, id_task
 
 -- name: lock_pending_of_tasks
 -- The claim on many small tasks. No ORDER BY: a sort would lock every candidate and starve the next worker.
-SELECT id_task_item, id_task
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task IN %(tasks)s AND status_id = 0
  LIMIT %(size)s
@@ -55,7 +55,7 @@ SELECT id_task_item, id_task
 
 -- name: lock_pending_item
 -- The claim on one named item.
-SELECT id_task_item, id_task
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item = %(id_task_item)s AND id_task = %(id_task)s AND status_id = 0
    FOR UPDATE SKIP LOCKED;
@@ -78,8 +78,9 @@ UPDATE task FORCE INDEX (PRIMARY)
  WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
 
 -- name: claimed_items
--- What the claim really got: the rows that carry its token. FOR UPDATE, because after a lost COMMIT it must wait for the old session.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count
+-- What a claim really got, where that is in doubt: the rows that carry its token. `attempt` as before the claim, like its siblings'.
+-- FOR UPDATE, because after a lost COMMIT it must wait for the old session.
+SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lost_count
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2
  ORDER BY id_task_item
@@ -105,8 +106,29 @@ SELECT operation_uuid, outcome
   FROM task_attempt FORCE INDEX (PRIMARY)
  WHERE operation_uuid IN %(operations)s AND NOT (outcome = 'lost' AND error_kind <=> 'lost');
 
+-- name: store_results
+-- The plain case, a group of nothing but results, in one statement: handed over as one JSON document, found by primary key, fenced
+-- by status, claim token and attempt. When not all rows match, the transaction is broken off and done the long way.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task_item BIGINT UNSIGNED PATH '$[0]', attempt INT PATH '$[1]', claim_token CHAR(32) CHARACTER SET ascii PATH '$[2]',
+         tokens_input INT PATH '$[3]', tokens_output INT PATH '$[4]', cost DECIMAL(18,9) PATH '$[5]',
+         text_corrected MEDIUMTEXT PATH '$[6]', change_summary TEXT PATH '$[7]', result MEDIUMTEXT PATH '$[8]')) r
+STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item AND i.status_id = 2
+          AND i.attempt = r.attempt AND i.claim_token = UNHEX(r.claim_token)
+   SET i.status_id = 1,
+       i.id_worker = NULL,
+       i.finished_at = NOW(6),
+       i.tokens_input = i.tokens_input + r.tokens_input,
+       i.tokens_output = i.tokens_output + r.tokens_output,
+       i.cost = IF(r.cost IS NULL, i.cost, COALESCE(i.cost, 0) + r.cost),
+       i.error_kind = NULL,
+       i.error_message = NULL,
+       i.text_corrected = r.text_corrected,
+       i.change_summary = r.change_summary,
+       i.result = r.result;
+
 -- name: store_outcomes
--- All results of a group in one statement, handed over as one JSON document; the join order makes it primary key look-ups.
+-- The same for outcomes of all kinds, whose rows are locked and looked at already.
 UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          id_task_item BIGINT UNSIGNED PATH '$.id', attempt INT PATH '$.at', status_id INT PATH '$.st',
          charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de',
@@ -153,21 +175,13 @@ INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_wor
 VALUES (%(operation_uuid)s, %(id_task)s, %(id_task_item)s, %(attempt)s, %(id_worker)s, %(id_ai_model)s, %(outcome)s, %(error_kind)s,
         %(error_message)s, %(tokens_input)s, %(tokens_output)s, %(tokens_cached)s, %(tokens_reasoning)s, %(cost)s, %(latency_ms)s);
 
--- name: count_outcomes
--- The counters, in the same transaction as what they count; last, and by id, so that the hot row is held shortest.
-UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
-         id_task BIGINT UNSIGNED PATH '$.id', processed INT PATH '$.pr', failed INT PATH '$.fa',
-         tokens_input BIGINT PATH '$.ti', tokens_output BIGINT PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
-STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id_task
-   SET t.records_processed = t.records_processed + r.processed,
-       t.records_failed = t.records_failed + r.failed,
-       t.tokens_input = t.tokens_input + r.tokens_input,
-       t.tokens_output = t.tokens_output + r.tokens_output,
-       t.cost = IF(r.cost IS NULL, t.cost, COALESCE(t.cost, 0) + r.cost);
-
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
-SELECT id_task, status_id FROM task FORCE INDEX (PRIMARY) WHERE id_task IN %(tasks)s ORDER BY id_task FOR UPDATE;
+SELECT id_task, status_id, records_processed, records_failed, finished_at IS NOT NULL AS is_finished
+  FROM task FORCE INDEX (PRIMARY)
+ WHERE id_task IN %(tasks)s
+ ORDER BY id_task
+   FOR UPDATE;
 
 -- name: tasks_without_open_items
 -- The look, under the task row's lock.
@@ -178,16 +192,22 @@ SELECT t.id_task
    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NULL
    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NULL;
 
--- name: end_tasks
--- COMPLETED, or ERROR when an item failed; a cancelled task stays cancelled. One that has ended just so is left as it is.
-UPDATE task FORCE INDEX (PRIMARY)
-   SET status_id = IF(status_id = 5, 5, IF(records_failed > 0, 3, 2)), status_reason = IF(status_id = 5, status_reason, NULL),
-       finished_at = NOW(6)
- WHERE id_task IN %(tasks)s AND NOT (finished_at IS NOT NULL AND status_id IN (5, IF(records_failed > 0, 3, 2)));
-
--- name: ended_tasks
--- What became of them, for the log.
-SELECT id_task, status_id, records_processed, records_failed FROM task WHERE id_task IN %(tasks)s AND finished_at IS NOT NULL;
+-- name: settle_tasks
+-- The counters, in the same transaction as what they count; last, and by id, so that the hot row is held shortest. And the end of
+-- those that have ended, in the same stroke: COMPLETED, ERROR, or CANCELLED still.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task BIGINT UNSIGNED PATH '$.id', processed INT PATH '$.pr', failed INT PATH '$.fa',
+         tokens_input BIGINT PATH '$.ti', tokens_output BIGINT PATH '$.to', cost DECIMAL(18,9) PATH '$.co',
+         ended_as INT PATH '$.en')) r
+STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id_task
+   SET t.records_processed = t.records_processed + r.processed,
+       t.records_failed = t.records_failed + r.failed,
+       t.tokens_input = t.tokens_input + r.tokens_input,
+       t.tokens_output = t.tokens_output + r.tokens_output,
+       t.cost = IF(r.cost IS NULL, t.cost, COALESCE(t.cost, 0) + r.cost),
+       t.status_id = COALESCE(r.ended_as, t.status_id),
+       t.status_reason = IF(r.ended_as IN (2, 3), NULL, t.status_reason),
+       t.finished_at = IF(r.ended_as IS NULL, t.finished_at, NOW(6));
 
 -- name: open_tasks_without_open_items
 -- Tasks that nobody ended: an application deleted their last open items. Looked for now and then, in pages of tasks.

@@ -40,14 +40,13 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
     "landed_operations": {"task_attempt": (PRIMARY, 250)},
+    "store_results": {"i": (PRIMARY, 1)},
     "store_outcomes": {"i": (PRIMARY, 1)},
     "charge_items": {"i": (PRIMARY, 1)},
     "forget_lost_attempts": {"a": (PRIMARY, 250)},
-    "count_outcomes": {"t": (PRIMARY, 1)},
     "lock_tasks": {"task": (PRIMARY, 4)},
     "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
-    "end_tasks": {"task": (PRIMARY, 4)},
-    "ended_tasks": {"task": (PRIMARY, 4)},
+    "settle_tasks": {"t": (PRIMARY, 1)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
     # heartbeat, rescue, upkeep
@@ -193,7 +192,7 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
     sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt")
     values: dict[str, Any] = {"id_task": 1, "id_task_item": 101, "id_worker": 3, "items": [101, 102, 103, 104]}
     values["operations"] = [bytes([each] * 16) for each in values["items"]]
-    keys = [1, 2, 3, 4] if name == "count_outcomes" else values["items"]
+    keys = [1, 2, 3, 4] if name == "settle_tasks" else values["items"]
     values["rows"] = json.dumps([{"id": key, "at": 0} for key in keys])
     rows = [row for row in explain(server, parse_database_url(database_url).database, name, **values) if row["table"] != "r"]
     assert [row["key"] for row in rows] == [PRIMARY]

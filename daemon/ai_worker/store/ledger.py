@@ -15,8 +15,10 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
+import orjson
+
 from ai_worker.db import Transaction
-from ai_worker.models import NO_USAGE, ItemStatus, Outcome, OutcomeKind, TaskStatus
+from ai_worker.models import NO_USAGE, ItemStatus, Outcome, OutcomeKind, Result, TaskStatus
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
@@ -74,23 +76,50 @@ def uuid_bytes(text: str) -> bytes:
     return bytes.fromhex(text.replace("-", ""))
 
 
+class NotAsClaimed(Exception):
+    """Some item of the group is no longer as its claim left it: each has to be looked at."""
+
+
 class Changes:
     """Collects what a commit writes, so that it takes a fixed number of statements however many items it has."""
 
     def __init__(self, id_worker: int) -> None:
         self._id_worker = id_worker
         self.given_back: dict[int, int] = {}  # item -> task, of those that are to be claimed again
+        self._results: list[tuple[Any, ...]] = []
         self._items: list[dict[str, Any]] = []
         self._charges: dict[int, Counters] = {}  # by item
         self._attempts: list[dict[str, Any]] = []
         self._found_again: list[bytes] = []
         self._tasks: dict[int, Counters] = {}
 
-    def add(self, outcome: Outcome, before: ItemStatus) -> None:
+    def add_result(self, outcome: Outcome) -> None:
+        """A result whose item nobody has looked at: `write` raises NotAsClaimed when it is no longer as it was claimed."""
         item, usage, result = outcome.item, outcome.usage, outcome.result
-        summary = result.change_summary if result else None
+        if result is None:
+            raise TypeError("an item is processed with a result")
+        self._results.append(
+            (
+                item.id_task_item,
+                item.attempt,
+                item.claim_token.hex(),
+                usage.tokens_input,
+                usage.tokens_output,
+                _decimal(outcome.cost),
+                *_columns(result),
+            )
+        )
+        self._attempt(outcome, outcome.kind, False)
+        counters = self._counters(item.task.id_task)
+        counters.processed += 1
+        counters.charge(outcome)
+
+    def add(self, outcome: Outcome, before: ItemStatus) -> None:
+        """An outcome whose item is locked, was in the status `before`, and is still this attempt's."""
+        item, usage = outcome.item, outcome.usage
         after = STATUS_AFTER[outcome.kind]
         is_late = before is not ItemStatus.IN_PROGRESS
+        text, summary, data = _columns(outcome.result) if outcome.result else (None, None, None)
         self._items.append(
             {
                 "id": item.id_task_item,
@@ -104,9 +133,9 @@ class Changes:
                 "co": _decimal(outcome.cost),
                 "ek": outcome.error_kind,
                 "em": _short(outcome.error_message),
-                "tc": result.text_corrected if result else None,
-                "cs": summary[:SUMMARY_CHARACTERS] if summary else summary,
-                "re": json.dumps(result.data, ensure_ascii=False) if result else None,
+                "tc": text,
+                "cs": summary,
+                "re": data,
             }
         )
         if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
@@ -114,26 +143,34 @@ class Changes:
         if outcome.kind is OutcomeKind.RELEASED:
             return
         self._attempt(outcome, outcome.kind, is_late)
-        counters = self._tasks.setdefault(item.task.id_task, Counters())
+        counters = self._counters(item.task.id_task)
         counters.processed += after is ItemStatus.PROCESSED
         counters.failed += (after is ItemStatus.ERROR) - (before is ItemStatus.ERROR)
         counters.charge(outcome)
 
     def add_lost(self, outcome: Outcome, *, is_there: bool) -> None:
+        """An outcome that comes after somebody else's claim; `is_there` says whether there is still an item."""
         if outcome.usage == NO_USAGE and outcome.kind is not OutcomeKind.PROCESSED:
             return  # nothing was paid for; if the attempt was rescued, that is on record
         self._attempt(outcome, OutcomeKind.LOST, True)
-        self._tasks.setdefault(outcome.item.task.id_task, Counters()).charge(outcome)
+        self._counters(outcome.item.task.id_task).charge(outcome)
         if is_there:
             self._charges.setdefault(outcome.item.id_task_item, Counters()).charge(outcome)
 
+    def _counters(self, id_task: int) -> Counters:
+        counters = self._tasks.get(id_task)
+        if counters is None:
+            counters = self._tasks[id_task] = Counters()
+        return counters
+
     def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
         item, usage = outcome.item, outcome.usage
+        operation = uuid_bytes(item.operation_uuid)
         if may_be_known:
-            self._found_again.append(uuid_bytes(item.operation_uuid))
+            self._found_again.append(operation)
         self._attempts.append(
             {
-                "operation_uuid": uuid_bytes(item.operation_uuid),
+                "operation_uuid": operation,
                 "id_task": item.task.id_task,
                 "id_task_item": item.id_task_item,
                 "attempt": item.attempt,
@@ -151,8 +188,13 @@ class Changes:
             }
         )
 
-    def write(self, tx: Transaction) -> None:
-        """Items, attempts, and the tasks' counters last: the hot row is held shortest, and everybody locks in the same order."""
+    def write(self, tx: Transaction, touched: Iterable[int]) -> list[EndedTask]:
+        """Items, attempts, and the tasks last: the hot row is held shortest, and everybody locks in the same order.
+
+        `touched` are the tasks that may have ended by this; those that have are ended, and returned.
+        """
+        if self._results and tx.execute("store_results", {"rows": _document(self._results)}) != len(self._results):
+            raise NotAsClaimed
         if self._items and tx.execute("store_outcomes", {"rows": _document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
         if self._charges:
@@ -161,8 +203,7 @@ class Changes:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
             tx.execute_many("insert_attempts", self._attempts)
-        if self._tasks:
-            tx.execute("count_outcomes", {"rows": _document([self._tasks[each].row(each) for each in sorted(self._tasks)])})
+        return settle(tx, self._tasks, {*touched, *self.given_back.values()}, self.given_back)
 
 
 @dataclass(slots=True)
@@ -179,34 +220,44 @@ class Counters:
         self.tokens_input += outcome.usage.tokens_input
         self.tokens_output += outcome.usage.tokens_output
         if outcome.cost is not None:
-            self.cost = (self.cost or Decimal(0)) + outcome.cost
+            self.cost = outcome.cost if self.cost is None else self.cost + outcome.cost
 
-    def row(self, key: int) -> dict[str, Any]:
+    def row(self, key: int, ended_as: TaskStatus | None = None) -> dict[str, Any]:
         tokens = {"ti": self.tokens_input, "to": self.tokens_output, "co": _decimal(self.cost)}
-        return {"id": key, "pr": self.processed, "fa": self.failed, **tokens}
+        return {"id": key, "pr": self.processed, "fa": self.failed, **tokens, "en": ended_as}
 
 
-def end_tasks(tx: Transaction, tasks: Iterable[int], given_back: Mapping[int, int]) -> list[EndedTask]:
-    """Ends those of these tasks that have no open item: takes their rows' locks, then looks.
+def settle(
+    tx: Transaction, counters: Mapping[int, Counters], touched: Iterable[int], given_back: Mapping[int, int]
+) -> list[EndedTask]:
+    """Adds to the tasks' counters, and ends those of the `touched` ones that have no open item: locks their rows, then looks.
 
     `given_back` are the items, with their tasks, that this transaction has made claimable again. Those of a cancelled task are
     cancelled with it: whoever cancels comes before this lock, or sees them after it.
     """
-    candidates = sorted(tasks)
-    if not candidates:
-        return []
-    rows = tx.query("lock_tasks", {"tasks": candidates})
-    cancelled = {row["id_task"] for row in rows if row["status_id"] == TaskStatus.CANCELLED}
-    if items := [item for item, id_task in given_back.items() if id_task in cancelled]:
-        tx.execute("cancel_items", {"items": items})
-    ended = [row["id_task"] for row in tx.query("tasks_without_open_items", {"tasks": candidates})]
-    if not ended:
-        return []
-    tx.execute("end_tasks", {"tasks": ended})
-    return [
-        EndedTask(row["id_task"], TaskStatus(row["status_id"]), row["records_processed"], row["records_failed"])
-        for row in tx.query("ended_tasks", {"tasks": ended})
-    ]
+    candidates = frozenset(touched)
+    ends: dict[int, EndedTask] = {}
+    changing: dict[int, TaskStatus | None] = dict.fromkeys(counters)
+    if candidates:
+        # All of them in one order, also those that are only counted: two workers must not wait for each other.
+        rows = {row["id_task"]: row for row in tx.query("lock_tasks", {"tasks": sorted(candidates | counters.keys())})}
+        cancelled = {id_task for id_task, row in rows.items() if row["status_id"] == TaskStatus.CANCELLED}
+        if items := [item for item, id_task in given_back.items() if id_task in cancelled]:
+            tx.execute("cancel_items", {"items": items})
+        for (id_task,) in tx.tuples("tasks_without_open_items", {"tasks": sorted(candidates)}):
+            row, change = rows[id_task], counters.get(id_task, _NO_CHANGE)
+            failed = row["records_failed"] + change.failed
+            status = TaskStatus.CANCELLED if id_task in cancelled else TaskStatus.ERROR if failed else TaskStatus.COMPLETED
+            ends[id_task] = EndedTask(id_task, status, row["records_processed"] + change.processed, failed)
+            if not (row["is_finished"] and row["status_id"] == status):  # one that has ended just so keeps its time
+                changing[id_task] = status
+    if changing:
+        document = [counters.get(each, _NO_CHANGE).row(each, changing[each]) for each in sorted(changing)]
+        tx.execute("settle_tasks", {"rows": _document(document)})
+    return [ends[each] for each in sorted(ends)]
+
+
+_NO_CHANGE: Final = Counters()
 
 
 def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list[EndedTask]]:
@@ -257,15 +308,22 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
         if items:
             tx.execute(verb, {"items": items})
     tx.execute_many("insert_attempts", attempts)
-    if counters:
-        tx.execute("count_outcomes", {"rows": _document([counters[each].row(each) for each in sorted(counters)])})
     given_back = {row["id_task_item"]: row["id_task"] for row in rows if row["id_task_item"] in groups["give_back_lost"]}
-    return len(rows), end_tasks(tx, set(tasks), given_back)
+    return len(rows), settle(tx, counters, tasks, given_back)
 
 
-def _document(rows: list[dict[str, Any]]) -> str:
-    """The rows as JSON. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
-    return clean(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
+def _columns(result: Result) -> tuple[str | None, str | None, str]:
+    """`text_corrected`, `change_summary` and `result`, as the columns take them."""
+    summary = result.change_summary
+    return result.text_corrected, summary[:SUMMARY_CHARACTERS] if summary else summary, _document(result.data)
+
+
+def _document(value: Any) -> str:
+    """The value as JSON. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # rare, and the standard library takes more: surrogates, integers beyond 64 bits
+        return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _decimal(value: Decimal | None) -> str | None:

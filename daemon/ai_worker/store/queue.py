@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
-from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
-from ai_worker.store.ledger import Changes, EndedTask, end_tasks, give_back, new_claim_token, operation_uuid, uuid_bytes
+from ai_worker.models import NOTHING, Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
+from ai_worker.store.ledger import (
+    Changes,
+    EndedTask,
+    NotAsClaimed,
+    give_back,
+    new_claim_token,
+    operation_uuid,
+    settle,
+    uuid_bytes,
+)
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
@@ -101,24 +111,26 @@ class Queue:
         token = new_claim_token()
         chosen: dict[int, int] = {}  # item -> task; survives a repeat of the transaction
 
-        def work(tx: Transaction) -> list[Row]:
+        def work(tx: Transaction) -> Iterable[tuple[Any, ...]]:
             fence = {"id_worker": id_worker, "claim_token": token}
-            if tx.in_doubt and chosen and (landed := tx.query("claimed_items", {"items": list(chosen), **fence})):
+            if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
                 return landed
             chosen.clear()
             rows = self._lock_pending(tx, list(by_id), size, after, id_task_item)
             if not rows:
                 return []
-            found = sorted({row["id_task"] for row in rows})
+            found = sorted({row[1] for row in rows})
             states = {row["id_task"]: TaskStatus(row["status_id"]) for row in tx.query("task_states", {"tasks": found})}
             allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
-            chosen.update({row["id_task_item"]: row["id_task"] for row in rows if row["id_task"] in allowed})
+            chosen.update((row[0], row[1]) for row in rows if row[1] in allowed)
             if not chosen:
                 return []
-            tx.execute("mark_claimed", {"items": list(chosen), **fence})
+            marked = tx.execute("mark_claimed", {"items": list(chosen), **fence})
             if starting := sorted(each for each in allowed if states[each] is not TaskStatus.IN_PROGRESS):
                 tx.execute("start_tasks", {"tasks": starting})
-            return tx.query("claimed_items", {"items": list(chosen), **fence})
+            if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
+                return tx.tuples("claimed_items", {"items": list(chosen), **fence})
+            return sorted(row for row in rows if row[0] in chosen)
 
         try:
             claimed = self._db.transaction(work)
@@ -128,16 +140,16 @@ class Queue:
             raise
         return [
             Item(
-                id_task_item=row["id_task_item"],
-                task=by_id[row["id_task"]],
-                text_original=row["text_original"],
-                context=_json(row["context"]),
-                attempt=row["attempt"],
-                lost_count=row["lost_count"],
-                claim_token=token,
-                operation_uuid=operation_uuid(token, row["id_task_item"]),
+                key,
+                by_id[id_task],
+                text_original,
+                _json(context) if context else NOTHING,
+                attempt + 1,
+                lost_count,
+                token,
+                operation_uuid(token, key),
             )
-            for row in claimed
+            for key, id_task, text_original, context, attempt, lost_count in claimed
         ]
 
     def _resolve_doubts(self) -> None:
@@ -147,18 +159,20 @@ class Queue:
 
             def work(tx: Transaction, claim: _Claim = claim) -> None:
                 if tx.execute("unclaim", {"items": list(claim.items), "claim_token": claim.token}):
-                    end_tasks(tx, set(claim.items.values()), claim.items)
+                    settle(tx, {}, claim.items.values(), claim.items)
 
             self._db.transaction(work)
             self._doubtful.remove(claim)
 
     @staticmethod
-    def _lock_pending(tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None) -> list[Row]:
+    def _lock_pending(
+        tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None
+    ) -> Sequence[tuple[Any, ...]]:
         if id_task_item is not None:
-            return tx.query("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
+            return tx.tuples("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
         if len(tasks) == 1:
-            return tx.query("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
-        return tx.query("lock_pending_of_tasks", {"tasks": tasks, "size": size})
+            return tx.tuples("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
+        return tx.tuples("lock_pending_of_tasks", {"tasks": tasks, "size": size})
 
     # ----- commit
 
@@ -170,35 +184,44 @@ class Queue:
         `held_tasks` are those of which the caller holds more items: they cannot have ended yet, and are not looked at.
         """
         group = sorted(outcomes, key=lambda outcome: outcome.item.id_task_item)
+        touched = {outcome.item.task.id_task for outcome in group}.difference(held_tasks)
         if not group:
             return Committed()
-        held = frozenset(held_tasks)
 
-        def work(tx: Transaction) -> Committed:
-            ids = [outcome.item.id_task_item for outcome in group]
-            rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
-            landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
-            report = Committed()
+        def at_once(tx: Transaction) -> Committed:
             changes = Changes(id_worker)
             for outcome in group:
-                row = rows.get(outcome.item.id_task_item)
-                if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
-                    (report.lost if known is OutcomeKind.LOST else report.stored).append(outcome)
-                elif row is not None and _fence_holds(outcome, row):
-                    changes.add(outcome, ItemStatus(row["status_id"]))
-                    report.stored.append(outcome)
-                elif outcome.kind is OutcomeKind.RELEASED:
-                    report.stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
-                else:
-                    changes.add_lost(outcome, is_there=row is not None)
-                    report.lost.append(outcome)
-            changes.write(tx)
-            # Also after an earlier run landed: it is cheap to look again, and what it returned was lost with its answer.
-            touched = {outcome.item.task.id_task for outcome in group} - held
-            report.ended.extend(end_tasks(tx, touched | set(changes.given_back.values()), changes.given_back))
-            return report
+                changes.add_result(outcome)
+            return Committed(list(group), [], changes.write(tx, touched))
 
-        return self._db.transaction(work)
+        if all(outcome.kind is OutcomeKind.PROCESSED for outcome in group):
+            with suppress(NotAsClaimed):
+                return self._db.transaction(at_once)
+        return self._db.transaction(lambda tx: self._commit_one_by_one(tx, id_worker, group, touched))
+
+    @staticmethod
+    def _commit_one_by_one(tx: Transaction, id_worker: int, group: Sequence[Outcome], touched: Iterable[int]) -> Committed:
+        """For a group with anything but results in it, or with items that are no longer as they were claimed."""
+        ids = [outcome.item.id_task_item for outcome in group]
+        rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
+        landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
+        changes = Changes(id_worker)
+        stored: list[Outcome] = []
+        lost: list[Outcome] = []
+        for outcome in group:
+            row = rows.get(outcome.item.id_task_item)
+            if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
+                (lost if known is OutcomeKind.LOST else stored).append(outcome)
+            elif row is not None and _fence_holds(outcome, row):
+                changes.add(outcome, ItemStatus(row["status_id"]))
+                stored.append(outcome)
+            elif outcome.kind is OutcomeKind.RELEASED:
+                stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
+            else:
+                changes.add_lost(outcome, is_there=row is not None)
+                lost.append(outcome)
+        # Tasks are looked at also after an earlier run landed: that is cheap, and what it returned was lost with its answer.
+        return Committed(stored, lost, changes.write(tx, touched))
 
     # ----- rescue and upkeep
 
@@ -268,7 +291,7 @@ class Queue:
     def end_forgotten(self) -> list[EndedTask]:
         """Ends tasks in progress that have no open item left because somebody deleted the last ones."""
         tasks = {row["id_task"] for row in self._db.query("open_tasks_without_open_items")}
-        return self._db.transaction(lambda tx: end_tasks(tx, tasks, {})) if tasks else []
+        return self._db.transaction(lambda tx: settle(tx, {}, tasks, {})) if tasks else []
 
     def take_probe(self, id_ai_model: int, seconds: int = 60) -> bool:
         """Whether this worker may try a stopped model with one item; nobody else may for the next `seconds`."""

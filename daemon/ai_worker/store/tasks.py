@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.store.ledger import settle
 
 BATCH: Final = 1000  # items that a verb locks at once
 _BATCH_CHARACTERS: Final = 400_000  # of text in one batch: what is held in memory
@@ -314,7 +315,7 @@ def _is_open(tx: Transaction, id_task: int) -> bool:
 def _end_if_done(tx: Transaction, id_task: int) -> None:
     """Ends a task that has no open item any more, as the commit of its last item would have. The caller holds its lock."""
     if not _is_open(tx, id_task):
-        tx.execute("end_tasks", {"tasks": [id_task]})
+        settle(tx, {}, [id_task], {})
 
 
 def _resume(id_task: int, tx: Transaction) -> Change | None:
