@@ -16,11 +16,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
+import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -112,7 +113,12 @@ class Log:
             return
         if exc_info is not None:
             fields["exc_info"] = exc_info
-        _state.write(_LEVEL_NAMES[number], {"event": event.name, **self._context, **fields})
+        _state.write(_LEVEL_NAMES[number], [{"event": event.name, **self._context, **fields}])
+
+    def each(self, event: Event, rows: Iterable[Mapping[str, object]]) -> None:
+        """Writes one line per row of fields, all in one go: what thousands of lines a second would else cost in system calls."""
+        if event.level >= _state.level:
+            _state.write(_LEVEL_NAMES[event.level], [{"event": event.name, **self._context, **fields} for fields in rows])
 
     @staticmethod
     def enabled(level: int) -> bool:
@@ -178,14 +184,15 @@ class _Stream:
         self._buffer = getattr(stream, "buffer", None)
         self._lock = threading.Lock()
 
-    def write(self, line: str) -> None:
+    def write(self, text: str) -> None:
+        """One line, or several with line ends between them."""
         try:
             if self._buffer is None:
                 with self._lock:
-                    self._stream.write(line + "\n")
+                    self._stream.write(text + "\n")
                     self._stream.flush()
             else:
-                data = (line + "\n").encode("utf-8", "backslashreplace")
+                data = (text + "\n").encode("utf-8", "backslashreplace")
                 with self._lock:
                     self._buffer.write(data)
                     self._buffer.flush()
@@ -205,12 +212,15 @@ class _State:
         self.processors: Sequence[Processor] = ()
         self.stream = _Stream(sys.stderr)
 
-    def write(self, level: str, fields: EventDict) -> None:
+    def write(self, level: str, events: Iterable[EventDict]) -> None:
         """What structlog's bound logger does, without its copies of the fields: DONE is written thousands of times a second."""
-        line: Any = fields
-        for process in self.processors:
-            line = process(None, level, line)
-        self.stream.write(line)
+        lines: list[str] = []
+        for fields in events:
+            line: Any = fields
+            for process in self.processors:
+                line = process(None, level, line)
+            lines.append(line)
+        self.stream.write("\n".join(lines))
 
 
 _state = _State()
@@ -230,7 +240,7 @@ class _LibraryHandler(logging.Handler):
         fields: EventDict = {"event": Event.LIBRARY.name, "logger": record.name, "message": message}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
-        _state.write(_LEVEL_NAMES[level], fields)
+        _state.write(_LEVEL_NAMES[level], [fields])
 
 
 def _utc_time(_: WrappedLogger, level: str, fields: EventDict) -> EventDict:
@@ -261,8 +271,9 @@ _SECRET_VALUE = re.compile(
 
 
 @lru_cache(maxsize=1000)
-def _is_secret_key(name: str) -> bool:
-    return _SECRET_KEY.search(name) is not None
+def _secret_keys(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of these names give a secret away. Lines of one event all have the same."""
+    return tuple(name for name in names if _SECRET_KEY.search(name))
 
 
 def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,11 +290,11 @@ def redacted_text(text: str) -> str:
 
 
 def _redact_fields(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+    for name in _secret_keys(tuple(fields)):
+        fields[name] = "***"
     for name, value in fields.items():
         kind = type(value)
-        if _is_secret_key(name):
-            fields[name] = "***"
-        elif kind is str:
+        if kind is str:
             if len(value) > LONGEST_VALUE and name != "exception":
                 fields[name] = excerpt(value, LONGEST_VALUE)
         elif kind is dict:
@@ -299,7 +310,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=st
 
 
 def _render_json(_: WrappedLogger, __: str, fields: EventDict) -> str:
-    return _encode(fields)
+    try:
+        return orjson.dumps(fields, default=str).decode()
+    except TypeError:  # rare, and the standard library takes more: keys that are no texts, surrogates, integers beyond 64 bits
+        return _encode(fields)
 
 
 def _prefix_priority(_: WrappedLogger, method: str, line: Any) -> str:

@@ -15,12 +15,18 @@ def fill(schema: _Schema, answer_field: str, text: str) -> dict[str, Any]:
     for a number, false. Where `answer_field` takes no free text (an enum, a number), it gets the smallest value too; where it
     has a `maxLength`, the text is cut to it. Understands `$ref` within the schema; not `pattern`, `format` or `allOf`.
     """
+    return filler(schema, answer_field)(text)
+
+
+def filler(schema: _Schema, answer_field: str) -> Callable[[str], dict[str, Any]]:
+    """The same for many texts: what does not depend on the text is worked out once, and shared by the objects."""
     filled = _smallest_object(schema, schema)
     if answer_field in schema.get("properties", {}):
         target = _resolved(schema["properties"][answer_field], schema)
         if "string" in _types(target) and "enum" not in target and "const" not in target:
-            filled[answer_field] = text[: target.get("maxLength", len(text))]
-    return filled
+            longest: int | None = target.get("maxLength")
+            return lambda text: {**filled, answer_field: text[:longest]}
+    return lambda _: filled
 
 
 def _resolved(schema: _Schema, root: _Schema) -> _Schema:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
 
 from ai_worker.models import Completion, Prompt, Usage
 from ai_worker.providers import ProviderConfig
-from ai_worker.providers._fill import fill
+from ai_worker.providers._fill import filler
 from ai_worker.providers._options import Options
 
 CHARACTERS_PER_TOKEN = 4
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would build an encoder each time
 
 
 class EchoProvider:
@@ -24,11 +26,14 @@ class EchoProvider:
         options = Options(config.name, config.options, ("delay_ms",))
         self._delay = (options.number("delay_ms", minimum=0) or 0.0) / 1000
         self._model = config.model or "echo"
+        self._schema: Mapping[str, Any] | None = None
 
     async def complete(self, prompt: Prompt) -> Completion:
         if self._delay:
             await asyncio.sleep(self._delay)
-        text = _ENCODE(fill(prompt.schema, prompt.answer_field, prompt.text))
+        if prompt.schema is not self._schema:  # it is one object for all items of a task
+            self._schema, self._fill = prompt.schema, filler(prompt.schema, prompt.answer_field)
+        text = orjson.dumps(self._fill(prompt.text)).decode()
         asked = len(prompt.system) + len(prompt.user)
         return Completion(text, Usage(_tokens(asked), _tokens(len(text))), model=self._model)
 

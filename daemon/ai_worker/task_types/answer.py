@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
+import orjson
+
 from ai_worker.task_types.checks import CheckFailed
 from ai_worker.text import clean
 
@@ -28,7 +30,13 @@ def decoded(text: str, answer_field: str) -> dict[str, Any]:
     Raises CheckFailed when there is none.
     """
     try:
-        value: dict[str, Any] | None = _DECODER.decode(text)
+        value: dict[str, Any] | None = orjson.loads(text)
+        if isinstance(value, dict) and "\\u0000" not in text:
+            return value  # no lone surrogate gets through this one, and no NUL but as an escape
+    except ValueError:
+        pass
+    try:
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

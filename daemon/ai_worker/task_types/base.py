@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -23,6 +23,17 @@ _PLANS_KEPT = 256
 _REASON_AT_MOST = 400
 
 Settings = Mapping[str, Any]
+
+
+def _markers() -> Iterator[str]:
+    """Lines that no text can foresee, each used once. Drawn many at a time: asking the kernel takes longer than all else here."""
+    while True:
+        digits = secrets.token_hex(4096)
+        for start in range(0, len(digits), 16):
+            yield f"<<<{digits[start : start + 16]}>>>"
+
+
+_MARKERS = _markers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +100,9 @@ class PromptedTaskType:
         plan, text = self._plan(item.task), item.text_original
         if not text or text.isspace():
             raise InvalidRequest("nothing to send: the text is empty")
-        marker = f"<<<{secrets.token_hex(8)}>>>"
+        marker = next(_MARKERS)
         while marker in text:
-            marker = f"<<<{secrets.token_hex(8)}>>>"
+            marker = next(_MARKERS)
         return Prompt(
             system=plan.system,
             user=self.file.render_user(text=text, marker=marker),

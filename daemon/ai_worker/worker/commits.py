@@ -89,8 +89,11 @@ class Commits:
                 for outcome in group:
                     await self._commit([outcome])
             return
-        settled = {outcome.item.operation_uuid for outcome in group}
-        self._group = [outcome for outcome in self._group if outcome.item.operation_uuid not in settled]
+        if len(group) == len(self._group):
+            self._group = []
+        else:
+            settled = {outcome.item.operation_uuid for outcome in group}
+            self._group = [outcome for outcome in self._group if outcome.item.operation_uuid not in settled]
         self._on_stored(committed)
 
     def _buried(self, outcome: Outcome, error: Exception) -> Outcome:

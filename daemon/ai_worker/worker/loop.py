@@ -254,16 +254,18 @@ class Worker:
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
-        for id_task, count in Counter(item.task.id_task for item in items).items():
-            self._lease.log(Event.FETCH, task=id_task, count=count)
-        for item in items:
-            call = asyncio.create_task(self._caller.outcome(item))
-            self._calls[call] = item
-            self._in_flight[item.task.id_ai_model] += 1
-            if item.task.max_in_flight is None:
-                self._limits.pop(item.task.id_ai_model, None)
+        tasks = {item.task.id_task: item.task for item in items}
+        counts = Counter(item.task.id_task for item in items)
+        self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
+        for task in tasks.values():
+            self._in_flight[task.id_ai_model] += counts[task.id_task]
+            if task.max_in_flight is None:
+                self._limits.pop(task.id_ai_model, None)
             else:
-                self._limits[item.task.id_ai_model] = item.task.max_in_flight
+                self._limits[task.id_ai_model] = task.max_in_flight
+        for item in items:
+            call = self._loop.create_task(self._caller.outcome(item))
+            self._calls[call] = item
             call.add_done_callback(self._call_ended)
 
     def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
@@ -339,11 +341,10 @@ class Worker:
     def _account(self, committed: Committed) -> None:
         summary, log = self._summary, self._lease.log
         released = 0
+        done: list[dict[str, Any]] = []
         for outcome in committed.stored:
             if outcome.kind is OutcomeKind.PROCESSED:
-                summary.processed += 1
-                self._progress_at = time.monotonic()
-                log(Event.DONE, **self._fields(outcome))
+                done.append(self._fields(outcome))
                 if outcome.item.task.is_probe:
                     self._breaker.answered(outcome.item)
             elif outcome.kind is OutcomeKind.FAILED:
@@ -354,6 +355,10 @@ class Worker:
                 self._claimed -= 1  # it was not done, so it does not count for --max-item
             else:
                 summary.deferred += 1
+        if done:
+            summary.processed += len(done)
+            self._progress_at = time.monotonic()
+            log.each(Event.DONE, done)
         for outcome in committed.lost:
             log(Event.CLAIM_LOST, **self._fields(outcome))
         if released:
@@ -365,11 +370,11 @@ class Worker:
             self._wake()  # `run` may be done
 
     def _fields(self, outcome: Outcome) -> dict[str, Any]:
-        usage = outcome.usage
-        tokens = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output}
-        cost = None if outcome.cost is None else format(outcome.cost, "f")
-        name = self._endpoints.name(outcome.item.task.id_ai_model)
-        return {**of_item(outcome.item, name), **tokens, "cost": cost, "latency_ms": outcome.latency_ms}
+        fields = of_item(outcome.item, self._endpoints.name(outcome.item.task.id_ai_model))
+        fields["tokens_input"], fields["tokens_output"] = outcome.usage.tokens_input, outcome.usage.tokens_output
+        fields["cost"] = None if outcome.cost is None else format(outcome.cost, "f")
+        fields["latency_ms"] = outcome.latency_ms
+        return fields
 
     # ----- upkeep
 
