@@ -38,7 +38,7 @@ from tenacity import (
 
 from ai_worker.config import DatabaseUrl
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
-from ai_worker.literals import literals
+from ai_worker.literals import literals, row_of_literals
 from ai_worker.log import Event, Log
 
 T = TypeVar("T")
@@ -162,11 +162,14 @@ class Transaction:
         count: int = self._run(name, parameters).rowcount
         return count
 
-    def execute_many(self, name: str, rows: Sequence[Parameters]) -> int:
-        """A named `INSERT … VALUES (…)` for many rows, sent as few long statements."""
+    def execute_many(self, name: str, rows: Sequence[Parameters | Sequence[Any]]) -> int:
+        """A named `INSERT … VALUES (…)` for many rows, sent as few long statements.
+
+        The rows are mappings where the statement's placeholders have names, sequences where they have none.
+        """
         cursor = self._cursor()
         insert, _, template = statements()[name].partition(_VALUES)
-        texts = [template % literals(row) for row in rows]
+        texts = [template % (literals(row) if isinstance(row, Mapping) else row_of_literals(row)) for row in rows]
         count = start = size = 0
         for end, text in enumerate(texts, 1):
             size += len(text)

@@ -50,7 +50,8 @@ def test_every_statement_is_one_statement(block: str) -> None:
     sql = "\n".join(line for line in block.splitlines()[1:] if not line.lstrip().startswith("--"))
     assert sql.rstrip().endswith(";")
     assert sql.count(";") == 1
-    assert not re.search(r"%(?!\(\w+\)s|%)", sql), "a lone percent sign is a broken placeholder"
+    assert not re.search(r"%(?!\(\w+\)s|%|s[,)])", sql), "a lone percent sign is a broken placeholder"
+    assert not ("%s" in sql and "%(" in sql), "either all placeholders have names or none has"
 
 
 @pytest.mark.parametrize("name", NAMES)

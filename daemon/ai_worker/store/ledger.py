@@ -89,7 +89,7 @@ class Changes:
         self._results: list[tuple[Any, ...]] = []
         self._items: list[dict[str, Any]] = []
         self._charges: dict[int, Counters] = {}  # by item
-        self._attempts: list[dict[str, Any]] = []
+        self._attempts: list[tuple[Any, ...]] = []
         self._found_again: list[bytes] = []
         self._tasks: dict[int, Counters] = {}
 
@@ -169,23 +169,12 @@ class Changes:
         if may_be_known:
             self._found_again.append(operation)
         self._attempts.append(
-            {
-                "operation_uuid": operation,
-                "id_task": item.task.id_task,
-                "id_task_item": item.id_task_item,
-                "attempt": item.attempt,
-                "id_worker": self._id_worker,
-                "id_ai_model": item.task.id_ai_model,
-                "outcome": kind.value,
-                "error_kind": outcome.error_kind or (LATE if kind is OutcomeKind.LOST else None),
-                "error_message": _short(outcome.error_message),
-                "tokens_input": usage.tokens_input,
-                "tokens_output": usage.tokens_output,
-                "tokens_cached": usage.tokens_cached,
-                "tokens_reasoning": usage.tokens_reasoning,
-                "cost": outcome.cost,
-                "latency_ms": outcome.latency_ms,
-            }
+            (
+                *(operation, item.task.id_task, item.id_task_item, item.attempt, self._id_worker, item.task.id_ai_model),
+                *(kind.value, outcome.error_kind or (LATE if kind is OutcomeKind.LOST else None), _short(outcome.error_message)),
+                *(usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning),
+                *(outcome.cost, outcome.latency_ms),
+            )
         )
 
     def write(self, tx: Transaction, touched: Iterable[int]) -> list[EndedTask]:
@@ -274,7 +263,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
     tasks = {row["id_task"]: row for row in tx.query("task_states", {"tasks": sorted({row["id_task"] for row in rows})})}
     groups: dict[str, list[int]] = {"give_back_lost": [], "bury_lost": [], "cancel_lost": []}
     counters: dict[int, Counters] = {}
-    attempts: list[dict[str, Any]] = []
+    attempts: list[tuple[Any, ...]] = []
     for row in rows:
         task = tasks.get(row["id_task"])
         if task is None or task["status_id"] == TaskStatus.CANCELLED:
@@ -285,24 +274,15 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
         else:
             verb = "give_back_lost"
         groups[verb].append(row["id_task_item"])
+        operation = uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"]))
+        id_ai_model = task["id_ai_model"] if task else 0
         attempts.append(
-            {
-                "operation_uuid": uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"])),
-                "id_task": row["id_task"],
-                "id_task_item": row["id_task_item"],
-                "attempt": row["attempt"],
-                "id_worker": row["id_worker"],
-                "id_ai_model": task["id_ai_model"] if task else 0,
-                "outcome": OutcomeKind.LOST.value,
-                "error_kind": LOST,
-                "error_message": None,
-                "tokens_input": 0,
-                "tokens_output": 0,
-                "tokens_cached": 0,
-                "tokens_reasoning": 0,
-                "cost": None,
-                "latency_ms": None,
-            }
+            (
+                *(operation, row["id_task"], row["id_task_item"], row["attempt"], row["id_worker"], id_ai_model),
+                *(OutcomeKind.LOST.value, LOST, None),
+                *(0, 0, 0, 0),
+                *(None, None),
+            )
         )
     for verb, items in groups.items():
         if items:

@@ -51,10 +51,6 @@ class Commits:
         """How many outcomes are in hand and not known to be stored."""
         return len(self._waiting) + len(self._group)
 
-    def waiting_tasks(self) -> set[int]:
-        """The tasks of outcomes that are not in the group being stored."""
-        return {outcome.item.task.id_task for outcome in self._waiting}
-
     async def run(self) -> None:
         """For ever. What has finished while one group was being stored is the next: alone when it is alone."""
         while True:

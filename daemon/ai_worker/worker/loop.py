@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from ai_worker import __version__
@@ -100,6 +101,7 @@ class Worker:
         self._on_progress = on_progress
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._in_flight: Counter[int] = Counter()  # by model
+        self._open: Counter[int] = Counter()  # by task: claimed, and not yet known to be stored
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
         self._commits = Commits(self._store, self._account, self._refused, self._kept)
         self._claimed = 0
@@ -256,6 +258,7 @@ class Worker:
         self._claimed += len(items)
         tasks = {item.task.id_task: item.task for item in items}
         counts = Counter(item.task.id_task for item in items)
+        self._open.update(counts)
         self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
         for task in tasks.values():
             self._in_flight[task.id_ai_model] += counts[task.id_task]
@@ -270,7 +273,6 @@ class Worker:
 
     def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
-        # Not before: a commit leaves a task open as long as calls for it are in flight, and this one no longer is.
         self._commits.put(self._outcome_of(call, item))
         self._in_flight[item.task.id_ai_model] -= 1
         self._slot_freed.set()
@@ -318,7 +320,8 @@ class Worker:
     # ----- committing
 
     async def _store(self, group: Sequence[Outcome]) -> Committed:
-        held = {item.task.id_task for item in self._calls.values()} | self._commits.waiting_tasks()
+        counts = Counter([outcome.item.task.id_task for outcome in group])
+        held = [id_task for id_task, count in counts.items() if self._open[id_task] > count]
         return await self._in_thread(self._commit_thread, self._queue.commit, self._lease.id_worker, group, held)
 
     def _refused(self, outcome: Outcome, message: str) -> None:
@@ -340,6 +343,10 @@ class Worker:
 
     def _account(self, committed: Committed) -> None:
         summary, log = self._summary, self._lease.log
+        for id_task, count in Counter([outcome.item.task.id_task for outcome in chain(committed.stored, committed.lost)]).items():
+            self._open[id_task] -= count
+            if not self._open[id_task]:
+                del self._open[id_task]
         released = 0
         done: list[dict[str, Any]] = []
         for outcome in committed.stored:
