@@ -19,7 +19,7 @@
     AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
-  LIMIT 100)
+  LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
@@ -34,7 +34,7 @@ UNION ALL
     AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
-  LIMIT 100);
+  LIMIT 500);
 
 -- name: lock_pending_of_task
 -- The claim on one big task: equality on task and status, a range on the key, no sort; other workers' rows are stepped over.

@@ -295,15 +295,26 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
 def _columns(result: Result) -> tuple[str | None, str | None, str]:
     """`text_corrected`, `change_summary` and `result`, as the columns take them."""
     summary = result.change_summary
-    return result.text_corrected, summary[:SUMMARY_CHARACTERS] if summary else summary, _document(result.data)
+    data = result.data
+    # orjson would make null of a NaN, which a plug-in may have put somewhere: the column is to refuse it.
+    is_plain = all(type(value) in _PLAIN for value in data.values())
+    return result.text_corrected, summary[:SUMMARY_CHARACTERS] if summary else summary, (_document if is_plain else _json)(data)
+
+
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
 def _document(value: Any) -> str:
-    """The value as JSON. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
+    """The value as JSON."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # rare, and the standard library takes more: surrogates, integers beyond 64 bits
-        return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        return _json(value)
+
+
+def _json(value: Any) -> str:
+    """The same. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
+    return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _decimal(value: Decimal | None) -> str | None:

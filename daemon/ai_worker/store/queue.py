@@ -120,13 +120,13 @@ class Queue:
             if not rows:
                 return []
             found = sorted({row[1] for row in rows})
-            states = {row["id_task"]: TaskStatus(row["status_id"]) for row in tx.query("task_states", {"tasks": found})}
+            states = {id_task: status for id_task, status, _ in tx.tuples("task_states", {"tasks": found})}
             allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
             chosen.update((row[0], row[1]) for row in rows if row[1] in allowed)
             if not chosen:
                 return []
             marked = tx.execute("mark_claimed", {"items": list(chosen), **fence})
-            if starting := sorted(each for each in allowed if states[each] is not TaskStatus.IN_PROGRESS):
+            if starting := sorted(each for each in allowed if states[each] != TaskStatus.IN_PROGRESS):
                 tx.execute("start_tasks", {"tasks": starting})
             if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
                 return tx.tuples("claimed_items", {"items": list(chosen), **fence})

@@ -40,7 +40,6 @@ _MARKERS = _markers()
 class _Plan:
     """What is the same for all items of a task, worked out once."""
 
-    task: Task
     settings: Settings
     system: str
     schema: Mapping[str, Any]
@@ -63,7 +62,8 @@ class PromptedTaskType:
     def __init__(self) -> None:
         self.file: Final = PromptFile.load(self.name)
         self._validator: Final = jsonschema_rs.validator_for(dict(self.file.schema))
-        self._plans: OrderedDict[int, _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, str], _Plan] = OrderedDict()
+        self._latest: tuple[Task, _Plan] | tuple[None, None] = None, None
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         """The task's parameters, read and completed. Raises UsageError."""
@@ -137,13 +137,16 @@ class PromptedTaskType:
         return self.result(original, answer, plan.settings)
 
     def _plan(self, task: Task) -> _Plan:
-        plan = self._plans.get(task.id_task)
-        if plan is not None and (plan.task is task or _same(plan.task, task)):
-            return plan
-        plan = self._made(task)
-        self._plans[task.id_task] = plan
-        if len(self._plans) > _PLANS_KEPT:
-            self._plans.popitem(last=False)
+        if self._latest[0] is task:
+            return self._latest[1]
+        # By what it is made of, not by task: an application that makes a task of each message makes thousands of the same kind.
+        key = (task.description, repr(task.parameters) if task.parameters else "")
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._made(task)
+            if len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        self._latest = task, plan
         return plan
 
     def _made(self, task: Task) -> _Plan:
@@ -153,7 +156,6 @@ class PromptedTaskType:
         schema = self.schema(settings)
         from_settings = self.check_parameters(settings)
         return _Plan(
-            task=task,
             settings=settings,
             system=self.file.render_system(description=clean(task.description or "").strip(), parameters=settings),
             schema=schema,
@@ -164,10 +166,6 @@ class PromptedTaskType:
                 if (extra := from_settings.get(name, {})) is not None
             ),
         )
-
-
-def _same(one: Task, other: Task) -> bool:
-    return one.description == other.description and one.parameters == other.parameters
 
 
 def _check(checks: Iterable[tuple[str, Check]], original: str, answer: str) -> None:

@@ -31,7 +31,7 @@ from ai_worker.worker.upkeep import Upkeep, log_ended
 
 T = TypeVar("T")
 
-CLAIM_ROWS: Final = 250
+CLAIM_ROWS: Final = 500
 LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming one row at a time costs a transaction each
 IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
 UPKEEP_SECONDS: Final = 1.0

@@ -13,7 +13,9 @@ from ai_worker.store.queue import Queue
 
 REFRESH_SECONDS: Final = 1.0  # how long a list of tasks is trusted: a better task is noticed within this time
 RESET_SECONDS: Final = 60.0  # what was given back or retried lies behind the watermark, and must not wait for the task's end
-SMALL_TASKS: Final = 100  # tasks in one claim
+# Tasks in one claim, as many as `runnable_tasks` gives. More than the items of a claim: where each task has one item, a second
+# worker steps over those that the first is just claiming, and still finds some behind them.
+SMALL_TASKS: Final = 500
 
 
 class Picker:

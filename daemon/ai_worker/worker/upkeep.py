@@ -67,11 +67,16 @@ class Upkeep:
 
 def log_ended(log: Log, ended: list[EndedTask]) -> None:
     """One line per task that has ended."""
-    for task in ended:
-        log(
+    if ended:
+        log.each(
             Event.TASK_DONE,
-            task=task.id_task,
-            status=task.status.name,
-            records_processed=task.records_processed,
-            records_failed=task.records_failed,
+            [
+                {
+                    "task": task.id_task,
+                    "status": task.status.name,
+                    "records_processed": task.records_processed,
+                    "records_failed": task.records_failed,
+                }
+                for task in ended
+            ],
         )
