@@ -32,6 +32,7 @@ from bench.servers import Server
 TEXT = "Zażółć gęślą jaźń: this is a sentense with some mistakes in it, number {}, for the drain. 🙂"
 GROUP = 100  # of the floor
 WARM_UP = 500  # items, so that every process has loaded what it needs
+START_AT_ONCE = 8  # daemons
 PATIENCE = 300.0  # seconds for anything here
 
 
@@ -94,10 +95,12 @@ def daemons(server: Server, count: int, *arguments: str) -> Iterator[list[subpro
     command = [sys.executable, "-m", "ai_worker", "daemon", *arguments]
     with tempfile.TemporaryFile() as log, server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE worker SET ended_at = COALESCE(ended_at, NOW(6))")
-        workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for _ in range(count)]
+        workers: list[subprocess.Popen[bytes]] = []
         try:
-            ready = "SELECT 1 FROM worker WHERE ended_at IS NULL HAVING COUNT(*) >= %s"
-            wait_for(lambda: _has_rows(cursor, ready, count), "the daemons' start")
+            while len(workers) < count:  # not more at a time than need be: a hundred that start together take minutes
+                number = min(START_AT_ONCE, count - len(workers))
+                workers += [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for _ in range(number)]
+                _wait_for_registration(cursor, len(workers))
             yield workers
         finally:
             for worker in workers:
@@ -108,6 +111,11 @@ def daemons(server: Server, count: int, *arguments: str) -> Iterator[list[subpro
                 sys.stderr.write(log.read().decode(errors="replace")[-4000:])
         if any(codes):
             raise WrongResultError(f"daemons ended with {codes}")
+
+
+def _wait_for_registration(cursor: Any, count: int) -> None:
+    ready = "SELECT 1 FROM worker WHERE ended_at IS NULL HAVING COUNT(*) >= %s"
+    wait_for(lambda: _has_rows(cursor, ready, count), "the daemons' start")
 
 
 def drain(server: Server, shape: Shape, processes: int) -> float:

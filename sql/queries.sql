@@ -223,6 +223,64 @@ SELECT t.id_task
 -- One look at the end of the primary key: has anybody inserted anything?
 SELECT COALESCE(MAX(id_task_item), 0) AS id_task_item FROM task_item;
 
+-- name: take_turn
+-- Idle workers queue here to be the one that listens. -1: this session must first be told when to end, see the next statement.
+SELECT IF(@@SESSION.wait_timeout <= %(silence)s, GET_LOCK(%(name)s, %(seconds)s), -1) AS turn;
+
+-- name: end_silent_sessions
+-- A listener that has lost its power or its network must not keep its turn; and waiting is no slow query.
+SET SESSION wait_timeout = %(silence)s, long_query_time = 86400;
+
+-- name: end_turn
+-- The next in the queue wakes.
+DO RELEASE_LOCK(%(name)s);
+
+-- name: wait_for_items
+-- A look every 2 ms at the end of the primary key, made inside the server: asking from outside costs both sides ten times as much.
+-- The look is a locking read, because that alone sees what is committed while the statement runs; RAND() keeps it from being made
+-- only once; SKIP LOCKED passes over what is not committed yet. In ascending order: the other way round the servers would lock the
+-- row below the range as well, all the time. No row at all: the turn is somebody else's.
+WITH RECURSIVE look (n) AS (
+  SELECT 1 FROM DUAL WHERE IS_USED_LOCK(%(name)s) = CONNECTION_ID()
+  UNION ALL
+  SELECT n + 1 FROM look WHERE n < %(looks)s)
+SELECT COALESCE((SELECT i.id_task_item
+                   FROM task_item i FORCE INDEX (PRIMARY)
+                  WHERE i.id_task_item > %(after)s AND RAND() < 1
+                  ORDER BY i.id_task_item
+                  LIMIT 1
+                    FOR UPDATE SKIP LOCKED),
+                SLEEP(0.002)) AS new_item, n
+  FROM look
+HAVING new_item > 0 OR n = %(looks)s
+ LIMIT 1;
+
+-- name: claim_new_item
+-- The claim on one item that a listener has just heard of, in one statement; its task starts, or goes on where it had ended.
+UPDATE task_item i FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+   SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
+       t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)), t.finished_at = NULL
+ WHERE i.id_task_item = %(new_item)s AND i.status_id = 0
+   AND t.status_id IN (0, 1, 2, 3)
+   AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+   AND m.is_active = 1 AND m.stopped_at IS NULL AND m.id_ai_model NOT IN %(busy_models)s
+   AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+   AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s);
+
+-- name: claimed_new_item
+-- What that claim got, if it got it, with its task.
+SELECT i.id_task_item, i.text_original, i.context, i.attempt, i.lost_count,
+       t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
+       m.max_in_flight, 0 AS is_probe
+  FROM task_item i FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+ WHERE i.id_task_item = %(new_item)s AND i.claim_token = %(claim_token)s AND i.status_id = 2;
+
 -- name: finished_tasks_of_new_items
 -- Items that an application inserted into tasks which had ended: those tasks go on.
 SELECT DISTINCT t.id_task

@@ -234,6 +234,8 @@ class _Session:
                 if cursor.execute(IS_GALERA):
                     cursor.execute(GALERA_STATE)
                 galera = dict(cursor.fetchall())
+            # The driver knows no time-out of the handshake alone.
+            setattr(self.connection, "_read_timeout", url.read_timeout)  # noqa: B010 -- private to it, and to its type
         except (pymysql.err.Error, OSError) as error:
             raise _translated(error, host) from None
         problem = None
@@ -369,6 +371,8 @@ class Database:
             try:
                 return session.run(work, in_doubt, autocommit)
             except (_ConnectionLostError, _CommitLostError) as error:
+                if self._given_up.is_set():  # nobody wants the answer any more: it may be `give_up` that broke the connection
+                    raise DatabaseAway(f"{_name(session.host)}: given up: {error}") from error
                 in_doubt = in_doubt or isinstance(error, _CommitLostError)
                 losses += 1
                 log(Event.DATABASE_AWAY, host=_name(session.host), reason=str(error), commit_in_doubt=in_doubt)
@@ -451,7 +455,7 @@ def _driver_arguments(url: DatabaseUrl, host: tuple[str, int]) -> dict[str, Any]
         "client_flag": CLIENT.FOUND_ROWS,
         "cursorclass": pymysql.cursors.DictCursor,
         "connect_timeout": url.connect_timeout,
-        "read_timeout": url.read_timeout,
+        "read_timeout": url.connect_timeout,  # until the session is set up: nobody can break off a wait before
         "write_timeout": url.write_timeout,
     }
     if url.unix_socket:

@@ -37,6 +37,10 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "start_tasks": {"task": (PRIMARY, 4)},
     "claimed_items": {"task_item": (PRIMARY, 250)},
     "unclaim": {"task_item": (PRIMARY, 250)},
+    # waiting for work
+    "wait_for_items": {"i": (PRIMARY, 500)},
+    "claim_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1)},
+    "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1)},
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
     "landed_operations": {"task_attempt": (PRIMARY, 250)},
@@ -73,7 +77,7 @@ WORKER = "host, pid, version, mode, concurrency, lease_until"
 SORTS = {"open_tasks_without_open_items"}
 # Statements that name rows by key must lock these alone, also where the table is small.
 LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
-BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY]]
+BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and name != "wait_for_items"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,9 @@ def parameters() -> dict[str, Any]:
         "operations": [bytes([each % 256] * 16) for each in items],
         "rows": json.dumps([{"id": each, "at": 1} for each in items]),
         "busy_models": (0,),
+        "new_item": 100,
+        "name": "ai_worker.turn",
+        "looks": 10,
         "before": 2**63,
         "lease_us": 1,
         "in_flight": 0,
@@ -156,6 +163,8 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"id_task": 3, "after": busy.items[0]}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}
+    elif name == "wait_for_items":
+        values = {"after": TASKS * ITEMS - 100}
     seen = set()
     for row in explain(busy.server, busy.name, name, **values):
         extra = row["Extra"] or ""
@@ -170,9 +179,14 @@ def test_plan(busy: Busy, name: str) -> None:
             assert row["type"] in {"const", "eq_ref", "ref", "range"} or key == LEASE, row
             assert int(row["rows"]) <= most, row
         else:
-            assert row["table"] in {"r", "m", "w"} or row["table"].startswith("<"), row  # JSON rows; a model; a union's result
+            assert row["table"] in {"r", "m", "w", "look"} or row["table"].startswith("<"), row  # JSON; a model; a union's result
     # Where a server sees before it starts that no row can match, it says no more.
-    assert seen == EXPECTED[name].keys() or name in {"landed_operations", "forget_lost_attempts", "lock_pending_item"}
+    assert seen == EXPECTED[name].keys() or name in {
+        "landed_operations",
+        "forget_lost_attempts",
+        "lock_pending_item",
+        "claimed_new_item",
+    }
 
 
 @pytest.mark.parametrize("name", BY_KEY)

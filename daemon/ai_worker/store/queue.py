@@ -25,6 +25,7 @@ from ai_worker.store.ledger import (
     settle,
     uuid_bytes,
 )
+from ai_worker.store.turns import Turns
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
@@ -66,6 +67,10 @@ class Queue:
         self._db = db
         self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
 
+    def turns(self) -> Turns:
+        """What idle workers share the waiting by, on a connection of its own."""
+        return Turns(Database(self._db.url, patience=0.0))
+
     # ----- the worker's own row
 
     def register(self, *, host: str, pid: int, version: str, mode: str, concurrency: int, lease_seconds: float) -> int:
@@ -94,6 +99,7 @@ class Queue:
 
     def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
         """Tasks with pending items that may be worked on now, the best first; `busy_models` are left out."""
+        self._resolve_doubts()
         rows = self._db.query("runnable_tasks", {**_filter(filters), "busy_models": (0, *busy_models)})
         rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
         return [_task(row) for row in rows]
@@ -152,6 +158,34 @@ class Queue:
             for key, id_task, text_original, context, attempt, lost_count in claimed
         ]
 
+    def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy_models: Iterable[int] = ()) -> list[Item]:
+        """Takes one item that has just come in, if these filters want it; also of a task that had ended, which then goes on.
+
+        An empty list says nothing of other items, nor of a stopped model's, which is for `claim` to try.
+        """
+        self._resolve_doubts()
+        token = new_claim_token()
+        fence = {"id_worker": id_worker, "new_item": id_task_item, "claim_token": token}
+        try:
+            self._db.execute("claim_new_item", {**_filter(filters), **fence, "busy_models": (0, *busy_models)})
+            rows = self._db.query("claimed_new_item", fence)
+        except DatabaseAway:
+            self._doubtful.append(_Claim(token, {id_task_item: None}))
+            raise
+        return [
+            Item(
+                row["id_task_item"],
+                _task(row),
+                row["text_original"],
+                _json(row["context"]) if row["context"] else NOTHING,
+                row["attempt"],
+                row["lost_count"],
+                token,
+                operation_uuid(token, row["id_task_item"]),
+            )
+            for row in rows
+        ]
+
     def _resolve_doubts(self) -> None:
         """Gives back what earlier claims took without our hearing of it: nobody else would, as long as this worker lives."""
         while self._doubtful:
@@ -159,7 +193,11 @@ class Queue:
 
             def work(tx: Transaction, claim: _Claim = claim) -> None:
                 if tx.execute("unclaim", {"items": list(claim.items), "claim_token": claim.token}):
-                    settle(tx, {}, claim.items.values(), claim.items)
+                    items = {
+                        item: task or tx.query("item_of", {"id_task_item": item})[0]["id_task"]
+                        for item, task in claim.items.items()
+                    }
+                    settle(tx, {}, items.values(), items)
 
             self._db.transaction(work)
             self._doubtful.remove(claim)
@@ -342,10 +380,10 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What a claim marked: its token, and the items with their tasks."""
+    """What a claim marked: its token, and the items with their tasks, where these were known."""
 
     token: bytes
-    items: Mapping[int, int]
+    items: Mapping[int, int | None]
 
 
 def _task(row: Row) -> Task:

@@ -25,6 +25,7 @@ from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller, Endpoints
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.lease import Lease
+from ai_worker.worker.listener import Listener
 from ai_worker.worker.picker import Picker
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.upkeep import Upkeep, log_ended
@@ -33,7 +34,8 @@ T = TypeVar("T")
 
 CLAIM_ROWS: Final = 500
 LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming one row at a time costs a transaction each
-IDLE_FIRST, IDLE_LAST = 0.005, 0.2  # seconds between looks for work, growing from the one to the other
+LOOK_SECONDS: Final = 0.2  # between looks at what others may change
+BUSY_SHARE: Final = 10  # with more than a tenth of its slots in use a worker leaves the listening to others
 UPKEEP_SECONDS: Final = 1.0
 DEFERRED_HORIZON: Final = 60.0  # `run` waits for items due within this many seconds
 POLL_SECONDS: Final = 0.02  # while stopping
@@ -122,6 +124,7 @@ class Worker:
         )
         self._picker = Picker(queue, filters, self._room, self._busy_models)
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
+        self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
         self._claim_thread, self._commit_thread, self._upkeep_thread = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep")
@@ -149,7 +152,7 @@ class Worker:
             return await self._run()
 
     async def _run(self) -> Summary:
-        await asyncio.to_thread(self._lease.start)
+        await self._in_thread(self._claim_thread, self._lease.start)
         options = self._options
         self._lease.log(
             Event.START,
@@ -175,6 +178,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._endpoints.aclose()
+            await self._listener.aclose()
             for executor in (self._claim_thread, self._commit_thread, self._upkeep_thread):
                 executor.shutdown(wait=False, cancel_futures=True)
         return self._summary
@@ -184,6 +188,7 @@ class Worker:
         if not self._draining.is_set():
             self._lease.log(Event.DRAIN, in_flight=len(self._calls), drain_seconds=self._options.drain_seconds)
             self._draining.set()
+            self._listener.leave()
             self._slot_freed.set()
             self._work_seen.set()
 
@@ -195,31 +200,35 @@ class Worker:
     # ----- claiming
 
     async def _claim_loop(self) -> None:
-        idle = IDLE_FIRST
+        new_item: int | None = None
         away_since: float | None = None
         while not self._draining.is_set():
             size = await self._wait_for_slots()
             if size == 0:
                 return
             if not self._lease.may_claim:
+                self._listener.leave()
                 await self._pause(self._options.lease_seconds / 20)
                 continue
+            self._work_seen.clear()  # what is seen from here on may be missed by this look, and leads to another
             try:
-                items = await self._in_thread(self._claim_thread, self._picker.take, self._lease.id_worker, size)
+                items = await self._in_thread(self._claim_thread, self._picker.take, self._lease.id_worker, size, new_item)
             except DatabaseAway:
                 away_since = away_since or time.monotonic()
                 if self._may_wait_no_longer(away_since):
                     raise
                 continue
             away_since = None
+            new_item = None
             if items:
-                idle = IDLE_FIRST
                 self._begin(items)
+                self._listener.found()
+                if len(self._calls) > self._options.concurrency // BUSY_SHARE:
+                    self._listener.leave()
             elif not self._options.forever and await self._is_done():
                 return
             else:
-                await self._pause(idle * random.uniform(0.8, 1.2))  # noqa: S311 -- jitter
-                idle = min(idle * 1.5, IDLE_LAST)
+                new_item = await self._listener.wait(self._work_seen)
 
     async def _wait_for_slots(self) -> int:
         """How many items may be claimed now; zero when no more ever. Waits for a slot, and a moment longer for a few."""
@@ -230,7 +239,8 @@ class Worker:
             if left <= 0:
                 if not self._is_holding:
                     return 0
-                await self._pause(IDLE_LAST)  # what is given back may be claimed again
+                self._listener.leave()
+                await self._pause(LOOK_SECONDS)  # what is given back may be claimed again
             elif free <= 0:
                 self._slot_freed.clear()
                 await self._slot_freed.wait()
@@ -305,7 +315,7 @@ class Worker:
             is_stuck = time.monotonic() - self._progress_at > STUCK_SECONDS
             if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON or is_stuck):
                 return True
-            await self._pause(min(IDLE_LAST, max(due or IDLE_LAST, IDLE_FIRST)))
+            await self._pause(min(LOOK_SECONDS, max(due or LOOK_SECONDS, 0.005)))
         return True
 
     def _look_around(self) -> tuple[Waiting, list[float]]:
@@ -373,8 +383,8 @@ class Worker:
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
         self._on_progress(summary)
-        if not self._is_holding:
-            self._wake()  # `run` may be done
+        if not self._options.forever and not self._is_holding:
+            self._wake()  # it may be done
 
     def _fields(self, outcome: Outcome) -> dict[str, Any]:
         fields = of_item(outcome.item, self._endpoints.name(outcome.item.task.id_ai_model))
@@ -388,10 +398,11 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             self._lease.tick()
-            await asyncio.sleep(min(1.0, self._options.lease_seconds / 10))
+            await asyncio.sleep(self._options.lease_seconds / 10)
 
     async def _keep_up(self) -> None:
         while True:
+            await self._listener.on_duty()
             try:
                 await self._in_thread(self._upkeep_thread, self._upkeep.step)
             except DatabaseAway:

@@ -16,6 +16,7 @@ RESET_SECONDS: Final = 60.0  # what was given back or retried lies behind the wa
 # Tasks in one claim, as many as `runnable_tasks` gives. More than the items of a claim: where each task has one item, a second
 # worker steps over those that the first is just claiming, and still finds some behind them.
 SMALL_TASKS: Final = 500
+SETTLE_SECONDS: Final = 1.0  # two applications that insert at the same time may commit against the order of their keys
 
 
 class Picker:
@@ -36,14 +37,17 @@ class Picker:
         # Of big tasks: the key of the last item claimed. Behind it lie dead index entries that a claim need not wade through.
         self._watermarks: dict[int, int] = {}
         self._reset_at = time.monotonic()
-        self._newest = 0
+        self._newest = self._settled = 0  # item keys: seen, and long enough ago that lower ones are there too
+        self._moved_at = float("-inf")
 
     def forget(self) -> None:
         """The next claim looks at the tasks anew: something has changed. Callable from any thread."""
         self._fetched_at = float("-inf")
 
-    def take(self, id_worker: int, size: int) -> list[Item]:
-        """Claims up to `size` items, from as many tasks as it takes."""
+    def take(self, id_worker: int, size: int, new_item: int | None = None) -> list[Item]:
+        """Claims up to `size` items, from as many tasks as it takes; or `new_item` alone, when it is for us."""
+        if new_item is not None and (items := self._queue.claim_new(id_worker, new_item, self._filters, self._busy_models())):
+            return items
         taken: list[Item] = []
         try:
             self._take(id_worker, size, taken)
@@ -83,11 +87,15 @@ class Picker:
 
     def _reopen(self) -> bool:
         """With nothing to do: whether somebody has just inserted into a task that had ended, which then goes on."""
-        newest = self._queue.newest_item()
-        if newest <= self._newest:
+        newest, now = self._queue.newest_item(), time.monotonic()
+        if newest > self._newest:
+            self._newest, self._moved_at = newest, now
+        if self._settled >= newest:
             return False
         # The last thousand are enough to see the task of any usual INSERT; the upkeep's pages find the rest.
-        after, self._newest = max(self._newest, newest - 1000), newest
+        after = max(self._settled, newest - 1000)
+        if now - self._moved_at > SETTLE_SECONDS:
+            self._settled = newest
         return self._queue.reopen_for_new_items(after) > 0
 
     def _next_group(self) -> list[Task]:
