@@ -277,7 +277,7 @@ def main() -> None:
     parts = given.part or ("pickup", "waiting")
     items, seconds, workers, fleets = given.items, given.seconds, given.workers, given.fleet or [1, 10, 100]
     if options.smoke:
-        items, seconds, workers, fleets = 10, 0.5, 2, []
+        items, seconds, workers, fleets = 4, 0.5, 2, []
     for server in report.servers(options):
         if "pickup" in parts:
             figures: dict[str, list[list[float]]] = {}
