@@ -18,11 +18,11 @@ from ai_worker.errors import ConfigurationError, ProviderError
 from ai_worker.models import Completion, Usage
 from ai_worker.providers import ProviderConfig, provider_class
 from ai_worker.providers._gemini_wire import failure, read, supported_schema
-from ai_worker.providers.gemini import GeminiProvider
+from ai_worker.providers.gemini import CONFIGS_KEPT, GeminiProvider
 from tests.fake_provider import FakeProvider, Rule, asking, correct, tokens_for
 from tests.fake_provider.asking import Expected
 from tests.fake_provider.faults import CONDITIONAL, FAULTS
-from tests.fake_provider.samples import KEY, TEXT, prompt, secret, whole_traceback
+from tests.fake_provider.samples import KEY, SCHEMA, TEXT, prompt, secret, whole_traceback
 
 pytest_plugins = ["tests.fake_provider.asking"]
 
@@ -201,6 +201,29 @@ def test_request(fake: FakeProvider) -> None:
         ],
         "serviceTier": "flex",
     }
+
+
+def test_each_task_is_asked_in_its_own_way(fake: FakeProvider) -> None:
+    """What stands around the text is built once a task; tasks whose items come in turns must not get each other's."""
+    other = SCHEMA | {"required": ["corrected"]}
+    asked = [prompt(), prompt("a"), prompt(system="Other."), prompt(schema=other), prompt(temperature=0.7)]
+    ask(configured(fake), *asked, *asked)
+    sent = [
+        (
+            request.text,
+            request.body["systemInstruction"]["parts"][0]["text"],
+            request.body["generationConfig"]["responseJsonSchema"],
+            request.body["generationConfig"]["temperature"],
+        )
+        for request in fake.requests
+    ]
+    assert sent == [(each.text, each.system, each.schema, each.temperature) for each in asked * 2]
+
+
+def test_more_tasks_than_are_remembered(fake: FakeProvider) -> None:
+    asked = [prompt(system=f"Task {number}.") for number in range(CONFIGS_KEPT + 2)]
+    ask(configured(fake), *asked)
+    assert [each.body["systemInstruction"]["parts"][0]["text"] for each in fake.requests] == [each.system for each in asked]
 
 
 def test_thinking_level(fake: FakeProvider) -> None:

@@ -22,7 +22,7 @@ from ai_worker.providers.openai import OpenAIProvider
 from tests.fake_provider import FakeProvider, Rule, asking, correct, tokens_for
 from tests.fake_provider.asking import Expected
 from tests.fake_provider.faults import CONDITIONAL, FAULTS
-from tests.fake_provider.samples import KEY, TEXT, prompt, secret, whole_traceback
+from tests.fake_provider.samples import KEY, SCHEMA, TEXT, prompt, secret, whole_traceback
 
 pytest_plugins = ["tests.fake_provider.asking"]
 
@@ -237,6 +237,14 @@ def test_a_schema_that_strict_mode_refuses_is_sent_without_it(fake: FakeProvider
     optional = {"type": "object", "properties": {"corrected": {"type": "string"}}, "additionalProperties": False}
     ask(configured(fake), prompt(schema=optional | {"required": []}))
     assert fake.requests[0].body["response_format"]["json_schema"]["strict"] is False
+
+
+def test_each_task_is_asked_with_its_own_schema(fake: FakeProvider) -> None:
+    """What follows from a schema is worked out once; two tasks whose items come in turns must not get each other's."""
+    lax, strict = prompt(schema=SCHEMA | {"additionalProperties": True}), prompt()
+    ask(configured(fake), lax, strict, lax, strict)
+    sent = [request.body["response_format"]["json_schema"] for request in fake.requests]
+    assert [(each["strict"], each["schema"]) for each in sent] == [(False, lax.schema), (True, strict.schema)] * 2
 
 
 def test_a_server_without_a_key_gets_none_not_even_the_environments(fake: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
