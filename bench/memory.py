@@ -106,7 +106,7 @@ def main() -> None:
             add_models(server, served, [Load(api, 0, delay, 0) for api in apis for delay in (0.0, DELAY)])
             with server.connect() as connection, connection.cursor() as cursor:
                 cursor.execute("INSERT INTO ai_model (name, provider) VALUES ('echo', 'echo')")
-                cursor.execute("UPDATE ai_model SET is_active = 1")
+                cursor.execute("UPDATE ai_model SET is_active = 1, price_input = NULL, price_output = NULL")  # the list is loaded
             for api in apis:
                 for calls in IN_FLIGHT:
                     pairs = [in_flight(server, served, Load(api, calls, DELAY, calls)) for _ in range(options.rounds)]

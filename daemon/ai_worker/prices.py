@@ -51,7 +51,8 @@ def price(model: Model) -> Price | None:
     of one's own has none.
     """
     listed = _FREE if model.provider in _FREE_PROVIDERS else None
-    if listed is None and model.model is not None:
+    is_set = model.price_input is not None and model.price_output is not None
+    if listed is None and model.model is not None and not is_set:
         listed = _listed(model.provider, model.model, model.base_url, int(time.monotonic() // _FRESH_SECONDS))
     if model.price_input is None and model.price_output is None and model.price_cached is None:
         return listed
