@@ -128,7 +128,7 @@ def drain(server: Server, shape: Shape, processes: int) -> float:
             fill(cursor, shape)
             began = release(cursor)
             wait_for(lambda: not _has_rows(cursor, OPEN_TASK), "the end of the tasks")
-        return _checked(cursor, shape, began, with_attempts=True)
+        return checked(cursor, shape, began, with_attempts=True)
 
 
 def floor(server: Server, shape: Shape, processes: int) -> float:
@@ -145,10 +145,10 @@ def floor(server: Server, shape: Shape, processes: int) -> float:
         for worker in workers:
             worker.join(PATIENCE)
         cursor.execute("UPDATE task SET status_id = 2, started_at = NOW(6), finished_at = NOW(6)")
-        return _checked(cursor, shape, began, with_attempts=False)
+        return checked(cursor, shape, began, with_attempts=False)
 
 
-def _checked(cursor: Any, shape: Shape, began: Any, *, with_attempts: bool) -> float:
+def checked(cursor: Any, shape: Shape, began: Any, *, with_attempts: bool) -> float:
     """Items per second, after a look at every row."""
     items = shape.tasks * shape.items
     cursor.execute("SELECT SUM(records_processed), SUM(status_id = 2), MIN(records_processed), MAX(records_processed) FROM task")
