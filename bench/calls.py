@@ -2,7 +2,7 @@
 
 A loopback server (`bench.endpoint`) answers each request after a fixed delay. A real `ai-worker daemon` takes items from the
 database through their calls; `efficiency` is the ideal time (waves of as many calls as may be in flight, times the delay) by
-the time from the moment when the items become runnable to the last one's commit.
+the time from the moment when the items appear to the last one's commit.
 
 Beside it, in the same run, the *bare SDK* (`bench.bare_sdk`): the same requests through the same SDK and transport in a plain
 asyncio loop, without a database. `of_bare` is the engine's rate by the bare loop's, `cpu` the ratio of their CPU times a call
@@ -50,13 +50,13 @@ class Load:
 
 
 def add_models(server: Server, served: Endpoint, loads: list[Load]) -> None:
-    """A model, not active, for each API and delay."""
+    """A model for each API and delay."""
     keyring = keys.Keyring(Secret(os.environ["AI_WORKER_MASTER_KEY"]))
     db = Database(parse_database_url(server.url))
     for name, load in {load.model: load for load in loads}.items():
         provider, options = ("gemini", {}) if load.api == "gemini" else ("openai", {"api": load.api})
         url = served.base_url(load.api, load.delay)
-        model = Model(0, name, provider, "bench", url, options=options, price_input=1, price_output=2, is_active=False)
+        model = Model(0, name, provider, "bench", url, options=options, price_input=1, price_output=2)
         Models(db).add(model, lambda number: keyring.encrypt(number, Secret("none")))
     db.close()
 
@@ -64,18 +64,14 @@ def add_models(server: Server, served: Endpoint, loads: list[Load]) -> None:
 def engine(server: Server, served: Endpoint, load: Load) -> Done:
     """A daemon's time and CPU for these items."""
     with server.connect() as connection, connection.cursor() as cursor:
-        cursor.execute("UPDATE ai_model SET is_active = 0")
         for table in ("task_attempt", "task_item", "task"):
             cursor.execute(f"DELETE FROM {table}")
         with daemons(server, 1, "--concurrency", str(load.in_flight)) as (process,):
-            _submit(cursor, load, range(load.items, load.items + WARM_UP))
-            _release(cursor, load)
+            _submit(connection, load, range(load.items, load.items + WARM_UP))
             wait_for(lambda: not cursor.execute(OPEN_TASK), "the warm-up")
-            cursor.execute("UPDATE ai_model SET is_active = 0")
-            _submit(cursor, load, range(load.items))
             served.seen()
             cpu = _cpu(process.pid)
-            began = _release(cursor, load)
+            began = _submit(connection, load, range(load.items))
             wait_for(lambda: not cursor.execute(OPEN_TASK), "the end of the task")
             cpu = _cpu(process.pid) - cpu
         cursor.execute("SELECT MAX(finished_at) FROM task")
@@ -96,19 +92,18 @@ def bare(served: Endpoint, load: Load) -> Done:
     return done
 
 
-def _submit(cursor: Any, load: Load, numbers: range) -> None:
-    cursor.execute("SELECT id_ai_model FROM ai_model WHERE name = %s", [load.model])
-    ((id_ai_model,),) = cursor.fetchall()
-    cursor.execute("INSERT INTO task (id_ai_model, description) VALUES (%s, '')", [id_ai_model])
-    rows = [(cursor.lastrowid, TEXT % number) for number in numbers]
-    for start in range(0, len(rows), 5000):
-        cursor.executemany("INSERT INTO task_item (id_task, text_original) VALUES (%s, %s)", rows[start : start + 5000])
-
-
-def _release(cursor: Any, load: Load) -> Any:
-    cursor.execute("SELECT NOW(6)")
-    ((now,),) = cursor.fetchall()
-    cursor.execute("UPDATE ai_model SET is_active = 1 WHERE name = %s", [load.model])
+def _submit(connection: Any, load: Load, numbers: range) -> Any:
+    """A task of these items; the server's time when they appear, all in the same instant."""
+    connection.begin()
+    with connection.cursor() as cursor:
+        model = "SELECT id_ai_model, '' FROM ai_model WHERE name = %s"
+        cursor.execute(f"INSERT INTO task (id_ai_model, description) {model}", [load.model])
+        rows = [(cursor.lastrowid, TEXT % number) for number in numbers]
+        for start in range(0, len(rows), 5000):
+            cursor.executemany("INSERT INTO task_item (id_task, text_original) VALUES (%s, %s)", rows[start : start + 5000])
+        cursor.execute("SELECT NOW(6)")
+        ((now,),) = cursor.fetchall()
+    connection.commit()
     return now
 
 
