@@ -5,7 +5,9 @@
 
 -- name: runnable_tasks
 -- Which tasks can be worked on now, best first, without a lock: one index-ordered scan per status, merged by the caller.
--- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items.
+-- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
+-- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
+-- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
@@ -16,8 +18,9 @@
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_model)s OR m.name IN %(model_names)s)
-    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
-            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
+    AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
   LIMIT 500)
 UNION ALL
@@ -31,8 +34,9 @@ UNION ALL
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_model)s OR m.name IN %(model_names)s)
-    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
-            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
+    AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
   ORDER BY t.claim_order, t.id_task
   LIMIT 500);
 
@@ -183,13 +187,16 @@ SELECT id_task, status_id, records_processed, records_failed, finished_at IS NOT
    FOR UPDATE;
 
 -- name: tasks_without_open_items
--- The look, under the task row's lock.
+-- The look, under the task row's lock; from the end of each range, where dead index entries are fewest.
 SELECT t.id_task
   FROM task t
  WHERE t.id_task IN %(tasks)s
-   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NULL
-   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NULL
-   AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NULL;
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 2
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NULL;
 
 -- name: settle_tasks
 -- The counters, in the same transaction as what they count; last, and by id, so that the hot row is held shortest. And the end of
