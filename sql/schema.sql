@@ -1,6 +1,6 @@
 -- AI Worker: the whole present schema in one piece, for reading and for a new database.
 -- A test proves it equal to what the files in migrations/ make one after the other; those are what `ai-worker migrate` applies.
--- Runs unchanged on MySQL 8.0.16+ and MariaDB 10.6+. All times are UTC, from the server's own clock.
+-- Runs unchanged on MySQL 8.0.19+ and MariaDB 10.6+. All times are UTC, from the server's own clock.
 
 CREATE TABLE schema_migration (
   version    INT UNSIGNED NOT NULL,

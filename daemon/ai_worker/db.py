@@ -99,9 +99,8 @@ REMEDIES: Final = {
     1698: "check user and password in AI_WORKER_DB_URL",
 }
 
-_VALUES: Final = "\nVALUES "
 _STATEMENT_CHARACTERS: Final = (
-    1_000_000  # of one INSERT of many rows; at four bytes each still well below the smallest packet in use
+    1_000_000  # of one statement of many rows; at four bytes each still well below the smallest packet in use
 )
 
 MAX_CONFLICTS: Final = 20
@@ -124,6 +123,16 @@ def statements() -> Mapping[str, str]:
         lines = (line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("--"))
         found[name.strip()] = "\n".join(lines).rstrip().removesuffix(";")
     return found
+
+
+@cache
+def _around_values(name: str) -> tuple[str, str, str]:
+    """A named statement: what stands before its line of VALUES, the row in that line, and what stands after it."""
+    statement = statements()[name]
+    line = re.search(r"^VALUES (.*)$", statement, flags=re.MULTILINE)
+    if line is None:
+        raise KeyError(f"the statement {name} has no line of VALUES")
+    return statement[: line.start()], line[1], statement[line.end() :]
 
 
 class _ConnectionLostError(Exception):
@@ -163,18 +172,18 @@ class Transaction:
         return count
 
     def execute_many(self, name: str, rows: Sequence[Parameters | Sequence[Any]]) -> int:
-        """A named `INSERT … VALUES (…)` for many rows, sent as few long statements.
+        """A named statement with a line `VALUES (…)`, for many rows, sent as few long statements; how many rows it matched.
 
-        The rows are mappings where the statement's placeholders have names, sequences where they have none.
+        The rows are mappings where the line's placeholders have names, sequences where they have none.
         """
         cursor = self._cursor()
-        insert, _, template = statements()[name].partition(_VALUES)
+        before, template, after = _around_values(name)
         texts = [template % (literals(row) if isinstance(row, Mapping) else row_of_literals(row)) for row in rows]
         count = start = size = 0
         for end, text in enumerate(texts, 1):
             size += len(text)
             if end == len(texts) or size + len(texts[end]) > _STATEMENT_CHARACTERS:
-                sql = insert + _VALUES + ",".join(texts[start:end])
+                sql = f"{before}VALUES {','.join(texts[start:end])}{after}"
                 self._refuse_too_long(name, sql)
                 cursor.execute(sql)
                 count += cursor.rowcount

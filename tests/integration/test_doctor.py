@@ -423,13 +423,13 @@ def test_an_env_file_that_everybody_reads_alike(commands: Commands, models: Mode
 @pytest.mark.parametrize(
     ("version", "level"),
     [
-        ("8.0.16", "ok"),
+        ("8.0.19", "ok"),
         ("8.4.6-google", "ok"),
         ("9.7.4-2", "ok"),
         ("10.6.0-MariaDB", "ok"),
         ("11.8.3-MariaDB-ubu2404-log", "ok"),
         ("5.5.5-10.11.2-MariaDB", "ok"),
-        ("8.0.15", "problem"),
+        ("8.0.18", "problem"),
         ("5.7.44-log", "problem"),
         ("10.5.29-MariaDB-1:10.5.29", "problem"),
         ("5.5.5-10.3.39-MariaDB", "problem"),

@@ -125,7 +125,12 @@ def busy(server: TestServer) -> Iterator[Busy]:
 def explain(server: TestServer, database: str, name: str, **values: Any) -> list[dict[str, Any]]:
     """The plan of a named statement, one row per table that it reads."""
     with server.connect(database) as connection, connection.cursor() as cursor:
-        cursor.execute("EXPLAIN FORMAT=TRADITIONAL " + statements()[name], {**parameters(), **values})
+        text = statements()[name]
+        given: Any = {**parameters(), **values}
+        if name == "store_results":  # has a line of VALUES; two rows, for a single one is looked up before the plan is made
+            text = re.sub(r"^VALUES (.*)$", r"VALUES \1, \1", text, flags=re.MULTILINE)
+            given = [value for key in (101, 102) for value in (key, 0, b"x" * 16, 1, 1, None, "tekst", None, "{}")]
+        cursor.execute("EXPLAIN FORMAT=TRADITIONAL " + text, given)
         return [row for row in cursor.fetchall() if row["table"] is not None]
 
 
@@ -208,7 +213,8 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
     values["operations"] = [bytes([each] * 16) for each in values["items"]]
     keys = [1, 2, 3, 4] if name == "settle_tasks" else values["items"]
     values["rows"] = json.dumps([{"id": key, "at": 0} for key in keys])
-    rows = [row for row in explain(server, parse_database_url(database_url).database, name, **values) if row["table"] != "r"]
+    plan = explain(server, parse_database_url(database_url).database, name, **values)
+    rows = [row for row in plan if row["table"] != "r" and not row["table"].startswith("<")]
     assert [row["key"] for row in rows] == [PRIMARY]
     assert rows[0]["type"] in {"const", "eq_ref", "range"}
 

@@ -57,4 +57,4 @@ def test_every_statement_is_one_statement(block: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_statement_asks_for_everything(name: str) -> None:
     """A column that a later migration adds must not change what old workers read."""
-    assert not re.search(r"SELECT\s+(\w+\.)?\*", statements()[name])
+    assert not re.search(r"SELECT\s+(\w+\.)?\*(?! FROM r\b)", statements()[name])  # r: rows that the statement itself spells out

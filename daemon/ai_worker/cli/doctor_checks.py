@@ -24,7 +24,7 @@ from ai_worker.store.health import Health, Server
 from ai_worker.store.models import Models
 
 OLDEST_MARIADB: Final = (10, 6, 0)  # SKIP LOCKED, JSON_TABLE
-OLDEST_MYSQL: Final = (8, 0, 16)  # CHECK constraints
+OLDEST_MYSQL: Final = (8, 0, 19)  # CHECK constraints, rows of VALUES
 SMALLEST_PACKET: Final = 16 * 1024 * 1024  # bytes; a group of results travels in one statement
 LARGEST_SKEW: Final = 1.0  # seconds
 

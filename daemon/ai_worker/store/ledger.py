@@ -102,10 +102,10 @@ class Changes:
             (
                 item.id_task_item,
                 item.attempt,
-                item.claim_token.hex(),
+                item.claim_token,
                 usage.tokens_input,
                 usage.tokens_output,
-                _decimal(outcome.cost),
+                outcome.cost,
                 *_columns(result),
             )
         )
@@ -182,7 +182,7 @@ class Changes:
 
         `touched` are the tasks that may have ended by this; those that have are ended, and returned.
         """
-        if self._results and tx.execute("store_results", {"rows": _document(self._results)}) != len(self._results):
+        if self._results and tx.execute_many("store_results", self._results) != len(self._results):
             raise NotAsClaimed
         if self._items and tx.execute("store_outcomes", {"rows": _document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
