@@ -33,6 +33,8 @@ class Price:
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for these tokens, rounded to nine decimals."""
+        if self is _FREE:
+            return _NOTHING
         if self.tiers_above is not None and usage.tokens_input > self.tiers_above:
             return _tiered(self.tiers, usage).quantize(_COLUMN)
         fresh = usage.tokens_input - usage.tokens_cached
@@ -41,6 +43,7 @@ class Price:
 
 
 _FREE: Final = Price(Decimal(0), Decimal(0), Decimal(0))
+_NOTHING: Final = Decimal(0).quantize(_COLUMN)
 
 
 def price(model: Model) -> Price | None:

@@ -191,9 +191,9 @@ def _pairs(old: Sequence[str], new: Sequence[str]) -> int:
 
 def change_summary(original: str, corrected: str, limit: int = 500) -> str:
     """The changes in one line of at most about `limit` characters: `2 changes: "teh" → "the"; removed ","`."""
-    changes = [span for span in diff(original, corrected) if span.changed]
-    if not changes:
+    if original == corrected:
         return "No changes"
+    changes = [span for span in diff(original, corrected) if span.changed]
     summary = f"{len(changes)} change{'s' if len(changes) > 1 else ''}: "
     for number, (old, new) in enumerate(changes):
         if not new:

@@ -235,7 +235,7 @@ class Worker:
         options = self._options
         while not self._draining.is_set():
             left = CLAIM_ROWS if options.max_items is None else options.max_items - self._claimed
-            free = options.concurrency - len(self._calls)
+            free = self._free_slots
             if left <= 0:
                 if not self._is_holding:
                     return 0
@@ -247,9 +247,15 @@ class Worker:
             else:
                 if free < min(options.concurrency // 10, left):
                     await asyncio.sleep(LINGER_SECONDS)
-                    free = options.concurrency - len(self._calls)
+                    free = self._free_slots
                 return min(free, CLAIM_ROWS, left)
         return 0
+
+    @property
+    def _free_slots(self) -> int:
+        """For calls. Results in hand take none, until there are as many of them as slots: then the database is what is slow."""
+        slots = self._options.concurrency
+        return slots - len(self._calls) - max(0, len(self._commits) - slots)
 
     @property
     def _is_holding(self) -> bool:
@@ -383,12 +389,14 @@ class Worker:
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
         self._on_progress(summary)
+        self._slot_freed.set()
         if not self._options.forever and not self._is_holding:
             self._wake()  # it may be done
 
     def _fields(self, outcome: Outcome) -> dict[str, Any]:
-        fields = of_item(outcome.item, self._endpoints.name(outcome.item.task.id_ai_model))
-        fields["tokens_input"], fields["tokens_output"] = outcome.usage.tokens_input, outcome.usage.tokens_output
+        item, usage = outcome.item, outcome.usage
+        fields = of_item(item, self._endpoints.name(item.task.id_ai_model))
+        fields["tokens_input"], fields["tokens_output"] = usage.tokens_input, usage.tokens_output
         fields["cost"] = None if outcome.cost is None else format(outcome.cost, "f")
         fields["latency_ms"] = outcome.latency_ms
         return fields
