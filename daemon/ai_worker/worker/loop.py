@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, of_item
-from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
+from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret
 from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
@@ -28,6 +28,7 @@ from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.picker import Picker
 from ai_worker.worker.signals import stop_signals
+from ai_worker.worker.slots import Slots
 from ai_worker.worker.upkeep import Upkeep, log_ended
 
 T = TypeVar("T")
@@ -101,10 +102,7 @@ class Worker:
         self._options = options
         self._give_up = give_up
         self._on_progress = on_progress
-        self._calls: dict[asyncio.Task[Outcome], Item] = {}
-        self._in_flight: Counter[int] = Counter()  # by model
         self._open: Counter[int] = Counter()  # by task: claimed, and not yet known to be stored
-        self._limits: dict[int, int] = {}  # of it, by model, where there is one
         self._commits = Commits(self._store, self._account, self._refused, self._kept)
         self._claimed = 0
         self._has_ended = False
@@ -112,7 +110,6 @@ class Worker:
         self._has_looked_everywhere = False
         self._draining = asyncio.Event()  # claim nothing more
         self._aborting = asyncio.Event()  # and wait for nothing more
-        self._slot_freed = asyncio.Event()
         self._work_seen = asyncio.Event()
         self._lease = Lease(
             queue,
@@ -120,9 +117,10 @@ class Worker:
             mode="daemon" if options.forever else "run",
             concurrency=options.concurrency,
             name=options.name,
-            load=lambda: (len(self._calls), self._summary.processed, self._summary.failed),
+            load=lambda: (self._slots.in_flight, self._summary.processed, self._summary.failed),
         )
-        self._picker = Picker(queue, filters, self._room, self._busy_models)
+        self._slots = Slots(options.concurrency, self._call, self._settle)
+        self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
@@ -186,10 +184,11 @@ class Worker:
     def drain(self) -> None:
         """Claim nothing more, finish what can be finished in the drain time, give back the rest. Call it in the loop."""
         if not self._draining.is_set():
-            self._lease.log(Event.DRAIN, in_flight=len(self._calls), drain_seconds=self._options.drain_seconds)
+            self._lease.log(Event.DRAIN, in_flight=self._slots.in_flight, drain_seconds=self._options.drain_seconds)
             self._draining.set()
             self._listener.leave()
-            self._slot_freed.set()
+            self._slots.give_back()
+            self._slots.wake()
             self._work_seen.set()
 
     def abort(self) -> None:
@@ -223,7 +222,7 @@ class Worker:
             if items:
                 self._begin(items)
                 self._listener.found()
-                if len(self._calls) > self._options.concurrency // BUSY_SHARE:
+                if self._slots.in_flight > self._options.concurrency // BUSY_SHARE:
                     self._listener.leave()
             elif not self._options.forever and await self._is_done():
                 return
@@ -235,75 +234,51 @@ class Worker:
         options = self._options
         while not self._draining.is_set():
             left = CLAIM_ROWS if options.max_items is None else options.max_items - self._claimed
-            free = self._free_slots
+            free = self._slots.free(len(self._commits))
             if left <= 0:
                 if not self._is_holding:
                     return 0
                 self._listener.leave()
                 await self._pause(LOOK_SECONDS)  # what is given back may be claimed again
             elif free <= 0:
-                self._slot_freed.clear()
-                await self._slot_freed.wait()
+                await self._slots.changed()
             else:
                 if free < min(options.concurrency // 10, left):
                     await asyncio.sleep(LINGER_SECONDS)
-                    free = self._free_slots
+                    free = self._slots.free(len(self._commits))
                 return min(free, CLAIM_ROWS, left)
         return 0
 
     @property
-    def _free_slots(self) -> int:
-        """For calls. Results in hand take none, until there are as many of them as slots: then the database is what is slow."""
-        slots = self._options.concurrency
-        return slots - len(self._calls) - max(0, len(self._commits) - slots)
-
-    @property
     def _is_holding(self) -> bool:
         """Whether any item is in flight, its outcome not yet stored, or the model that it proved well not yet resumed."""
-        return bool(self._calls or self._commits or self._breaker.is_resuming)
-
-    def _room(self, task: Task) -> int:
-        limit = task.max_in_flight
-        return self._options.concurrency if limit is None else limit - self._in_flight[task.id_ai_model]
+        return bool(self._slots or self._commits or self._breaker.is_resuming)
 
     def _busy_models(self) -> list[int]:
-        full = [each for each, limit in list(self._limits.items()) if self._in_flight[each] >= limit]
-        return full + self._breaker.shunned()
+        return self._slots.full_models() + self._breaker.shunned()
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
-        tasks = {item.task.id_task: item.task for item in items}
         counts = Counter(item.task.id_task for item in items)
         self._open.update(counts)
         self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
-        for task in tasks.values():
-            self._in_flight[task.id_ai_model] += counts[task.id_task]
-            if task.max_in_flight is None:
-                self._limits.pop(task.id_ai_model, None)
-            else:
-                self._limits[task.id_ai_model] = task.max_in_flight
-        for item in items:
-            call = self._loop.create_task(self._caller.outcome(item))
-            self._calls[call] = item
-            call.add_done_callback(self._call_ended)
+        self._slots.fill(items)
+        if self._draining.is_set():
+            self._slots.give_back()
 
-    def _call_ended(self, call: asyncio.Task[Outcome]) -> None:
-        item = self._calls.pop(call)
-        self._commits.put(self._outcome_of(call, item))
-        self._in_flight[item.task.id_ai_model] -= 1
-        self._slot_freed.set()
-        if item.task.id_ai_model in self._limits:
+    async def _call(self, item: Item) -> Outcome:
+        try:
+            return await self._caller.outcome(item)
+        except Exception as error:  # noqa: BLE001 -- a defect of ours
+            # Charged and put off, because an item given back at once would meet it again at once, for ever.
+            message = f"{type(error).__name__}: {error}"
+            self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
+            return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
+
+    def _settle(self, item: Item, outcome: Outcome) -> None:
+        self._commits.put(outcome)
+        if self._slots.has_limit(item.task.id_ai_model):
             self._wake()  # the claim may be waiting for just this model
-
-    def _outcome_of(self, call: asyncio.Task[Outcome], item: Item) -> Outcome:
-        if call.cancelled():
-            return Outcome.released(item)
-        if (error := call.exception()) is None:
-            return call.result()
-        # A defect of ours. Charged and put off, because an item given back at once would meet it again at once, for ever.
-        message = f"{type(error).__name__}: {error}"
-        self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
-        return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     async def _is_done(self) -> bool:
         """Whether a `run` may end: nothing in flight or in hand, nothing claimable, soon due, or held by a silent worker."""
@@ -389,7 +364,7 @@ class Worker:
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
         self._on_progress(summary)
-        self._slot_freed.set()
+        self._slots.wake()
         if not self._options.forever and not self._is_holding:
             self._wake()  # it may be done
 
@@ -434,11 +409,11 @@ class Worker:
         if failure is not None:
             self.drain()
         deadline = time.monotonic() + self._options.drain_seconds
-        await self._until(lambda: (not self._calls and claiming.done()) or self._aborting.is_set(), deadline - time.monotonic())
+        await self._until(lambda: (not self._slots and claiming.done()) or self._aborting.is_set(), deadline - time.monotonic())
         self._draining.set()
-        while self._calls:
-            for call in self._calls:
-                call.cancel()
+        while self._slots:
+            self._slots.give_back()
+            self._slots.cancel()
             await asyncio.sleep(POLL_SECONDS)
         patience = ABORT_SECONDS if self._aborting.is_set() else max(STORE_SECONDS, deadline - time.monotonic())
         await self._until(lambda: not self._is_holding or committing.done(), patience)
@@ -474,6 +449,7 @@ class Worker:
     def _look_again(self) -> None:
         """At the tasks, from the start: which models may be used has changed."""
         self._picker.forget()
+        self._slots.give_back(self._breaker.shunned())
         self._wake()
 
     def _wake(self) -> None:

@@ -1,0 +1,129 @@
+"""The items that a worker holds: those whose calls are under way, one in each slot, and a few claimed ahead for the next ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any, Final
+
+from ai_worker.models import Item, Outcome, Task
+
+# A slot that has become free must not wait for a claim, nor all that became free together for the same one: calls of equal length
+# would go on in step. What is needed for so long, by the rate of the last seconds, is claimed ahead, but no more than a share of
+# the slots. Of slow calls, where an item claimed ahead would wait for long while another worker is idle, that is next to none.
+AHEAD_SECONDS: Final = 0.5
+AHEAD_SHARE: Final = 0.5
+RATE_SECONDS: Final = 1.0  # over which the rate is taken
+
+
+class Slots:
+    """Used in the loop, but for `room` and `full_models`, which the claim's thread may ask.
+
+    Parameters
+    ----------
+    slots: how many calls may be in flight.
+    call: one item's way through its call; cancelled when there is no time left for it.
+    on_outcome: told how each item ended, given back ones included.
+    """
+
+    def __init__(
+        self, slots: int, call: Callable[[Item], Coroutine[Any, Any, Outcome]], on_outcome: Callable[[Item, Outcome], None]
+    ) -> None:
+        self._slots = slots
+        self._call = call
+        self._on_outcome = on_outcome
+        self._calls: dict[asyncio.Task[Outcome], Item] = {}
+        self._ready: deque[Item] = deque()
+        self._ahead = 0  # how many may be ready
+        self._rate_since, self._ended_since = time.monotonic(), 0
+        self._held: Counter[int] = Counter()  # by model
+        self._limits: dict[int, int] = {}  # of it, by model, where there is one
+        self._has_room = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many items are held."""
+        return len(self._calls) + len(self._ready)
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls are."""
+        return len(self._calls)
+
+    def free(self, in_hand: int) -> int:
+        """How many more items may be claimed. Results in hand take no slots, until there are as many of them as slots: then it is
+        the database that is slow."""
+        return self._slots + self._ahead - len(self) - max(0, in_hand - self._slots)
+
+    async def changed(self) -> None:
+        """Returns when an item has ended, or `wake` was called."""
+        self._has_room.clear()
+        await self._has_room.wait()
+
+    def wake(self) -> None:
+        """Something that `free` depends on has changed."""
+        self._has_room.set()
+
+    def room(self, task: Task) -> int:
+        """How many more items of this task's model may be held now."""
+        limit = task.max_in_flight
+        return self._slots + self._ahead if limit is None else limit - self._held[task.id_ai_model]
+
+    def full_models(self) -> list[int]:
+        """Models that take no more items now."""
+        return [each for each, limit in list(self._limits.items()) if self._held[each] >= limit]
+
+    def has_limit(self, id_ai_model: int) -> bool:
+        """Whether one of the model's items having ended may make room for another that could not be claimed."""
+        return id_ai_model in self._limits
+
+    def fill(self, items: Collection[Item]) -> None:
+        """Starts the calls of claimed items, or keeps these ready for the next free slots."""
+        for task in {item.task.id_task: item.task for item in items}.values():
+            if task.max_in_flight is None:
+                self._limits.pop(task.id_ai_model, None)
+            else:
+                self._limits[task.id_ai_model] = task.max_in_flight
+        self._held.update([item.task.id_ai_model for item in items])
+        self._ready.extend(items)
+        self._start()
+
+    def give_back(self, models: Iterable[int] | None = None) -> None:
+        """Gives back what is ready, of these models or of all: their calls have not begun."""
+        wanted = None if models is None else set(models)
+        for _ in range(len(self._ready)):
+            item = self._ready.popleft()
+            if wanted is None or item.task.id_ai_model in wanted:
+                self._end(item, Outcome.released(item))
+            else:
+                self._ready.append(item)
+
+    def cancel(self) -> None:
+        """Breaks off all calls; their items are given back."""
+        for call in self._calls:
+            call.cancel()
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._ready and len(self._calls) < self._slots:
+            item = self._ready.popleft()
+            call = loop.create_task(self._call(item))
+            self._calls[call] = item
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[Outcome]) -> None:
+        item = self._calls.pop(call)
+        if self._ready:
+            self._start()
+        self._end(item, Outcome.released(item) if call.cancelled() else call.result())
+        self._ended_since += 1
+        if (elapsed := time.monotonic() - self._rate_since) >= RATE_SECONDS:
+            needed = self._ended_since / elapsed * AHEAD_SECONDS
+            self._ahead = int(min(needed, self._slots * AHEAD_SHARE))
+            self._rate_since, self._ended_since = time.monotonic(), 0
+
+    def _end(self, item: Item, outcome: Outcome) -> None:
+        self._held[item.task.id_ai_model] -= 1
+        self._on_outcome(item, outcome)
+        self._has_room.set()
