@@ -49,11 +49,11 @@ SMOKE = {"one": Shape(1, 1000), "replies": Shape(200, 1), "many": Shape(10, 50)}
 
 
 def fill(cursor: Any, shape: Shape) -> None:
-    """Empties the tables and puts the tasks in, of a model that is not yet active: nothing is runnable."""
+    """Empties the tables and puts the tasks in, without committing them: nothing is there to be run."""
     for table in ("task_attempt", "task_item", "task"):
         cursor.execute(f"DELETE FROM {table}" if table == "task" else f"TRUNCATE {table}")
     cursor.execute("INSERT IGNORE INTO ai_model (name, provider) VALUES ('echo', 'echo')")
-    cursor.execute("UPDATE ai_model SET is_active = 0")
+    cursor.connection.begin()
     cursor.execute("SELECT id_ai_model FROM ai_model WHERE name = 'echo'")
     ((id_ai_model,),) = cursor.fetchall()
     cursor.executemany("INSERT INTO task (id_ai_model, description) VALUES (%s, %s)", [(id_ai_model, "")] * shape.tasks)
@@ -65,10 +65,10 @@ def fill(cursor: Any, shape: Shape) -> None:
 
 
 def release(cursor: Any) -> Any:
-    """Makes the tasks runnable; the server's time of it."""
+    """Commits the tasks, so that all are there in the same instant; the server's time before it."""
     cursor.execute("SELECT NOW(6)")
     ((now,),) = cursor.fetchall()
-    cursor.execute("UPDATE ai_model SET is_active = 1")
+    cursor.connection.commit()
     return now
 
 

@@ -247,14 +247,15 @@ DO RELEASE_LOCK(%(name)s);
 -- A look every 2 ms at the end of the primary key, made inside the server: asking from outside costs both sides ten times as much.
 -- The look is a locking read, because that alone sees what is committed while the statement runs; RAND() keeps it from being made
 -- only once; SKIP LOCKED passes over what is not committed yet. In ascending order: the other way round the servers would lock the
--- row below the range as well, all the time. No row at all: the turn is somebody else's.
+-- row below the range as well, all the time. Of a thousand keys: a million rows being inserted in one transaction must not be waded
+-- through at each look. No row at all: the turn is somebody else's.
 WITH RECURSIVE look (n) AS (
   SELECT 1 FROM DUAL WHERE IS_USED_LOCK(%(name)s) = CONNECTION_ID()
   UNION ALL
   SELECT n + 1 FROM look WHERE n < %(looks)s)
 SELECT COALESCE((SELECT i.id_task_item
                    FROM task_item i FORCE INDEX (PRIMARY)
-                  WHERE i.id_task_item > %(after)s AND RAND() < 1
+                  WHERE i.id_task_item > %(after)s AND i.id_task_item <= %(after)s + 1000 AND RAND() < 1
                   ORDER BY i.id_task_item
                   LIMIT 1
                     FOR UPDATE SKIP LOCKED),
