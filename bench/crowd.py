@@ -36,7 +36,7 @@ from bench.drain import OPEN_TASK, PATIENCE, Shape, checked, fill, release, wait
 from bench.report import Report, WrongResultError, median
 from bench.servers import Server
 
-SHAPES = {"one": Shape(1, 100_000), "many": Shape(100, 1000)}
+SHAPES = {"one": Shape(1, 200_000), "many": Shape(100, 2000)}
 SMOKE = {"one": Shape(1, 3000), "many": Shape(20, 100)}
 CROWDS = (1, 2, 4, 8, 16, 32, 64)
 IDLE_SECONDS, IDLE_AT_MOST = 0.02, 0.5  # about so long a worker waits that has found nothing, at first and in the end

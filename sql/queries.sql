@@ -90,6 +90,10 @@ SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lo
  ORDER BY id_task_item
    FOR UPDATE;
 
+-- name: take_claim_turn
+-- In a crowd, claims go one at a time. Nothing depends on it: after five seconds, or where there are no named locks, one goes ahead.
+SELECT GET_LOCK(%(name)s, 5) AS turn;
+
 -- name: unclaim
 -- A claim whose COMMIT may or may not have landed, and that nobody works on: as if it had never been made.
 UPDATE task_item FORCE INDEX (PRIMARY)
