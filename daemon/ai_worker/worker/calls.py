@@ -69,13 +69,10 @@ class Endpoints:
 
     async def get(self, id_ai_model: int) -> Endpoint:
         """The endpoint of a model. Raises ConfigurationError when its row, key or provider cannot work."""
-        endpoint = self._ready.get(id_ai_model)
-        if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS:
-            return endpoint
         async with self._building:
-            endpoint = self._ready.get(id_ai_model)
-            if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS:
+            if (endpoint := self.fresh(id_ai_model)) is not None:
                 return endpoint
+            endpoint = self._ready.get(id_ai_model)
             model = await self._fetch(id_ai_model)
             self._names[id_ai_model] = model.name
             if endpoint is None or not _is_same(endpoint.model, model):
@@ -85,6 +82,11 @@ class Endpoints:
                 self._ready[id_ai_model] = endpoint
             endpoint.model, endpoint.checked_at = model, time.monotonic()
             return endpoint
+
+    def fresh(self, id_ai_model: int) -> Endpoint | None:
+        """The same, when it is there and need not be looked up: nearly always."""
+        endpoint = self._ready.get(id_ai_model)
+        return endpoint if endpoint is not None and time.monotonic() - endpoint.checked_at < FRESH_SECONDS else None
 
     def name(self, id_ai_model: int) -> str:
         """The model's name, for the log; its number while the row has not been read."""
@@ -162,7 +164,8 @@ class Caller:
         """How the item's attempt ends. Never raises, but for cancellation."""
         attempt = _Attempt(item, self._log())
         try:
-            endpoint = await self._endpoints.get(item.task.id_ai_model)
+            model = item.task.id_ai_model
+            endpoint = self._endpoints.fresh(model) or await self._endpoints.get(model)
         except DatabaseError:  # it went away just now
             return Outcome.released(item)
         except Exception as error:  # noqa: BLE001 -- a provider that cannot be built, for whatever reason, can serve no item
@@ -259,6 +262,9 @@ class Misconfigured(ModelStopped):
     kind = "configuration"
 
 
+_TEXT = (str, type(None))
+
+
 class _Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
@@ -273,7 +279,7 @@ class _Attempt:
 
     def processed(self, result: Result) -> Outcome:
         """Raises TypeError when a plug-in made a result that is none."""
-        if not isinstance(result.text_corrected, str | None):
+        if not isinstance(result.text_corrected, _TEXT):
             raise TypeError(f"the result's text is of the type {type(result.text_corrected).__name__}")
         return Outcome.processed(self.item, result, self.usage, self._cost(), _milliseconds(self._began))
 

@@ -119,8 +119,6 @@ class Worker:
             name=options.name,
             load=lambda: (self._slots.in_flight, self._summary.processed, self._summary.failed),
         )
-        self._slots = Slots(options.concurrency, self._call, self._settle)
-        self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
@@ -141,7 +139,9 @@ class Worker:
             self._look_again,
         )
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
-        self._caller = Caller(self._endpoints, self._draining, self._breaker.trip, lambda: self._lease.log)
+        caller = Caller(self._endpoints, self._draining, self._breaker.trip, lambda: self._lease.log)
+        self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect)
+        self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
@@ -266,14 +266,11 @@ class Worker:
         if self._draining.is_set():
             self._slots.give_back()
 
-    async def _call(self, item: Item) -> Outcome:
-        try:
-            return await self._caller.outcome(item)
-        except Exception as error:  # noqa: BLE001 -- a defect of ours
-            # Charged and put off, because an item given back at once would meet it again at once, for ever.
-            message = f"{type(error).__name__}: {error}"
-            self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
-            return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
+    def _defect(self, item: Item, error: BaseException) -> Outcome:
+        """Charged and put off, because an item given back at once would meet it again at once, for ever."""
+        message = f"{type(error).__name__}: {error}"
+        self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
+        return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
         self._commits.put(outcome)

@@ -26,14 +26,20 @@ class Slots:
     slots: how many calls may be in flight.
     call: one item's way through its call; cancelled when there is no time left for it.
     on_outcome: told how each item ended, given back ones included.
+    on_defect: makes an outcome of an error that `call` should not have let out.
     """
 
     def __init__(
-        self, slots: int, call: Callable[[Item], Coroutine[Any, Any, Outcome]], on_outcome: Callable[[Item, Outcome], None]
+        self,
+        slots: int,
+        call: Callable[[Item], Coroutine[Any, Any, Outcome]],
+        on_outcome: Callable[[Item, Outcome], None],
+        on_defect: Callable[[Item, BaseException], Outcome],
     ) -> None:
         self._slots = slots
         self._call = call
         self._on_outcome = on_outcome
+        self._on_defect = on_defect
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._ready: deque[Item] = deque()
         self._ahead = 0  # how many may be ready
@@ -116,7 +122,13 @@ class Slots:
         item = self._calls.pop(call)
         if self._ready:
             self._start()
-        self._end(item, Outcome.released(item) if call.cancelled() else call.result())
+        if call.cancelled():
+            outcome = Outcome.released(item)
+        elif (error := call.exception()) is None:
+            outcome = call.result()
+        else:
+            outcome = self._on_defect(item, error)
+        self._end(item, outcome)
         self._ended_since += 1
         if (elapsed := time.monotonic() - self._rate_since) >= RATE_SECONDS:
             needed = self._ended_since / elapsed * AHEAD_SECONDS
