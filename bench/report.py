@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +57,11 @@ class Report:
         self._columns: tuple[str, ...] = ()
 
     def options(self, arguments: Sequence[str] | None = None) -> Options:
-        """The options of the command line; others than the common ones are in `given`."""
+        """The options of the command line; others than the common ones are in `given`.
+
+        From here on a SIGTERM ends the benchmark in good order: a private server would outlive it.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         given = self.parser.parse_args(arguments)
         return Options(1 if given.smoke else given.rounds, given.smoke, given)
 

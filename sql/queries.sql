@@ -248,7 +248,7 @@ SET SESSION wait_timeout = %(silence)s, long_query_time = 86400;
 DO RELEASE_LOCK(%(name)s);
 
 -- name: wait_for_items
--- A look every 2 ms at the end of the primary key, made inside the server: asking from outside costs both sides ten times as much.
+-- A look every millisecond at the end of the primary key, made inside the server: asking from outside costs both sides ten times as much.
 -- The look is a locking read, because that alone sees what is committed while the statement runs; RAND() keeps it from being made
 -- only once; SKIP LOCKED passes over what is not committed yet. In ascending order: the other way round the servers would lock the
 -- row below the range as well, all the time. Of a thousand keys: a million rows being inserted in one transaction must not be waded
@@ -263,7 +263,7 @@ SELECT COALESCE((SELECT i.id_task_item
                   ORDER BY i.id_task_item
                   LIMIT 1
                     FOR UPDATE SKIP LOCKED),
-                SLEEP(0.002)) AS new_item, n
+                SLEEP(0.001)) AS new_item, n
   FROM look
 HAVING new_item > 0 OR n = %(looks)s
  LIMIT 1;

@@ -17,7 +17,7 @@ from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters
 
 SILENCE: Final = 10  # seconds without a word from the listener until the server takes its turn away
-LOOK_SECONDS: Final = 0.002  # between two looks of `wait_for_items`; that statement names it too
+LOOK_SECONDS: Final = 0.001  # between two looks of `wait_for_items`; that statement names it too
 
 
 class Turns:
