@@ -91,8 +91,8 @@ SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lo
    FOR UPDATE;
 
 -- name: take_claim_turn
--- In a crowd, claims go one at a time. Nothing depends on it: after five seconds, or where there are no named locks, one goes ahead.
-SELECT GET_LOCK(%(name)s, 5) AS turn;
+-- In a crowd, claims go one at a time. Nothing depends on it: after some seconds, or where there are no named locks, one goes ahead.
+SELECT GET_LOCK(%(name)s, %(seconds)s) AS turn;
 
 -- name: unclaim
 -- A claim whose COMMIT may or may not have landed, and that nobody works on: as if it had never been made.

@@ -454,3 +454,59 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_that_was_woken_by_its_upkeep_still_hears(sql: Sql, database_url: str) -> None:
+    """The listening that went on meanwhile has ended by then, and nobody was told."""
+    model = add_model(sql, None, "echo", "slow", options='{"delay_ms": 300}')
+
+    def work(worker: Any, event_loop: asyncio.AbstractEventLoop) -> None:
+        time.sleep(0.5)
+        task = add_task(sql, model, texts=[])
+        for _ in range(8):
+            sql(
+                "INSERT INTO task_item (id_task, text_original, status_id, attempt, available_at)"
+                " VALUES (%s, 'odłożony', 4, 1, NOW(6) + INTERVAL 1 SECOND)",
+                [task],
+            )
+        sql("UPDATE task SET status_id = 1, started_at = NOW(6) WHERE id_task = %s", [task])
+        wait_until(lambda: len(sql("SELECT 1 FROM task_item WHERE status_id = 1")) == 8)
+        time.sleep(0.5)
+        sql("INSERT INTO task_item (id_task, text_original) VALUES (%s, 'nowy')", [task])
+        wait_until(lambda: len(sql("SELECT 1 FROM task_item WHERE status_id = 1")) == 9, 5.0)
+        event_loop.call_soon_threadsafe(worker.drain)
+
+    Run(database_url, forever=True, concurrency=2, meanwhile=work)
+
+
+def test_keys_used_up_by_what_was_rolled_back_do_not_deafen(
+    server: TestServer, application: Application, make_turns: Callable[[], Turns], database_url: str, task: int
+) -> None:
+    turns = make_turns()
+    listener = Listener(turns, EVERYTHING, list)
+
+    async def hear() -> None:
+        woken = asyncio.Event()
+        first = application.items(task, 1)[0]
+        while listener._turn is None or listener._newest < first:
+            woken.clear()
+            await listener.wait(woken)
+        with server.connect(parse_database_url(database_url).database) as other, other.cursor() as cursor:
+            other.begin()
+            cursor.executemany("INSERT INTO task_item (id_task, text_original) VALUES (%s, 'x')", [(task,)] * 1500)
+            other.rollback()
+        beyond = application.items(task, 1)[0]
+        assert beyond > first + 1000
+        while listener._newest < beyond:
+            woken.clear()
+            await listener.wait(woken)
+        await listener.aclose()
+
+    asyncio.run(asyncio.wait_for(hear(), 10))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
+import pymysql
 import pytest
 
+from ai_worker.db import statements
 from ai_worker.models import Filters, Item, ItemStatus, TaskStatus
 from ai_worker.store.ledger import EndedTask, operation_uuid
 from ai_worker.store.queue import Queue
@@ -252,3 +259,64 @@ def test_a_preview_shows_what_a_claim_would_get_and_changes_nothing(
     for seen, got in zip(preview, claimed, strict=True):
         assert (seen.id_task_item, seen.text_original, seen.attempt) == (got.id_task_item, got.text_original, got.attempt)
     assert [each.id_task_item for each in preview] == items
+
+
+# ----- claims in a crowd
+
+
+def test_a_slow_claim_is_taken_for_a_crowd_and_claims_then_go_one_at_a_time(
+    application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application.items(task, 3)
+    monkeypatch.setattr("ai_worker.store.queue.CROWD_SECONDS", 0.0)
+    assert len(claim(queue, worker)) == 1
+    assert queue._crowded_until > time.monotonic()
+    monkeypatch.setattr("ai_worker.store.queue.CROWD_SECONDS", 60.0)
+    with holding_the_claims_turn(queue) as free:
+        threading.Timer(0.5, free).start()
+        began = time.monotonic()
+        assert len(claim(queue, worker)) == 1
+        assert 0.4 < time.monotonic() - began < 4.0
+    began = time.monotonic()
+    assert len(claim(queue, worker)) == 1  # and the turn is given back
+    assert time.monotonic() - began < 0.4
+
+
+def test_a_turn_whose_holder_is_dead_is_waited_for_once(
+    application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application.items(task, 2)
+    monkeypatch.setattr("ai_worker.store.queue.CROWD_PATIENCE", 1)
+    queue._crowded_until = float("inf")
+    with holding_the_claims_turn(queue):
+        assert len(claim(queue, worker)) == 1
+        began = time.monotonic()
+        assert len(claim(queue, worker)) == 1
+        assert time.monotonic() - began < 0.5
+
+
+def test_where_turns_are_refused_a_claim_goes_ahead(
+    application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application.items(task, 1)
+    monkeypatch.setitem(statements(), "take_claim_turn", "SELECT no_such_function(%(name)s, %(seconds)s) AS turn")  # type: ignore[arg-type]  # a dict, though nobody is to write to it
+    queue._crowded_until = float("inf")
+    assert len(claim(queue, worker)) == 1
+    assert queue._crowded_until == 0.0
+
+
+@contextmanager
+def holding_the_claims_turn(queue: Queue) -> Iterator[Callable[[], None]]:
+    """Another session has the turn; call what it yields to end that."""
+    url = queue._db.url
+    name = f"ai_worker.claim.{sha256(url.database.encode()).hexdigest()[:40]}"
+    host, port = url.hosts[0]
+    other = pymysql.connect(host=host, port=port, user=url.user, password=url.password.reveal(), ssl_disabled=True)
+    with other.cursor() as cursor:
+        assert cursor.execute("SELECT GET_LOCK(%s, 1)", [name])
+        assert cursor.fetchone() == (1,)
+    try:
+        yield other.close
+    finally:
+        if other.open:
+            other.close()

@@ -69,6 +69,14 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(
     assert application.item_row(two.id_task_item)["error_message"] == "a\ufffd b\ufffd"
 
 
+def test_half_a_surrogate_pair_of_a_plug_in_costs_no_result(
+    application: Application, queue: Queue, worker: int, claimed_item: Item
+) -> None:
+    broken = json.loads('"pół \\ud83d pary"')
+    assert queue.commit(worker, [done(claimed_item, broken)]).stored
+    assert application.item_row(claimed_item.id_task_item)["text_corrected"] == "pół \ufffd pary"
+
+
 def test_a_nested_answer_is_stored_whole(application: Application, queue: Queue, worker: int, claimed_item: Item) -> None:
     """MariaDB takes 32 levels, MySQL 100."""
     data: Any = {"koniec": True}

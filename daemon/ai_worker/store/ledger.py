@@ -298,7 +298,19 @@ def _columns(result: Result) -> tuple[str | None, str | None, str]:
     data = result.data
     # orjson would make null of a NaN, which a plug-in may have put somewhere: the column is to refuse it.
     is_plain = all(type(value) in _PLAIN for value in data.values())
-    return result.text_corrected, summary[:SUMMARY_CHARACTERS] if summary else summary, (_document if is_plain else _json)(data)
+    summary = summary[:SUMMARY_CHARACTERS] if summary else summary
+    return _storable(result.text_corrected), _storable(summary), (_document if is_plain else _json)(data)
+
+
+def _storable(text: str | None) -> str | None:
+    """The text; half a surrogate pair in it, which no column takes, becomes U+FFFD."""
+    if text is None or text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return clean(text)
+    return text
 
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})

@@ -33,6 +33,7 @@ from ai_worker.store.turns import Turns
 # more there are the less gets done. For a while they then go one at a time, which pays from some thirty workers on.
 CROWD_SECONDS: Final = 0.3
 CROWD_LASTS: Final = 30.0
+CROWD_PATIENCE: Final = 5
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
 
@@ -202,9 +203,15 @@ class Queue:
         """
         began = time.monotonic()
         name = {"name": f"ai_worker.claim.{sha256(self._db.url.database.encode()).hexdigest()[:40]}"}
-        in_turn = began < self._crowded_until and bool(self._db.query("take_claim_turn", name)[0]["turn"])
-        if in_turn and time.monotonic() - began < CROWD_SECONDS:
-            began = time.monotonic()
+        in_turn = False
+        if began < self._crowded_until:
+            seconds = {"seconds": min(CROWD_PATIENCE, int(self._db.url.read_timeout / 2))}
+            with suppress(DatabaseError):  # a server may refuse such locks; one that is away is the claim's matter
+                in_turn = bool(self._db.query("take_claim_turn", {**name, **seconds})[0]["turn"])
+            if not in_turn:  # whoever has it may be dead
+                self._crowded_until = 0.0
+            if not in_turn or time.monotonic() - began < CROWD_SECONDS:
+                began = time.monotonic()
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters
 
 SILENCE: Final = 10  # seconds without a word from the listener until the server takes its turn away
+EARSHOT: Final = 1000  # keys above the newest one that `wait_for_items` looks at
 LOOK_SECONDS: Final = 0.001  # between two looks of `wait_for_items`; that statement names it too
 
 

@@ -137,8 +137,9 @@ class PromptedTaskType:
         return self.result(original, answer, plan.settings)
 
     def _plan(self, task: Task) -> _Plan:
-        if self._latest[0] is task:
-            return self._latest[1]
+        latest, plan = self._latest
+        if latest is task and plan is not None:
+            return plan
         # By what it is made of, not by task: an application that makes a task of each message makes thousands of the same kind.
         key = (task.description, repr(task.parameters) if task.parameters else "")
         plan = self._plans.get(key)

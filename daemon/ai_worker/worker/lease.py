@@ -26,6 +26,7 @@ class Lease:
     ----------
     lease_seconds: after this long without a heartbeat others may take the worker's items.
     load: gives (in flight, processed, failed) for the worker's row; called from the heartbeat thread.
+    on_lost: told, from that thread, that others may have taken the worker's items.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Lease:
         concurrency: int,
         name: str | None,
         load: Callable[[], tuple[int, int, int]],
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue = queue
         self._seconds = lease_seconds
@@ -44,6 +46,7 @@ class Lease:
         self._concurrency = concurrency
         self.host = name or socket.gethostname()
         self._load = load
+        self._on_lost = on_lost
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
         self._last_beat = self._last_tick = self._steady_since = time.monotonic()
@@ -117,5 +120,6 @@ class Lease:
         if self._queue.beat(self.id_worker, lease_seconds=self._seconds, in_flight=in_flight, processed=processed, failed=failed):
             return
         # Items in flight keep their fence: what nobody else has claimed meanwhile can still be committed.
+        self._on_lost()
         self.log(Event.LEASE_LOST, seconds=round(time.monotonic() - self._last_beat, 1))
         self._register()

@@ -17,7 +17,7 @@ from typing import Final
 
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Filters
-from ai_worker.store.turns import Turns
+from ai_worker.store.turns import EARSHOT, Turns
 
 TURN_SECONDS: Final = 8.0  # in the queue for the turn; then a look of one's own, in case the listener is deaf
 # Between looks at all tasks, growing from the one to the other. Short at first: what two applications insert at the same moment
@@ -108,7 +108,8 @@ class Listener:
                 self._on_duty.clear()
             self._listening = asyncio.get_running_loop().run_in_executor(self._thread, self._step, seconds)
             self._listening.add_done_callback(lambda _: woken.set())
-        await woken.wait()
+        if not self._listening.done():  # it may have ended while this worker was busy, and woken nobody
+            await woken.wait()
         if not self._listening.done():
             return None  # woken; it goes on listening
         listening, self._listening = self._listening, None
@@ -146,6 +147,8 @@ class Listener:
             return None
         self._has_heard = heard > self._newest
         self._newest = heard
+        if not self._has_heard and (newest := self._turns.newest_item()) > heard + EARSHOT:
+            self._newest = newest  # keys were used up by something that was rolled back: go on from behind them
         return heard if self._has_heard else None
 
     def _take_turn(self, turn: str) -> None:

@@ -118,6 +118,7 @@ class Worker:
             concurrency=options.concurrency,
             name=options.name,
             load=lambda: (self._slots.in_flight, self._summary.processed, self._summary.failed),
+            on_lost=lambda: self._from_thread(self._slots.give_back),
         )
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
@@ -140,7 +141,7 @@ class Worker:
         )
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
         caller = Caller(self._endpoints, self._draining, self._breaker.trip, lambda: self._lease.log)
-        self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect)
+        self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
         self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
 
     async def run(self) -> Summary:
@@ -203,7 +204,7 @@ class Worker:
         away_since: float | None = None
         while not self._draining.is_set():
             size = await self._wait_for_slots()
-            if size == 0:
+            if size is None:
                 return
             if not self._lease.may_claim:
                 self._listener.leave()
@@ -229,15 +230,15 @@ class Worker:
             else:
                 new_item = await self._listener.wait(self._work_seen)
 
-    async def _wait_for_slots(self) -> int:
-        """How many items may be claimed now; zero when no more ever. Waits for a slot, and a moment longer for a few."""
+    async def _wait_for_slots(self) -> int | None:
+        """How many items may be claimed now; None when no more ever. Waits for a slot, and a moment longer for a few."""
         options = self._options
         while not self._draining.is_set():
             left = CLAIM_ROWS if options.max_items is None else options.max_items - self._claimed
             free = self._slots.free(len(self._commits))
             if left <= 0:
                 if not self._is_holding:
-                    return 0
+                    return None
                 self._listener.leave()
                 await self._pause(LOOK_SECONDS)  # what is given back may be claimed again
             elif free <= 0:
@@ -246,8 +247,9 @@ class Worker:
                 if free < min(options.concurrency // 10, left):
                     await asyncio.sleep(LINGER_SECONDS)
                     free = self._slots.free(len(self._commits))
-                return min(free, CLAIM_ROWS, left)
-        return 0
+                if free > 0:  # fewer may be ahead by now
+                    return min(free, CLAIM_ROWS, left)
+        return None
 
     @property
     def _is_holding(self) -> bool:
@@ -378,6 +380,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             self._lease.tick()
+            self._slots.tidy()
             await asyncio.sleep(self._options.lease_seconds / 10)
 
     async def _keep_up(self) -> None:
@@ -453,8 +456,11 @@ class Worker:
         self._work_seen.set()
 
     def _wake_from_thread(self) -> None:
+        self._from_thread(self._work_seen.set)
+
+    def _from_thread(self, action: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has just closed
-            self._loop.call_soon_threadsafe(self._work_seen.set)
+            self._loop.call_soon_threadsafe(action)
 
     def _may_wait_no_longer(self, away_since: float) -> bool:
         return not self._options.forever and not self._is_holding and time.monotonic() - away_since > OUTAGE_SECONDS

@@ -27,6 +27,7 @@ class Slots:
     call: one item's way through its call; cancelled when there is no time left for it.
     on_outcome: told how each item ended, given back ones included.
     on_defect: makes an outcome of an error that `call` should not have let out.
+    may_start: whether a call may begin now; what is ready is given back when not.
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class Slots:
         call: Callable[[Item], Coroutine[Any, Any, Outcome]],
         on_outcome: Callable[[Item, Outcome], None],
         on_defect: Callable[[Item, BaseException], Outcome],
+        may_start: Callable[[], bool],
     ) -> None:
         self._slots = slots
         self._call = call
         self._on_outcome = on_outcome
         self._on_defect = on_defect
+        self._may_start = may_start
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._ready: deque[Item] = deque()
-        self._ahead = 0  # how many may be ready
+        self._needed = 0  # ahead, by the latest rate
         self._rate_since, self._ended_since = time.monotonic(), 0
         self._held: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
@@ -61,6 +64,20 @@ class Slots:
         """How many more items may be claimed. Results in hand take no slots, until there are as many of them as slots: then it is
         the database that is slow."""
         return self._slots + self._ahead - len(self) - max(0, in_hand - self._slots)
+
+    @property
+    def _ahead(self) -> int:
+        """How many items may be ready: none when no call has ended for a while, for then they would wait for one that is slow."""
+        return 0 if self._is_slow else self._needed
+
+    @property
+    def _is_slow(self) -> bool:
+        return time.monotonic() - self._rate_since > 2 * RATE_SECONDS
+
+    def tidy(self) -> None:
+        """Gives back what is ready while no call ends: another worker may have free slots. Call it every few seconds."""
+        if self._ready and self._is_slow:
+            self.give_back()
 
     async def changed(self) -> None:
         """Returns when an item has ended, or `wake` was called."""
@@ -86,6 +103,8 @@ class Slots:
 
     def fill(self, items: Collection[Item]) -> None:
         """Starts the calls of claimed items, or keeps these ready for the next free slots."""
+        if not self:
+            self._rate_since, self._ended_since = time.monotonic(), 0  # the time without work is no measure
         for task in {item.task.id_task: item.task for item in items}.values():
             if task.max_in_flight is None:
                 self._limits.pop(task.id_ai_model, None)
@@ -111,6 +130,8 @@ class Slots:
             call.cancel()
 
     def _start(self) -> None:
+        if not self._may_start():
+            self.give_back()
         loop = asyncio.get_running_loop()
         while self._ready and len(self._calls) < self._slots:
             item = self._ready.popleft()
@@ -132,7 +153,7 @@ class Slots:
         self._ended_since += 1
         if (elapsed := time.monotonic() - self._rate_since) >= RATE_SECONDS:
             needed = self._ended_since / elapsed * AHEAD_SECONDS
-            self._ahead = int(min(needed, self._slots * AHEAD_SHARE))
+            self._needed = int(min(needed, self._slots * AHEAD_SHARE))
             self._rate_since, self._ended_since = time.monotonic(), 0
 
     def _end(self, item: Item, outcome: Outcome) -> None:

@@ -1,0 +1,148 @@
+"""What a worker holds: calls in flight and items claimed ahead, and when it gives these back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from ai_worker.models import NO_USAGE, Item, Outcome, OutcomeKind, Result, Task, TaskStatus
+from ai_worker.worker import slots as module
+from ai_worker.worker.slots import Slots
+
+TASK = Task(1, 1, "correction", "", {}, 3, 0, TaskStatus.IN_PROGRESS)
+
+
+class Held:
+    """Slots whose calls end when they are told to, and the outcomes they told of."""
+
+    def __init__(self, slots: int) -> None:
+        self.ends: dict[int, asyncio.Event] = {}
+        self.outcomes: list[tuple[int, OutcomeKind]] = []
+        self.may_start = True
+        self.slots = Slots(slots, self._call, self._told, self._defect, lambda: self.may_start)
+
+    async def _call(self, item: Item) -> Outcome:
+        self.ends[item.id_task_item] = asyncio.Event()
+        await self.ends[item.id_task_item].wait()
+        if item.text_original == "wada":
+            raise LookupError("a defect")
+        return Outcome.processed(item, Result("x", None, {}), NO_USAGE, None, 0)
+
+    def _told(self, item: Item, outcome: Outcome) -> None:
+        self.outcomes.append((item.id_task_item, outcome.kind))
+
+    @staticmethod
+    def _defect(item: Item, error: BaseException) -> Outcome:
+        return Outcome.failed(item, "internal", str(error), NO_USAGE, None, 0)
+
+    async def end(self, *keys: int) -> None:
+        for key in keys:
+            self.ends[key].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def items(*keys: int, task: Task = TASK, text: str = "tekst") -> list[Item]:
+    return [Item(key, task, text, {}, 1, 0, bytes(16), "") for key in keys]
+
+
+def test_what_does_not_fit_waits_and_goes_on_in_the_slot_that_becomes_free() -> None:
+    async def run() -> None:
+        held = Held(2)
+        held.slots.fill(items(1, 2, 3, 4))
+        await held.end()
+        assert (len(held.slots), held.slots.in_flight, list(held.ends)) == (4, 2, [1, 2])
+        assert held.slots.free(0) < 0
+        await held.end(1)
+        assert list(held.ends) == [1, 2, 3]
+        await held.end(2, 3)
+        await held.end(4)
+        assert held.outcomes == [(key, OutcomeKind.PROCESSED) for key in (1, 2, 3, 4)]
+        assert (len(held.slots), held.slots.free(0), held.slots.free(5)) == (0, 2, -1)
+
+    asyncio.run(run())
+
+
+def test_what_waits_is_given_back_and_calls_are_not() -> None:
+    async def run() -> None:
+        held = Held(1)
+        other = replace(TASK, id_task=2, id_ai_model=2)
+        held.slots.fill([*items(1, 2), *items(3, task=other)])
+        await held.end()
+        held.slots.give_back([2])
+        assert held.outcomes == [(3, OutcomeKind.RELEASED)]
+        held.slots.give_back()
+        assert held.outcomes[1:] == [(2, OutcomeKind.RELEASED)]
+        held.slots.cancel()
+        await held.end()
+        assert held.outcomes[2:] == [(1, OutcomeKind.RELEASED)]
+
+    asyncio.run(run())
+
+
+def test_no_call_begins_once_others_may_have_the_items() -> None:
+    async def run() -> None:
+        held = Held(1)
+        held.slots.fill(items(1, 2, 3))
+        await held.end()
+        held.may_start = False
+        await held.end(1)
+        assert list(held.ends) == [1]
+        assert sorted(held.outcomes) == [(1, OutcomeKind.PROCESSED), (2, OutcomeKind.RELEASED), (3, OutcomeKind.RELEASED)]
+
+    asyncio.run(run())
+
+
+def test_items_are_claimed_ahead_of_quick_calls_and_given_back_by_slow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+
+    async def run() -> None:
+        nonlocal now
+        held = Held(4)
+        held.slots.fill(items(1, 2, 3, 4))
+        await held.end()
+        assert held.slots.free(0) == 0
+        now += 0.5
+        await held.end(1, 2, 3)
+        held.slots.fill(items(5, 6, 7))
+        now += 0.5
+        await held.end(4)  # four in a second: two are needed for half a second, which is half of the slots
+        assert held.slots.free(0) == 3
+        held.slots.fill(items(8, 9, 10))
+        await held.end()
+        assert (held.slots.in_flight, len(held.slots), held.slots.free(0)) == (4, 6, 0)
+        held.slots.tidy()
+        assert len(held.slots) == 6
+        now += 2.5
+        assert held.slots.free(0) == -2
+        held.slots.tidy()
+        assert held.outcomes[-2:] == [(9, OutcomeKind.RELEASED), (10, OutcomeKind.RELEASED)]
+
+    asyncio.run(run())
+
+
+def test_a_limited_model_is_full_with_what_waits_too() -> None:
+    async def run() -> None:
+        held = Held(1)
+        limited = replace(TASK, max_in_flight=2)
+        held.slots.fill(items(1, 2, task=limited))
+        await held.end()
+        assert (held.slots.room(limited), held.slots.full_models(), held.slots.has_limit(1)) == (0, [1], True)
+        held.slots.give_back()
+        assert (held.slots.room(limited), held.slots.full_models()) == (1, [])
+
+    asyncio.run(run())
+
+
+def test_a_defect_costs_its_item_alone() -> None:
+    async def run() -> None:
+        held = Held(2)
+        held.slots.fill([*items(1, text="wada"), *items(2)])
+        await held.end()
+        await held.end(1, 2)
+        assert held.outcomes == [(1, OutcomeKind.FAILED), (2, OutcomeKind.PROCESSED)]
+
+    asyncio.run(run())
