@@ -220,6 +220,13 @@ STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id_task
        t.status_reason = IF(r.ended_as IN (2, 3), NULL, t.status_reason),
        t.finished_at = IF(r.ended_as IS NULL, t.finished_at, NOW(6));
 
+-- name: end_tasks
+-- The same where nothing is counted. People end tasks too, and may not write the counters.
+UPDATE task FORCE INDEX (PRIMARY)
+   SET status_id = IF(status_id = 5, 5, IF(records_failed > 0, 3, 2)), status_reason = IF(status_id = 5, status_reason, NULL),
+       finished_at = NOW(6)
+ WHERE id_task IN %(tasks)s;
+
 -- name: open_tasks_without_open_items
 -- Tasks that nobody ended: an application deleted their last open items. Looked for now and then, in pages of tasks.
 SELECT t.id_task

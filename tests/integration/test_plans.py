@@ -51,6 +51,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "lock_tasks": {"task": (PRIMARY, 4)},
     "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
     "settle_tasks": {"t": (PRIMARY, 1)},
+    "end_tasks": {"task": (PRIMARY, 4)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
     # heartbeat, rescue, upkeep

@@ -240,7 +240,9 @@ def settle(
             ends[id_task] = EndedTask(id_task, status, row["records_processed"] + change.processed, failed)
             if not (row["is_finished"] and row["status_id"] == status):  # one that has ended just so keeps its time
                 changing[id_task] = status
-    if changing:
+    if changing and not counters:
+        tx.execute("end_tasks", {"tasks": sorted(changing)})
+    elif changing:
         document = [counters.get(each, _NO_CHANGE).row(each, changing[each]) for each in sorted(changing)]
         tx.execute("settle_tasks", {"rows": _document(document)})
     return [ends[each] for each in sorted(ends)]

@@ -18,6 +18,7 @@ from ai_worker.models import Filters
 
 SILENCE: Final = 10  # seconds without a word from the listener until the server takes its turn away
 EARSHOT: Final = 1000  # keys above the newest one that `wait_for_items` looks at
+MOST_LOOKS: Final = 900  # MySQL ends a recursion after a thousand steps
 LOOK_SECONDS: Final = 0.001  # between two looks of `wait_for_items`; that statement names it too
 
 
@@ -53,12 +54,13 @@ class Turns:
         return newest
 
     def listen(self, name: str, after: int, seconds: float) -> int | None:
-        """Waits up to `seconds` for an item with a key above `after`; the lowest such key, or `after` when there was none.
+        """Waits up to `seconds`, a second at most, for an item with a key above `after`; the lowest such key, else `after`.
 
         None when the turn has been lost, with its session. Raises DatabaseAway.
         """
         self._connect()
-        parameters = {"name": name, "after": after, "looks": max(1, round(seconds / LOOK_SECONDS))}
+        looks = min(max(1, round(seconds / LOOK_SECONDS)), MOST_LOOKS)
+        parameters = {"name": name, "after": after, "looks": looks}
         rows = self._db.query("wait_for_items", parameters)
         return max(after, int(rows[0]["new_item"])) if rows else None
 
