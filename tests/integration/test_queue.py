@@ -276,10 +276,10 @@ def test_a_slow_claim_is_taken_for_a_crowd_and_claims_then_go_one_at_a_time(
         threading.Timer(0.5, free).start()
         began = time.monotonic()
         assert len(claim(queue, worker)) == 1
-        assert 0.4 < time.monotonic() - began < 4.0
-    began = time.monotonic()
-    assert len(claim(queue, worker)) == 1  # and the turn is given back
-    assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began > 0.4
+    assert len(claim(queue, worker)) == 1
+    with holding_the_claims_turn(queue):  # it was given back
+        pass
 
 
 def test_a_turn_whose_holder_is_dead_is_waited_for_once(
@@ -292,7 +292,7 @@ def test_a_turn_whose_holder_is_dead_is_waited_for_once(
         assert len(claim(queue, worker)) == 1
         began = time.monotonic()
         assert len(claim(queue, worker)) == 1
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9
 
 
 def test_where_turns_are_refused_a_claim_goes_ahead(
