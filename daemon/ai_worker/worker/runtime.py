@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -17,8 +20,27 @@ _THRESHOLDS: Final = (50_000, 50, 50)
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a worker to its end in this thread, on uvloop's event loop where that is installed. Changes the whole process."""
     gc.set_threshold(*_THRESHOLDS)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main)
+    try:
+        with _undisturbed():
+            runner = asyncio.Runner(loop_factory=_loop_factory())
+            runner.get_loop()
+        with runner:
+            return runner.run(main)
+    finally:
+        main.close()  # a signal may have come before it began
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Holds signals back: one that broke off the making of a loop would leave half of it behind, with a traceback."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def settle() -> None:
