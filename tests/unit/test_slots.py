@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ai_worker.models import NO_USAGE, Item, Outcome, OutcomeKind, Result, Task, TaskStatus
+from ai_worker.worker import Worker
 from ai_worker.worker import slots as module
 from ai_worker.worker.slots import Slots
 
@@ -146,3 +149,15 @@ def test_a_defect_costs_its_item_alone() -> None:
         assert held.outcomes == [(1, OutcomeKind.FAILED), (2, OutcomeKind.PROCESSED)]
 
     asyncio.run(run())
+
+
+def test_room_that_goes_while_more_is_waited_for_is_no_claim_and_no_end() -> None:
+    """Fewer may be ahead from one moment to the next; a claim of nothing would end the worker, or make it wait for its turn."""
+    room = iter([1, 0, 30])
+    worker: Any = SimpleNamespace(
+        _options=SimpleNamespace(max_items=None, concurrency=200),
+        _draining=asyncio.Event(),
+        _slots=SimpleNamespace(free=lambda _: next(room)),
+        _commits=[],
+    )
+    assert asyncio.run(Worker._wait_for_slots(worker)) == 30
