@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ai_worker.models import NO_USAGE, Usage
+from ai_worker.models import NO_USAGE, Limits, Usage
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -93,17 +93,25 @@ class ProviderError(AiWorkerError):
     usage: tokens that were billed all the same.
     code: the provider's own error code, for the record.
     retry_after: seconds after which the provider said to come back, None if it said nothing.
+    limits: what the provider said that it allows per minute, None if it said nothing.
     """
 
     kind: ClassVar[str] = "provider"
 
     def __init__(
-        self, message: str, *, usage: Usage = NO_USAGE, code: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        usage: Usage = NO_USAGE,
+        code: str | None = None,
+        retry_after: float | None = None,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__(message)
         self.usage = usage
         self.code = code
         self.retry_after = retry_after
+        self.limits = limits
 
 
 class Transient(ProviderError):

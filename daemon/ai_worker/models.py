@@ -38,6 +38,15 @@ class ItemStatus(IntEnum):
     CANCELLED = 5
 
 
+class Lane(StrEnum):
+    """How an item reaches its model: `task.lane` is one of the first three, `task_attempt.lane` what it really was."""
+
+    ONLINE = "online"
+    FLEX = "flex"  # the provider's cheaper synchronous tier
+    BATCH = "batch"  # handed in by the thousand, at half price
+    CACHE = "cache"  # answered from an earlier result: nothing was sent
+
+
 class Secret:
     """A string that does not show itself: not in `repr`, `str`, a log or a traceback. `reveal()` gives it."""
 
@@ -161,13 +170,21 @@ class Item(NamedTuple):
         return self.tries >= self.task.max_attempts
 
 
+class Limits(NamedTuple):
+    """What a provider says that it allows this account, per minute; None where it does not say."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
 class Prompt(NamedTuple):
     """What a provider sends.
 
     `system` is fixed for all items of a task, so that providers' prompt caches hit; `user` holds the row's text, delimited.
     `schema` is the JSON schema of the answer, an object. `text` is the bare row text and `answer_field` the schema's
     property that takes the main text: for providers that are not language models (`offline`, `echo`).
-    `tokens_output_expected` is an estimate, for dry runs and for the output limit.
+    `tokens_output_expected` is an estimate, for dry runs, rates and budgets. `lane` is what is asked for. `fingerprint` is a
+    SHA-256 over all that determines the answer but the model; None where the same prompt must not be answered from a cache.
     """
 
     system: str
@@ -180,16 +197,22 @@ class Prompt(NamedTuple):
     parameters: Mapping[str, Any] = NOTHING
     temperature: float | None = None
     tokens_output_expected: int = 0
+    lane: Lane = Lane.ONLINE
+    fingerprint: bytes | None = None
 
 
 class Completion(NamedTuple):
-    """A model's answer. `text` is JSON that should fit the prompt's schema; `finish` says how the answer ended."""
+    """A model's answer. `text` is JSON that should fit the prompt's schema; `finish` says how the answer ended; `lane` is the one
+    that it was served and is billed in, `limits` what the provider said of its own.
+    """
 
     text: str
     usage: Usage = NO_USAGE
     finish: Literal["stop", "length"] = "stop"
     model: str | None = None
     request_id: str | None = None
+    lane: Lane = Lane.ONLINE
+    limits: Limits | None = None
 
 
 class Result(NamedTuple):

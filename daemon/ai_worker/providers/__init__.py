@@ -6,13 +6,13 @@ A provider is a class taking `ProviderConfig` and having the two methods of `Pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ai_worker.errors import ConfigurationError
+from ai_worker.errors import ConfigurationError, ProviderError
 from ai_worker.models import Completion, Prompt, Secret
 
 ENTRY_POINT_GROUP = "ai_worker.providers"
@@ -45,6 +45,41 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Closes connections. The instance is not used afterwards."""
+
+
+class BatchState(NamedTuple):
+    """How a batch stands at its provider. `status` is the provider's own word; rows are counted as far as it tells."""
+
+    ended: bool
+    status: str
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    message: str | None = None
+
+
+@runtime_checkable
+class BatchProvider(Provider, Protocol):
+    """A provider that also takes many prompts at once and answers within a day. Each method raises `ProviderError` and nothing
+    else."""
+
+    async def submit_batch(self, key: str, prompts: Sequence[tuple[str, Prompt]]) -> str:
+        """Hands in prompts, each under an id of ours, and returns the provider's id of the batch.
+
+        `key` names the batch on our side; the provider keeps it with the batch, so that `find_batch` finds it after a crash.
+        """
+
+    async def find_batch(self, key: str) -> str | None:
+        """The provider's id of the batch that was handed in under this key; None when there is none."""
+
+    async def batch_state(self, batch: str) -> BatchState:
+        """How it stands."""
+
+    def batch_results(self, batch: str) -> AsyncIterator[tuple[str, Completion | ProviderError]]:
+        """The rows of an ended batch that have an answer or an error, in any order, by our ids. The others were not done."""
+
+    async def cancel_batch(self, batch: str) -> None:
+        """Asks for its end; what is done by then is kept, and billed."""
 
 
 @cache
