@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ai_worker import errors
 from ai_worker.errors import ConfigurationError, ProviderError
-from ai_worker.models import Completion, Usage
+from ai_worker.models import Completion, Limits, Usage
 from ai_worker.providers import ProviderConfig, provider_class
 from ai_worker.providers._gemini_wire import failure, read, supported_schema
 from ai_worker.providers.gemini import CONFIGS_KEPT, GeminiProvider
@@ -130,6 +130,30 @@ def test_a_daily_quota_decides_over_one_by_the_minute() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}]
     error = failure(429, [{"error": {"message": "You exceeded your current quota", "details": details}}], {}, None)
     assert (type(error), error.code) == (errors.QuotaExhausted, PER_DAY)
+
+
+PER_MINUTE_TOKENS = "GenerateContentInputTokensPerModelPerMinute-PaidTier2"
+
+
+@pytest.mark.parametrize(
+    ("violations", "limits"),
+    [
+        ([{"quotaId": PER_MINUTE, "quotaValue": "15"}], Limits(15, None)),
+        ([{"quotaId": PER_MINUTE_TOKENS, "quotaValue": "250000"}], Limits(None, 250_000)),
+        (
+            [{"quotaId": PER_MINUTE_TOKENS, "quotaValue": 250000}, {"quotaId": PER_MINUTE, "quotaValue": "15"}],
+            Limits(15, 250_000),
+        ),
+        ([{"quotaId": PER_DAY, "quotaValue": "20"}, {"quotaId": PER_MINUTE, "quotaValue": "5"}], Limits(5, None)),
+        ([{"quotaId": PER_DAY, "quotaValue": "20"}], None),
+        ([{"quotaId": PER_MINUTE}, {"quotaValue": "9"}, {"quotaId": "ImagesPerMinute", "quotaValue": "9"}, "?"], None),
+        ([{"quotaId": PER_MINUTE, "quotaValue": "0"}], None),
+        ({}, None),
+    ],
+)
+def test_a_429_names_the_limit_that_was_hit(violations: Any, limits: Limits | None) -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}]
+    assert failure(429, {"error": {"message": "Quota exceeded", "details": details}}, {}, None).limits == limits
 
 
 @pytest.mark.parametrize("version", ["v1beta", "v1"])

@@ -57,6 +57,7 @@ def test_messages_are_one_bounded_line_of_text() -> None:
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
         ({"retry-after": "9", "retry-after-ms": "soon"}, 9.0),
+        ({"retry-after": "1", "retry-after-ms": "0"}, 1.0),  # Azure
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "inf"}, None),

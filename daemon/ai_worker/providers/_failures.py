@@ -101,7 +101,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds the server asked to wait: `retry-after-ms` (OpenAI), else `Retry-After` in seconds or as a date (RFC 9110)."""
     try:
         milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
-        if _NUMBER.fullmatch(milliseconds):
+        if _NUMBER.fullmatch(milliseconds) and float(milliseconds) > 0:  # Azure says 0 beside a second
             return float(milliseconds) / 1000
         if _NUMBER.fullmatch(value):
             return float(value)

@@ -19,8 +19,9 @@ from ai_worker.errors import (
     QuotaExhausted,
     RateLimited,
 )
-from ai_worker.models import Usage
+from ai_worker.models import Limits, Usage
 from ai_worker.providers._failures import class_for_status, clean, duration, retry_after
+from ai_worker.providers._limits import whole
 
 # https://ai.google.dev/api/generate-content#FinishReason: these mean that a policy, not the model, ended the answer.
 _REFUSALS = frozenset(
@@ -108,7 +109,7 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     if wait is None and (said := re.search(r"retry in ([\dhms.]+?)\.?(?:\s|$)", message)):
         wait = duration(said[1])
     sort = _sort(status, message, details)
-    return sort(f"HTTP {status}: {words}", code=label, retry_after=wait)
+    return sort(f"HTTP {status}: {words}", code=label, retry_after=wait, limits=_limits(details))
 
 
 # What Google says with a 400, in this order.
@@ -148,12 +149,30 @@ def _of_type(details: list[dict[str, Any]], name: str) -> Iterator[dict[str, Any
 
 def _quota_ids(details: list[dict[str, Any]]) -> Iterator[str]:
     """The quotas that were hit; a daily one first, as it decides."""
-    found = [
-        _text(_dict(violation).get("quotaId"))
-        for quota in _of_type(details, "QuotaFailure")
-        for violation in _list(quota.get("violations"))
-    ]
+    found = (_text(violation.get("quotaId")) for violation in _violations(details))
     return iter(sorted(filter(None, found), key=lambda quota_id: "PerDay" not in quota_id))
+
+
+def _violations(details: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for quota in _of_type(details, "QuotaFailure"):
+        yield from map(_dict, _list(quota.get("violations")))
+
+
+def _limits(details: list[dict[str, Any]]) -> Limits | None:
+    """The limits per minute that were hit, by their quotas' names: Google names its limits nowhere else.
+
+    `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`, `GenerateContentInputTokensPerModelPerMinute-PaidTier2`
+    """
+    requests = tokens = None
+    for violation in _violations(details):
+        quota_id, value = _text(violation.get("quotaId")), whole(violation.get("quotaValue"))
+        if "PerMinute" not in quota_id or value is None:
+            continue
+        if "Requests" in quota_id:
+            requests = value
+        elif "InputToken" in quota_id:
+            tokens = value
+    return None if requests is None and tokens is None else Limits(requests, tokens)
 
 
 def _reasons(details: list[dict[str, Any]]) -> Iterator[str]:

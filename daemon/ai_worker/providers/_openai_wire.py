@@ -23,6 +23,7 @@ from ai_worker.errors import (
 )
 from ai_worker.models import NO_USAGE, Usage
 from ai_worker.providers._failures import class_for_status, clean, retry_after
+from ai_worker.providers._limits import limits_in
 
 # https://platform.openai.com/docs/guides/error-codes, and what compatible servers were seen to send.
 _BY_CODE: dict[str, type[ProviderError]] = {
@@ -43,6 +44,13 @@ _BY_CODE: dict[str, type[ProviderError]] = {
     "server_error": Overloaded,
     "server_is_overloaded": Overloaded,
 }
+
+
+def _by_code(code: str) -> type[ProviderError] | None:
+    if code.endswith(("_policy", "_policy_violation")):  # bio_policy, image_content_policy_violation, ...
+        return ContentRefused
+    return _BY_CODE.get(code)
+
 
 # For servers whose codes say nothing; looked for in the message of a 4xx, in this order.
 _BY_WORDS: tuple[tuple[str, type[ProviderError]], ...] = (
@@ -84,16 +92,20 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     label = code if code and not code.isdecimal() else type_
     words = clean(message, key) or label or "no explanation"
     sort = _sort(status, code, type_, words)
-    return sort(f"HTTP {status}: {words}", usage=usage, code=label, retry_after=retry_after(headers))
+    return sort(f"HTTP {status}: {words}", usage=usage, code=label, retry_after=retry_after(headers), limits=limits_in(headers))
+
+
+# By type, not by code or words: OpenAI's codes are many and grow (credit_balance_exhausted, project_spend_limit_exceeded, ...).
+_SPENT = ("insufficient_quota", "exceeded_current_quota_error")  # the latter is Moonshot's
 
 
 def _sort(status: int, code: str | None, type_: str | None, words: str) -> type[ProviderError]:
-    if type_ == "insufficient_quota":  # its codes are many and grow: credit_balance_exhausted, project_spend_limit_exceeded, ...
+    if type_ in _SPENT:
         return QuotaExhausted
-    if code in _BY_CODE:
-        return _BY_CODE[code]
-    if code and code.endswith(("_policy", "_policy_violation")):  # bio_policy, image_content_policy_violation, ...
-        return ContentRefused
+    if status == 429 and words.startswith("Request too large for"):
+        return InputTooLong  # one call needs more than a whole minute's tokens: waiting, which the code advises, does not help
+    if code and (sort := _by_code(code)):
+        return sort
     if 400 <= status < 500 and status != 429:
         lowered = words.lower()
         for sign, sort in _BY_WORDS:

@@ -20,6 +20,7 @@ from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, Mode
 from ai_worker.models import Completion, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
+from ai_worker.providers._limits import LimitsReader
 from ai_worker.providers._openai_wire import Said, failure, read_chat, read_responses
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, OfSchema, json_object_in, schema_instruction
@@ -120,6 +121,7 @@ class OpenAIProvider:
         official = config.base_url is None or config.base_url.rstrip("/") == OFFICIAL_URL
         limit_fields = ("max_completion_tokens",) if official else ("max_tokens", "max_completion_tokens")
         self._dialect = Dialect(options.choice("structured", LADDER), limit_fields)
+        self._limits = LimitsReader()
         self._client: openai.AsyncOpenAI | None = None
 
     def __repr__(self) -> str:
@@ -147,19 +149,27 @@ class OpenAIProvider:
 
     async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
         system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
-        content, request_id = await self._post(self._api.body(prompt, system, dialect, self._settings))
+        answer = await self._post(self._api.body(prompt, system, dialect, self._settings))
         try:
-            body = json.loads(content)
+            body = json.loads(answer.content)
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            start = clean(content.decode(errors="replace"), self._key)
+            start = clean(answer.content.decode(errors="replace"), self._key)
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {start}", code="not_json")
         said = self._api.read(body, self._key)
-        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id)
+        headers = answer.headers
+        return Completion(
+            json_object_in(said.text),
+            said.usage,
+            said.finish,
+            said.model,
+            headers.get("x-request-id"),
+            limits=self._limits(headers),
+        )
 
-    async def _post(self, body: dict[str, Any]) -> tuple[bytes, str | None]:
-        """The answer's bytes and request id.
+    async def _post(self, body: dict[str, Any]) -> httpx2.Response:
+        """The answer.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the request, and that the key.
         """
@@ -167,10 +177,9 @@ class OpenAIProvider:
         limit = self._config.request_timeout
         try:
             async with asyncio.timeout(limit):
-                response = await self._connected().post(
+                return await self._connected().post(
                     self._api.path, cast_to=httpx2.Response, body=body, options={"headers": self._headers}
                 )
-                return response.content, response.headers.get("x-request-id")
         except openai.APIStatusError as error:
             problem = failure(error.status_code, error.body or error.response.text, error.response.headers, self._key)
         except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
