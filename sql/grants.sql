@@ -21,12 +21,20 @@ GRANT SELECT ON ai_worker.review_status TO ai_worker@'%';
 GRANT SELECT, UPDATE (stopped_kind, stopped_reason, stopped_at, probe_at) ON ai_worker.ai_model TO ai_worker@'%';
 -- What a task is for stays as the application wrote it; so does every item's original text.
 GRANT SELECT, UPDATE (status_id, status_reason, started_at, finished_at, records_processed, records_failed,
-                      tokens_input, tokens_output, cost) ON ai_worker.task TO ai_worker@'%';
+                      tokens_input, tokens_output, cost, resume_at) ON ai_worker.task TO ai_worker@'%';
+GRANT SELECT ON ai_worker.task_fallback TO ai_worker@'%';
 GRANT SELECT, UPDATE (status_id, attempt, lost_count, id_worker, claim_token, available_at, finished_at, tokens_input, tokens_output,
-                      cost, error_kind, error_message, text_corrected, change_summary, result) ON ai_worker.task_item TO ai_worker@'%';
+                      cost, error_kind, error_message, text_corrected, change_summary, result, reserved, id_ai_model, refused, is_single)
+  ON ai_worker.task_item TO ai_worker@'%';
 -- The ledger is written, not changed; an attempt that was booked as lost is replaced when its result comes after all.
 GRANT SELECT, INSERT, DELETE ON ai_worker.task_attempt TO ai_worker@'%';
 GRANT SELECT, INSERT, UPDATE ON ai_worker.worker TO ai_worker@'%';
+-- What the fleet shares: limits, what a day has cost, answers, batches.
+GRANT SELECT, INSERT, UPDATE ON ai_worker.ai_model_pace TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.ai_model_share TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.ai_model_day TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.result_cache TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.batch TO ai_worker@'%';
 
 -- ===== ai_worker_web: what a person may do with tasks (the web; `ai-worker status`, `results`, `retry`, `pause`, …) =====
 
@@ -38,14 +46,20 @@ GRANT SELECT ON ai_worker.task_item_status TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.review_status TO ai_worker_web@'%';
 -- All of a model but its key.
 GRANT SELECT (id_ai_model, name, provider, model, base_url, options, max_requests_per_minute, max_tokens_per_minute, max_in_flight,
-              price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at, created_at)
+              price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at,
+              created_at)
   ON ai_worker.ai_model TO ai_worker_web@'%';
-GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed)
+GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed, resume_at, budget)
   ON ai_worker.task TO ai_worker_web@'%';
 -- It brings items back and reviews them; it does not write results.
-GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, claim_token, available_at, finished_at, error_kind, error_message,
+GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, refused, claim_token, available_at, finished_at, error_kind, error_message,
                               review_status_id) ON ai_worker.task_item TO ai_worker_web@'%';
+GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.task_attempt TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.ai_model_pace TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.ai_model_share TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.ai_model_day TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.batch TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.worker TO ai_worker_web@'%';
 
 -- ===== ai_worker_app: the application that inserts rows and reads results =====
@@ -59,6 +73,7 @@ GRANT SELECT ON ai_worker.review_status TO ai_worker_app@'%';
 GRANT SELECT (id_ai_model, name, provider, model, is_active, stopped_kind, stopped_reason, stopped_at)
   ON ai_worker.ai_model TO ai_worker_app@'%';
 -- It can say what is to be done, and cannot say that it was done.
-GRANT SELECT, INSERT (id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key)
-  ON ai_worker.task TO ai_worker_app@'%';
+GRANT SELECT, INSERT (id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
+                      lane, pack, cache_seconds, budget) ON ai_worker.task TO ai_worker_app@'%';
+GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_app@'%';
 GRANT SELECT, INSERT (id_task, text_original, context, external_key) ON ai_worker.task_item TO ai_worker_app@'%';

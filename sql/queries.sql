@@ -9,7 +9,7 @@
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
@@ -25,7 +25,7 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
@@ -42,7 +42,7 @@ UNION ALL
 
 -- name: lock_pending_of_task
 -- The claim on one big task: equality on task and status, a range on the key, no sort; other workers' rows are stepped over.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s
  ORDER BY id_task_item
@@ -51,7 +51,7 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count
 
 -- name: lock_pending_of_tasks
 -- The claim on many small tasks. No ORDER BY: a sort would lock every candidate and starve the next worker.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task IN %(tasks)s AND status_id = 0
  LIMIT %(size)s
@@ -59,7 +59,7 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count
 
 -- name: lock_pending_item
 -- The claim on one named item.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item = %(id_task_item)s AND id_task = %(id_task)s AND status_id = 0
    FOR UPDATE SKIP LOCKED;
@@ -84,7 +84,7 @@ UPDATE task FORCE INDEX (PRIMARY)
 -- name: claimed_items
 -- What a claim really got, where that is in doubt: the rows that carry its token. `attempt` as before the claim, like its siblings'.
 -- FOR UPDATE, because after a lost COMMIT it must wait for the old session.
-SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lost_count
+SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2
  ORDER BY id_task_item
@@ -180,8 +180,8 @@ DELETE a
 -- name: insert_attempts
 -- The ledger: one row per attempt that ended. Placeholders without names: this one is written for each item, and they cost less.
 INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_worker, id_ai_model, outcome, error_kind, error_message,
-                          tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost, latency_ms)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
+                          tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost, latency_ms, lane)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
 
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
@@ -293,9 +293,9 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 
 -- name: claimed_new_item
 -- What that claim got, if it got it, with its task.
-SELECT i.id_task_item, i.text_original, i.context, i.attempt, i.lost_count,
+SELECT i.id_task_item, i.text_original, i.context, i.attempt, i.lost_count, i.refused, i.is_single,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       m.max_in_flight, 0 AS is_probe
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, 0 AS is_probe
   FROM task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
@@ -468,7 +468,7 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
 -- name: preview_tasks
 -- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
   FROM task t FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
  WHERE t.id_task > %(after)s
@@ -485,7 +485,7 @@ SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max
 
 -- name: preview_items
 -- For dry runs: what would be claimed, page by page, without touching it.
-SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_count
+SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_count, i.refused, i.is_single
   FROM task_item i FORCE INDEX (k_task_item_claim)
  WHERE i.id_task = %(id_task)s AND i.status_id = 0 AND i.id_task_item > %(after)s
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
@@ -503,21 +503,21 @@ UPDATE ai_model SET probe_at = NOW(6) + INTERVAL %(seconds)s SECOND
 -- name: model_list
 -- All endpoints, for people and for workers that start; a handful of rows.
 SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options, max_requests_per_minute, max_tokens_per_minute,
-       max_in_flight, price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
+       max_in_flight, price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
   FROM ai_model ORDER BY id_ai_model;
 
 -- name: model_lock
 -- One endpoint, locked, so that two people who change different columns do not undo each other's work.
 SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options, max_requests_per_minute, max_tokens_per_minute,
-       max_in_flight, price_input, price_cached, price_output, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
+       max_in_flight, price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
   FROM ai_model WHERE id_ai_model = %(id_ai_model)s FOR UPDATE;
 
 -- name: model_add
 -- The key follows in the same transaction: it is bound to the id that this statement makes.
 INSERT INTO ai_model (name, provider, model, base_url, options, max_requests_per_minute, max_tokens_per_minute, max_in_flight,
-                      price_input, price_cached, price_output, is_active)
+                      price_input, price_cached, price_output, budget_per_day, is_active)
 VALUES (%(name)s, %(provider)s, %(model)s, %(base_url)s, %(options)s, %(max_requests_per_minute)s, %(max_tokens_per_minute)s,
-        %(max_in_flight)s, %(price_input)s, %(price_cached)s, %(price_output)s, %(is_active)s);
+        %(max_in_flight)s, %(price_input)s, %(price_cached)s, %(price_output)s, %(budget_per_day)s, %(is_active)s);
 
 -- name: model_set
 -- Every column that people set; the caller has locked the row and changed what it wants changed.
@@ -525,7 +525,7 @@ UPDATE ai_model
    SET name = %(name)s, provider = %(provider)s, model = %(model)s, base_url = %(base_url)s, options = %(options)s,
        max_requests_per_minute = %(max_requests_per_minute)s, max_tokens_per_minute = %(max_tokens_per_minute)s,
        max_in_flight = %(max_in_flight)s, price_input = %(price_input)s, price_cached = %(price_cached)s,
-       price_output = %(price_output)s, is_active = %(is_active)s
+       price_output = %(price_output)s, budget_per_day = %(budget_per_day)s, is_active = %(is_active)s
  WHERE id_ai_model = %(id_ai_model)s;
 
 -- name: model_set_key
@@ -565,9 +565,15 @@ SELECT @@max_allowed_packet AS bytes;
 
 -- name: insert_task
 -- With id_task NULL it makes an id; otherwise it writes the row under an id that was reserved before.
-INSERT INTO task (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key)
+INSERT INTO task (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
+                  lane, pack, cache_seconds, budget)
 VALUES (%(id_task)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s, %(scheduled_at)s,
-        %(max_attempts)s, %(submit_key)s);
+        %(max_attempts)s, %(submit_key)s, %(lane)s, %(pack)s, %(cache_seconds)s, %(budget)s);
+
+-- name: insert_fallbacks
+-- The further models of the task, in order; in its transaction.
+INSERT INTO task_fallback (id_task, position, id_ai_model)
+VALUES (%(id_task)s, %(position)s, %(id_ai_model)s);
 
 -- name: insert_items
 -- Nothing but placeholders in VALUES: many rows are joined into one statement.
@@ -640,7 +646,8 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 -- name: retry_items
 -- Dead letters begin anew. Without their claim token no late result is taken; tokens and cost were paid and stay.
 UPDATE task_item FORCE INDEX (PRIMARY)
-   SET status_id = 0, attempt = 0, lost_count = 0, claim_token = NULL, finished_at = NULL, error_kind = NULL, error_message = NULL
+   SET status_id = 0, attempt = 0, lost_count = 0, refused = 0, claim_token = NULL, finished_at = NULL, error_kind = NULL,
+       error_message = NULL
  WHERE id_task_item IN %(items)s AND id_task = %(id_task)s AND status_id = 3;
 
 -- name: uncount_failed

@@ -60,13 +60,15 @@ CREATE TABLE ai_model (
   stopped_at              DATETIME(6) NULL,
   probe_at                DATETIME(6) NULL,
   created_at              DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  budget_per_day          DECIMAL(18,9) NULL,
   PRIMARY KEY (id_ai_model),
   UNIQUE KEY u_ai_model_name (name),
   CONSTRAINT c_ai_model_active CHECK (is_active IN (0, 1)),
   -- A stopped model always says why, since when, and when it will be tried again.
   CONSTRAINT c_ai_model_stopped CHECK (
     (stopped_at IS NULL AND stopped_kind IS NULL AND stopped_reason IS NULL AND probe_at IS NULL)
-    OR (stopped_at IS NOT NULL AND stopped_kind IS NOT NULL AND stopped_reason IS NOT NULL AND probe_at IS NOT NULL))
+    OR (stopped_at IS NOT NULL AND stopped_kind IS NOT NULL AND stopped_reason IS NOT NULL AND probe_at IS NOT NULL)),
+  CONSTRAINT c_ai_model_budget CHECK (budget_per_day > 0)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
 CREATE TABLE task (
@@ -91,6 +93,11 @@ CREATE TABLE task (
   created_at        DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   started_at        DATETIME(6) NULL,
   finished_at       DATETIME(6) NULL,
+  lane              VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'online',
+  pack              TINYINT UNSIGNED NOT NULL DEFAULT 1,
+  cache_seconds     INT UNSIGNED NOT NULL DEFAULT 2592000,
+  budget            DECIMAL(18,9) NULL,
+  resume_at         DATETIME(6) NULL,
   PRIMARY KEY (id_task),
   UNIQUE KEY u_task_submit_key (submit_key),
   KEY k_task_runnable (status_id, claim_order, id_task),
@@ -103,7 +110,10 @@ CREATE TABLE task (
   CONSTRAINT c_task_finished CHECK (
     (status_id IN (2, 3) AND finished_at IS NOT NULL)
     OR (status_id IN (0, 1, 4) AND finished_at IS NULL)
-    OR status_id = 5)
+    OR status_id = 5),
+  CONSTRAINT c_task_lane CHECK (lane IN ('online', 'flex', 'batch')),
+  CONSTRAINT c_task_pack CHECK (pack BETWEEN 1 AND 100),
+  CONSTRAINT c_task_budget CHECK (budget > 0)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
 -- No foreign key to `task` or `worker`: checking one takes a shared lock on the parent row, which would make every INSERT of
@@ -132,6 +142,10 @@ CREATE TABLE task_item (
   text_corrected   MEDIUMTEXT NULL,
   change_summary   TEXT NULL,
   result           JSON NULL,
+  reserved         DECIMAL(18,9) NULL,
+  id_ai_model      INT UNSIGNED NULL,
+  refused          TINYINT UNSIGNED NOT NULL DEFAULT 0,
+  is_single        TINYINT UNSIGNED NOT NULL DEFAULT 0,
   PRIMARY KEY (id_task_item),
   KEY k_task_item_claim (id_task, status_id, id_task_item),
   KEY k_task_item_due (available_at),
@@ -165,6 +179,7 @@ CREATE TABLE task_attempt (
   cost             DECIMAL(18,9) NULL,
   latency_ms       INT UNSIGNED NULL,
   finished_at      DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  lane             VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'online',
   PRIMARY KEY (operation_uuid),
   KEY k_task_attempt_item (id_task_item),
   CONSTRAINT c_task_attempt_outcome CHECK (outcome IN ('processed', 'retry', 'failed', 'postponed', 'lost'))
@@ -189,4 +204,82 @@ CREATE TABLE worker (
   KEY k_worker_lease (ended_at, lease_until)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
-INSERT INTO schema_migration (version, name) VALUES (1, 'core');
+-- The further models of a task, in order: tried when those before them are stopped or have refused an item.
+CREATE TABLE task_fallback (
+  id_task     BIGINT UNSIGNED NOT NULL,
+  position    TINYINT UNSIGNED NOT NULL,
+  id_ai_model INT UNSIGNED NOT NULL,
+  PRIMARY KEY (id_task, position),
+  KEY k_task_fallback_model (id_ai_model),
+  CONSTRAINT f_task_fallback_ai_model FOREIGN KEY (id_ai_model) REFERENCES ai_model (id_ai_model),
+  CONSTRAINT c_task_fallback_position CHECK (position >= 1)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- The fleet's sending time of a model: leased up to `paced_until`. Beside `ai_model`, whose rows every INSERT of a task locks.
+CREATE TABLE ai_model_pace (
+  id_ai_model         INT UNSIGNED NOT NULL,
+  paced_until         DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  requests_per_minute INT UNSIGNED NULL,
+  tokens_per_minute   INT UNSIGNED NULL,
+  slowed_at           DATETIME(6) NULL,
+  PRIMARY KEY (id_ai_model)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- How many of a model's calls in flight each worker may have; a row counts as long as its worker's lease.
+CREATE TABLE ai_model_share (
+  id_ai_model INT UNSIGNED NOT NULL,
+  id_worker   BIGINT UNSIGNED NOT NULL,
+  wanted      INT UNSIGNED NOT NULL,
+  granted     INT UNSIGNED NOT NULL,
+  PRIMARY KEY (id_ai_model, id_worker)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- What a model has used per UTC day, in sixteen parts, so that the fleet's commits do not queue for one row.
+CREATE TABLE ai_model_day (
+  id_ai_model      INT UNSIGNED NOT NULL,
+  day              DATE NOT NULL,
+  shard            TINYINT UNSIGNED NOT NULL,
+  attempts         INT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_input     BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_output    BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_cached    BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  tokens_reasoning BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  cost             DECIMAL(18,9) NULL,
+  PRIMARY KEY (id_ai_model, day, shard)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- Which item holds the answer to a piece of work, or is just getting it.
+CREATE TABLE result_cache (
+  cache_key    BINARY(32) NOT NULL,
+  id_task_item BIGINT UNSIGNED NOT NULL,
+  id_worker    BIGINT UNSIGNED NULL,
+  stored_at    DATETIME(6) NULL,
+  PRIMARY KEY (cache_key),
+  -- In flight with an owner, or stored without one.
+  CONSTRAINT c_result_cache_owner CHECK ((stored_at IS NULL) = (id_worker IS NOT NULL))
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+-- What was handed in at a provider's batch API. Its items belong to a `worker` row of mode `batch`, under whose lease they stand.
+CREATE TABLE batch (
+  id_batch          BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
+  batch_key         CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  id_task           BIGINT UNSIGNED NOT NULL,
+  id_ai_model       INT UNSIGNED NOT NULL,
+  id_worker         BIGINT UNSIGNED NOT NULL,
+  state             VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  provider_batch_id VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  items             INT UNSIGNED NOT NULL DEFAULT 0,
+  message           VARCHAR(1000) NULL,
+  id_holder         BIGINT UNSIGNED NULL,
+  held_until        DATETIME(6) NULL,
+  poll_at           DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  created_at        DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  submitted_at      DATETIME(6) NULL,
+  ended_at          DATETIME(6) NULL,
+  PRIMARY KEY (id_batch),
+  UNIQUE KEY u_batch_key (batch_key),
+  KEY k_batch_open (ended_at, poll_at),
+  KEY k_batch_task (id_task)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
+
+INSERT INTO schema_migration (version, name) VALUES (1, 'core'), (2, 'budget_and_lanes');

@@ -95,7 +95,7 @@ class Model:
     """One row of `ai_model`: an endpoint, a model name, a key, limits and prices.
 
     `api_key_encrypted` is what the database holds; only `keys.Keyring` turns it into a `Secret`.
-    Prices are in USD per million tokens; None means "not set here".
+    Prices are in USD per million tokens, `budget_per_day` in USD per UTC day; None means "not set here".
     """
 
     id_ai_model: int
@@ -111,6 +111,7 @@ class Model:
     price_input: Decimal | None = None
     price_cached: Decimal | None = None
     price_output: Decimal | None = None
+    budget_per_day: Decimal | None = None
     is_active: bool = True
     stopped_kind: str | None = None
     stopped_reason: str | None = None
@@ -120,7 +121,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker needs to know of a `task` row."""
+    """What a worker needs to know of a `task` row. `id_ai_model` is the model that a claim is for: one of `chain`.
+
+    `cache_seconds` is how old an earlier answer may be (0: none is taken), `budget` is in USD, `chain` are the task's models in
+    order.
+    """
 
     id_task: int
     id_ai_model: int
@@ -132,6 +137,11 @@ class Task:
     status: TaskStatus
     max_in_flight: int | None = None  # of its model, in one worker
     is_probe: bool = False  # its model is stopped and due to be tried again, with one item
+    lane: Lane = Lane.ONLINE
+    pack: int = 1  # items in one call, at most
+    cache_seconds: int = 0
+    budget: Decimal | None = None
+    chain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,8 @@ class Item(NamedTuple):
     """One claimed `task_item`: the row, its task, and the fence (`claim_token`, `attempt`) that its commit names.
 
     `attempt` counts all claims from 1; `lost_count` of the earlier ones were lost to crashes, which costs no retry.
-    `operation_uuid` names the attempt, in the usual text form.
+    `operation_uuid` names the attempt, in the usual text form. So many models of the task's chain have `refused` it; one that
+    `is_single` is sent alone and online.
     """
 
     id_task_item: int
@@ -159,6 +170,8 @@ class Item(NamedTuple):
     lost_count: int
     claim_token: bytes
     operation_uuid: str
+    refused: int = 0
+    is_single: bool = False
 
     @property
     def tries(self) -> int:
@@ -249,6 +262,7 @@ class Outcome(NamedTuple):
     error_message: str | None = None
     delay: float = 0.0
     latency_ms: int | None = None
+    lane: Lane = Lane.ONLINE
 
     @classmethod
     def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:

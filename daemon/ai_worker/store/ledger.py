@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from ai_worker.db import Transaction
-from ai_worker.models import NO_USAGE, ItemStatus, Outcome, OutcomeKind, Result, TaskStatus
+from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
@@ -173,7 +173,7 @@ class Changes:
                 *(operation, item.task.id_task, item.id_task_item, item.attempt, self._id_worker, item.task.id_ai_model),
                 *(kind.value, outcome.error_kind or (LATE if kind is OutcomeKind.LOST else None), _short(outcome.error_message)),
                 *(usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning),
-                *(outcome.cost, outcome.latency_ms),
+                *(outcome.cost, outcome.latency_ms, outcome.lane.value),
             )
         )
 
@@ -283,7 +283,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
                 *(operation, row["id_task"], row["id_task_item"], row["attempt"], row["id_worker"], id_ai_model),
                 *(OutcomeKind.LOST.value, LOST, None),
                 *(0, 0, 0, 0),
-                *(None, None),
+                *(None, None, Lane.ONLINE.value),
             )
         )
     for verb, items in groups.items():

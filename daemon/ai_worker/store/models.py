@@ -32,6 +32,7 @@ class Changes(TypedDict, total=False):
     price_input: Any
     price_cached: Any
     price_output: Any
+    budget_per_day: Any
     is_active: bool
 
 

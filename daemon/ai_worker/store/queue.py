@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway, DatabaseError
-from ai_worker.models import NOTHING, Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
+from ai_worker.models import NOTHING, Filters, Item, ItemStatus, Lane, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.ledger import (
     Changes,
     EndedTask,
@@ -163,8 +163,10 @@ class Queue:
                 lost_count,
                 token,
                 operation_uuid(token, key),
+                refused,
+                bool(is_single),
             )
-            for key, id_task, text_original, context, attempt, lost_count in claimed
+            for key, id_task, text_original, context, attempt, lost_count, refused, is_single in claimed
         ]
 
     def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy_models: Iterable[int] = ()) -> list[Item]:
@@ -191,6 +193,8 @@ class Queue:
                 row["lost_count"],
                 token,
                 operation_uuid(token, row["id_task_item"]),
+                row["refused"],
+                bool(row["is_single"]),
             )
             for row in rows
         ]
@@ -410,6 +414,8 @@ class Queue:
                 lost_count=row["lost_count"],
                 claim_token=bytes(16),
                 operation_uuid="",
+                refused=row["refused"],
+                is_single=bool(row["is_single"]),
             )
 
 
@@ -433,6 +439,11 @@ def _task(row: Row) -> Task:
         status=TaskStatus(row["status_id"]),
         max_in_flight=row["max_in_flight"],
         is_probe=bool(row["is_probe"]),
+        lane=Lane(row["lane"]),
+        pack=row["pack"],
+        cache_seconds=row["cache_seconds"],
+        budget=row["budget"],
+        chain=(row["id_ai_model"],),
     )
 
 

@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
-from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.models import ItemStatus, Lane, TaskStatus
 from ai_worker.store.ledger import settle
 
 BATCH: Final = 1000  # items that a verb locks at once
@@ -24,12 +25,17 @@ _BATCH_CHARACTERS: Final = 400_000  # of text in one batch: what is held in memo
 _ROW_OVERHEAD: Final = 2_000  # bytes of an INSERT around one row's text, key and context
 _ESCAPED: Final = "\\'"  # what a literal doubles
 _DUPLICATE: Final = 1062
+CACHE_SECONDS: Final = 30 * 86_400  # the default of task.cache_seconds
 _ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.ERROR})
 
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task to be made. `scheduled_at` is in UTC, without a zone; `submit_key` makes the submission idempotent."""
+    """A task to be made. `scheduled_at` is in UTC, without a zone; `submit_key` makes the submission idempotent.
+
+    `fallbacks` are further models, in order; `pack` items go into one call at most; `cache_seconds` is how old an answer to the
+    same work may be; `budget` is in USD.
+    """
 
     id_ai_model: int
     task_type: str
@@ -39,6 +45,11 @@ class NewTask:
     scheduled_at: datetime | None = None
     max_attempts: int = 3
     submit_key: str | None = None
+    fallbacks: tuple[int, ...] = ()
+    lane: Lane = Lane.ONLINE
+    pack: int = 1
+    cache_seconds: int = CACHE_SECONDS
+    budget: Decimal | None = None
 
 
 class NewItem(NamedTuple):
@@ -271,6 +282,9 @@ def _write(
     for batch in _batches(id_task, rows()):
         written.items += tx.execute_many("insert_items", batch)
         progress(written.items)
+    chain = enumerate(task.fallbacks, start=1)
+    if fallbacks := [{"id_task": id_task, "position": position, "id_ai_model": model} for position, model in chain]:
+        tx.execute_many("insert_fallbacks", fallbacks)
     tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
 
 
@@ -283,6 +297,10 @@ def _columns(task: NewTask) -> dict[str, Any]:
         "priority": task.priority,
         "scheduled_at": task.scheduled_at,
         "max_attempts": task.max_attempts,
+        "lane": task.lane.value,
+        "pack": task.pack,
+        "cache_seconds": task.cache_seconds,
+        "budget": task.budget,
     }
 
 
