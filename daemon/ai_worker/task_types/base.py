@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,15 +38,24 @@ def _markers() -> Iterator[str]:
 _MARKERS = _markers()
 
 
+def marker_outside(text: str) -> str:
+    """A line that is not in the text."""
+    marker = next(_MARKERS)
+    while marker in text:
+        marker = next(_MARKERS)
+    return marker
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is the same for all items of a task, worked out once."""
+    """What is the same for all items of a task, worked out once. `digest` stands for all of it that determines an answer."""
 
     settings: Settings
     system: str
     schema: Mapping[str, Any]
     validator: jsonschema_rs.Validator
     checks: tuple[tuple[str, Check], ...]
+    digest: bytes
 
 
 class PromptedTaskType:
@@ -100,12 +111,9 @@ class PromptedTaskType:
         plan, text = self._plan(item.task), item.text_original
         if not text or text.isspace():
             raise InvalidRequest("nothing to send: the text is empty")
-        marker = next(_MARKERS)
-        while marker in text:
-            marker = next(_MARKERS)
         return Prompt(
             system=plan.system,
-            user=self.file.render_user(text=text, marker=marker),
+            user=self.file.render_user(text=text, marker=marker_outside(text)),
             schema=plan.schema,
             schema_name=self.name,
             text=text,
@@ -114,6 +122,7 @@ class PromptedTaskType:
             parameters=plan.settings,
             temperature=self.file.temperature,
             tokens_output_expected=self.tokens_expected(text, plan.settings),
+            fingerprint=hashlib.sha256(plan.digest + text.encode("utf-8", "surrogatepass")).digest(),
         )
 
     def parse(self, item: Item, completion: Completion) -> Result:
@@ -156,9 +165,12 @@ class PromptedTaskType:
         parameters.finish()
         schema = self.schema(settings)
         from_settings = self.check_parameters(settings)
+        system = self.file.render_system(description=clean(task.description or "").strip(), parameters=settings)
+        # The file's digest stands for its templates, temperature and checks. A schema's properties keep their order: answers do too.
+        determining = [self.name, self.file.digest.hex(), system, schema, sorted(settings.items()), from_settings]
         return _Plan(
             settings=settings,
-            system=self.file.render_system(description=clean(task.description or "").strip(), parameters=settings),
+            system=system,
             schema=schema,
             validator=self._validator if schema is self.file.schema else jsonschema_rs.validator_for(dict(schema)),
             checks=tuple(
@@ -166,6 +178,7 @@ class PromptedTaskType:
                 for name, check in self.file.checks.items()
                 if (extra := from_settings.get(name, {})) is not None
             ),
+            digest=hashlib.sha256(json.dumps(determining, default=repr).encode()).digest(),
         )
 
 

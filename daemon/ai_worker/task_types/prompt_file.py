@@ -20,6 +20,7 @@ Templates run in Jinja's sandbox. `{% include "_data.md" %}` takes in a file fro
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import tomllib
@@ -64,7 +65,9 @@ _ENVIRONMENT.filters["language_name"] = language_name
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """One prompt, parsed and compiled. `checks` are bound to their parameters, in the order they run."""
+    """One prompt, parsed and compiled. `checks` are bound to their parameters, in the order they run; `digest` is a SHA-256 over
+    the file and whatever it includes.
+    """
 
     name: str
     version: int
@@ -74,6 +77,7 @@ class PromptFile:
     checks: Mapping[str, Check]
     render_system: Callable[..., str]
     render_user: Callable[..., str]
+    digest: bytes
 
     @classmethod
     @cache
@@ -99,6 +103,7 @@ class PromptFile:
                 checks=_checks(front.get("checks", {})),
                 render_system=_template(*system, _SYSTEM_NAMES, origin),
                 render_user=_template(*user, _USER_NAMES, origin),
+                digest=_digest("\n".join(lines), system[0], user[0]),
             )
         except _WrongValue as wrong:
             _fail(origin, _line_of(lines, wrong.key), str(wrong))
@@ -136,6 +141,18 @@ def _sections(lines: list[str], origin: str) -> tuple[dict[str, Any], tuple[str,
     if unknown := front.keys() - _KEYS:
         _fail(origin, _line_of(lines, min(unknown)), f"unknown key {min(unknown)!r}; known ones: {', '.join(sorted(_KEYS))}")
     return front, ("\n".join(lines[system + 1 : user]), system + 1), ("\n".join(lines[user + 1 :]), user + 1)
+
+
+def _digest(source: str, *templates: str) -> bytes:
+    """Of a prompt file with these templates in it, and of the files that they take in, however deep."""
+    included: dict[str, str] = {}
+    unread = list(templates)
+    for text in unread:  # grows while it is read
+        for name in jinja2.meta.find_referenced_templates(_ENVIRONMENT.parse(text)):
+            if name is not None and name not in included:
+                included[name] = _source(name) or ""
+                unread.append(included[name])
+    return hashlib.sha256(repr((source, sorted(included.items()))).encode()).digest()
 
 
 def _line_of(lines: list[str], key: str) -> int:
