@@ -18,7 +18,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")  # NaN and Infinity: Python reads them, a JSON column does not
 
 
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)  # not strict: models put raw line breaks into strings
+DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)  # not strict: models put raw line breaks into strings
 _OBJECT_STARTS_TRIED = 20
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -36,7 +36,7 @@ def decoded(text: str, answer_field: str) -> dict[str, Any]:
     except ValueError:
         pass
     try:
-        value = _DECODER.decode(text)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -52,7 +52,7 @@ def _object_within(text: str, answer_field: str) -> dict[str, Any] | None:
     found: dict[str, Any] | None = None
     for start in islice(re.finditer(r"\{", text), _OBJECT_STARTS_TRIED):
         try:
-            value, _ = _DECODER.raw_decode(text, start.start())
+            value, _ = DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             continue
         if answer_field in value:

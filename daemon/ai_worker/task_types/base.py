@@ -166,7 +166,7 @@ class PromptedTaskType:
         schema = self.schema(settings)
         from_settings = self.check_parameters(settings)
         system = self.file.render_system(description=clean(task.description or "").strip(), parameters=settings)
-        # The file's digest stands for its templates, temperature and checks. A schema's properties keep their order: answers do too.
+        # The file's digest stands for templates, temperature and checks. Properties keep their order: that of the answer.
         determining = [self.name, self.file.digest.hex(), system, schema, sorted(settings.items()), from_settings]
         return _Plan(
             settings=settings,
