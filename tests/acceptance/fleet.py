@@ -18,7 +18,7 @@ import pymysql
 import pytest
 
 from tests.conftest import Sql
-from tests.fake_provider.server import tokens_for
+from tests.fake_provider import tokens_for
 from tests.servers import Programs
 
 JFLEG = os.environ.get("AI_WORKER_TEST_JFLEG")  # a folder with test.src: real sentences with mistakes, one per line

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.fake_provider.limits import Refusal
+from tests.fake_provider.packs import WRONG_IDS
 from tests.fake_provider.wire import Ask, Failure
 
 _GOOGLE = "type.googleapis.com/google.rpc."
@@ -25,6 +28,11 @@ def _error_info(reason: str) -> dict[str, Any]:
 
 
 _PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+_QUOTA_IDS = {
+    "requests": _PER_MINUTE,
+    "tokens": "GenerateContentInputTokensPerModelPerMinute-FreeTier",
+    "in_flight": "ConcurrentRequestsPerProjectPerModel-FreeTier",
+}
 _PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
 _GEMINI_QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
@@ -150,6 +158,19 @@ CONDITIONAL: dict[str, Failure] = {
     ),
 }
 
+# Strike only requests for the cheaper tier.
+FLEX: dict[str, Failure] = {
+    "flex_shed": Failure(  # the cheaper tier has no capacity; nothing is billed
+        429,
+        "Resource unavailable: there is not enough capacity for this flex request at the moment.",
+        type="resource_unavailable",
+        code="resource_unavailable",
+        google_code=503,
+        google_status="UNAVAILABLE",
+        google_message="This model is currently experiencing high demand. Please try again later.",
+    ),
+}
+
 
 def condition_holds(name: str, ask: Ask) -> bool:
     """Whether the request asks for what the conditional fault refuses."""
@@ -183,19 +204,41 @@ PLAYED = frozenset(
     }
 )
 
-FAULTS = frozenset(FAILURES) | frozenset(CONDITIONAL) | PLAYED
+# Answers to a pack with one element broken: the one whose text contains `contains`, else the last. Single calls are answered.
+PACK = frozenset({"pack_missing", "pack_malformed", "pack_wrong_ids"})
+
+FAULTS = frozenset(FAILURES) | frozenset(CONDITIONAL) | PLAYED  # what can strike any single call
+KNOWN = FAULTS | frozenset(FLEX) | PACK
+
+
+def refusal(why: Refusal, model: str, *, say_when: bool) -> Failure:
+    """The 429 of a rate limit; `say_when`: with the time to wait, where there is one."""
+    wait = why.wait if say_when else None
+    name = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)", "in_flight": "concurrent requests"}[why.kind]
+    sums = f"Limit {why.limit:.0f}, Used {why.used:.0f}, Requested {why.requested:.0f}."
+    if why.wait is None:
+        message = f"Request too large for {model} on {name}: {sums} The input or output tokens must be reduced."
+    else:
+        message = f"Rate limit reached for {model} on {name}: {sums}" + (f" Please try again in {wait:.3f}s." if wait else "")
+    headers, details = {}, [_quota_failure(_QUOTA_IDS[why.kind])]
+    if wait is not None:
+        headers = {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(wait * 1000))}
+        details.append(_retry_info(f"{wait:.3f}s"))
+    kind = "tokens" if why.kind == "tokens" else "requests"
+    return replace(_RATE, message=message, type=kind, headers=headers, google_details=details)
 
 
 @dataclass
 class Rule:
     """One entry of the script: which fault strikes, and whom.
 
-    fault: a name from `FAULTS`.
+    fault: a name from `KNOWN`.
     times: how many requests it strikes, None for no limit.
     share: which part of the requests it strikes, 0..1, spread evenly.
     contains: only requests whose row text contains this.
     delay_ms: waits so long before answering (`slow`, or any other fault).
-    content, tokens: what `answer` says; tokens is `[input, output, cached, reasoning]`.
+    content, tokens: what `answer` says; tokens is `[input, output, cached, reasoning]`. With `contains`, the content is that of
+        the one text of a pack that contains it. For `pack_wrong_ids`, content is unknown (default), duplicate or swapped.
     echo_key: puts the request's API key into the error message, as careless servers do.
     """
 
@@ -210,14 +253,18 @@ class Rule:
     _debt: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if self.fault not in FAULTS:
-            raise ValueError(f"unknown fault {self.fault!r}; known ones: {', '.join(sorted(FAULTS))}")
+        if self.fault not in KNOWN:
+            raise ValueError(f"unknown fault {self.fault!r}; known ones: {', '.join(sorted(KNOWN))}")
+        if self.fault == "pack_wrong_ids" and (self.content or WRONG_IDS[0]) not in WRONG_IDS:
+            raise ValueError(f"content must be one of {', '.join(WRONG_IDS)}, not {self.content!r}")
 
     def strikes(self, ask: Ask) -> bool:
         """Whether this request is struck; counts it if so."""
         if self.times == 0 or (self.contains is not None and self.contains not in ask.text):
             return False
         if self.fault in CONDITIONAL and not condition_holds(self.fault, ask):
+            return False
+        if (self.fault in PACK and not ask.items) or (self.fault in FLEX and ask.tier != "flex"):
             return False
         self._debt += self.share
         if self._debt < 1.0 - 1e-9:
@@ -226,3 +273,9 @@ class Rule:
         if self.times is not None:
             self.times -= 1
         return True
+
+    def take_back(self) -> None:
+        """Uncounts a strike: the request was refused before the fault could strike it."""
+        self._debt += 1.0
+        if self.times is not None:
+            self.times += 1

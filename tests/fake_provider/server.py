@@ -1,4 +1,4 @@
-"""The server: records each request, plays the script, answers everything else correctly and deterministically."""
+"""The server: records each request, holds it to the limits, plays the script, answers everything else correctly."""
 
 from __future__ import annotations
 
@@ -14,39 +14,12 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from ai_worker.providers._fill import fill
-from tests.fake_provider.faults import CONDITIONAL, FAILURES, Rule
-from tests.fake_provider.wire import CHAT, GEMINI, RESPONSES, Answer, Ask, Tokens, Wire
-
-HTML = "<html><head><title>Bad Gateway</title></head><body><h1>502 Bad Gateway</h1><hr>nginx</body></html>"
-
-TEXT_SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-
-# How the outer settings of an answer follow from a fault's name.
-_FINISH = {"refused": "refused", "filtered": "filtered", "cut_short": "length", "empty_cut_short": "length"}
-
-
-def correct(text: str) -> str:
-    """What the fake does to a row's text: deterministic, visible, and different from it."""
-    return f"{text} ✓"
-
-
-def tokens_for(text: str) -> Tokens:
-    """What a correct answer to a row's text is billed: ten more than the text's words in, the answer's words out."""
-    return Tokens(len(text.split()) + 10, len(correct(text).split()))
-
-
-def schema_in(system: str) -> dict[str, Any] | None:
-    """The JSON schema that a system prompt spells out, on a line of its own, for want of a better place."""
-    lines = [line for line in system.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else None
-
-
-def answer_json(ask: Ask) -> str:
-    """JSON for the schema that was asked for; the worked text stands in its first free string."""
-    schema = ask.schema or schema_in(ask.system) or TEXT_SCHEMA
-    free = (name for name, sub in schema["properties"].items() if "string" in sub.get("type", ()) and "enum" not in sub)
-    return json.dumps(fill(schema, next(free, ""), correct(ask.text)), ensure_ascii=False)
+from tests.fake_provider.answering import Answering, Reply, answer_json, failed
+from tests.fake_provider.faults import FAILURES, Rule, refusal
+from tests.fake_provider.limits import Limiter, Limits, Refusal
+from tests.fake_provider.tally import Tally
+from tests.fake_provider.tokens import COUNTS
+from tests.fake_provider.wire import CHAT, GEMINI, RESPONSES, Ask, Wire
 
 
 @dataclass
@@ -61,6 +34,8 @@ class Request:
     received_at: float
     finished_at: float | None = None
     fault: str | None = None
+    refused_by: str | None = None  # the limit that it was over: requests, tokens, in_flight
+    status: int = 0  # as it was decided when the request came in
 
 
 class FakeProvider:
@@ -75,14 +50,25 @@ class FakeProvider:
     port: 0 for any free one.
     answer: turns a request into the content of a correct answer.
     keep: how many of the last requests `requests` holds; the counts know them all.
+    limits: what is enforced; nothing by default. `limit()` changes it, `reset()` brings this back.
+    count: how tokens are counted: `texts` = by the row's text alone, `prompt` = the whole of schema, system and user message.
     """
 
     def __init__(
-        self, *, latency_ms: float = 0.0, port: int = 0, answer: Callable[[Ask], str] = answer_json, keep: int = 10_000
+        self,
+        *,
+        latency_ms: float = 0.0,
+        port: int = 0,
+        answer: Callable[[Ask], str] = answer_json,
+        keep: int = 10_000,
+        limits: Limits = Limits(),  # noqa: B008 -- frozen
+        count: str = "texts",
     ) -> None:
         self.latency_ms = latency_ms
         self.port = port
-        self.answer = answer
+        self._answer = answer
+        self._count = count
+        self._limits = limits
         self.rules: list[Rule] = []
         self.requests: deque[Request] = deque(maxlen=keep)
         self._arrived = threading.Condition()
@@ -109,15 +95,31 @@ class FakeProvider:
         self.rules = list(rules)
 
     def reset(self) -> None:
-        """Forgets script, requests and counts."""
+        """Forgets script, requests and counts; the limits are again what they were at first, with nothing used."""
         self.rules = []
+        self.limit(self._limits)
+        self.tally = Tally()
+        self.answering = Answering(self._answer, COUNTS[self._count]())
         self.requests.clear()
         self.per_text: Counter[str] = Counter()
+        self.paid_per_text: Counter[str] = Counter()
         self.per_fault: Counter[str] = Counter()
         self.received = self.answered = self.in_flight = self.peak_in_flight = 0
 
-    def counts(self) -> dict[str, Any]:
-        """How many requests came in, were answered in full, are in flight, were so at most; and how often each text was seen."""
+    def limit(self, limits: Limits) -> None:
+        """Enforces these limits from now on, with nothing used."""
+        self.limiter = Limiter(limits)
+
+    def texts(self) -> dict[str, dict[str, int]]:
+        """For each text how often it was asked for (`requests`) and how often that was billed (`paid`), packs taken apart."""
+        return {text: {"requests": seen, "paid": self.paid_per_text[text]} for text, seen in self.per_text.items()}
+
+    def counts(self, window: float = 60.0) -> dict[str, Any]:
+        """How many requests came in, were answered in full, are in flight, were so at most; and how often each text was seen.
+
+        window: seconds; `peak_window` is the most requests and tokens that were let in within any such stretch.
+        The rest is described in `Tally`.
+        """
         return {
             "requests": self.received,
             "answered": self.answered,
@@ -126,6 +128,7 @@ class FakeProvider:
             "distinct_texts": len(self.per_text),
             "per_text": dict(self.per_text),
             "per_fault": dict(self.per_fault),
+            **self.tally.counts(window),
         }
 
     def wait_for_requests(self, number: int, timeout: float = 10.0) -> None:
@@ -174,6 +177,10 @@ class FakeProvider:
                 web.post("/_reset", self._post_reset),
                 web.get("/_counts", self._get_counts),
                 web.get("/_requests", self._get_requests),
+                web.get("/_texts", self._get_texts),
+                web.get("/_timeline", self._get_timeline),
+                web.get("/_limits", self._get_limits),
+                web.post("/_limits", self._post_limits),
                 web.post("/{version}/models/{model}:generateContent", self._handler(GEMINI)),
                 web.post("/{prefix:.*}chat/completions", self._handler(CHAT)),
                 web.post("/{prefix:.*}responses", self._handler(RESPONSES)),
@@ -201,7 +208,29 @@ class FakeProvider:
         return web.json_response({})
 
     async def _get_counts(self, request: web.Request) -> web.Response:
-        return web.json_response(self.counts())
+        try:
+            return web.json_response(self.counts(float(request.query.get("window", 60))))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    async def _get_texts(self, request: web.Request) -> web.Response:
+        return web.json_response(self.texts())
+
+    async def _get_timeline(self, request: web.Request) -> web.Response:
+        try:
+            return web.json_response(self.tally.timeline(float(request.query.get("bucket", 1))))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    async def _get_limits(self, request: web.Request) -> web.Response:
+        return web.json_response(asdict(self.limiter.limits))
+
+    async def _post_limits(self, request: web.Request) -> web.Response:
+        try:
+            self.limit(Limits(**await request.json()))
+        except (TypeError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response(asdict(self.limiter.limits))
 
     async def _get_requests(self, request: web.Request) -> web.Response:
         return web.json_response([asdict(one) for one in self.requests])
@@ -214,25 +243,49 @@ class FakeProvider:
                 ask = wire.ask(request.match_info.get("model", ""), json.loads(await request.read()), _key(request))
             except (ValueError, KeyError, TypeError) as error:
                 return web.json_response(wire.error(FAILURES["400"], f"malformed request: {error!r}"), status=400)
-            rule = next((rule for rule in self.rules if rule.strikes(ask)), None)
-            record = self._record(request, ask, rule)
+            limiter, rule = self.limiter, next((rule for rule in self.rules if rule.strikes(ask)), None)
+            reply = self.answering.reply(wire, ask, rule, self.received + 1)
+            refused = limiter.admit(ask.model, reply.tokens)
+            if refused:
+                if rule:
+                    rule.take_back()
+                reply, rule = failed(wire, refusal(refused, ask.model, say_when=limiter.limits.retry_after)), None
+            record = self._record(request, ask, rule, reply, refused)
             try:
-                if delay := self.latency_ms + (rule.delay_ms if rule else 0.0):
+                if not refused and (delay := self.latency_ms + (rule.delay_ms if rule else 0.0)):
                     await asyncio.sleep(delay / 1000)
-                response = await self._respond(request, wire, ask, rule or Rule("answer"))
+                extra = {} if wire is GEMINI else limiter.headers(ask.model)
+                response = await _send(request, reply, extra)
                 record.finished_at = time.monotonic()
                 self.answered += 1
                 return response
             finally:
                 self.in_flight -= 1
+                if not refused:
+                    limiter.release(ask.model)
 
         return handle
 
-    def _record(self, request: web.Request, ask: Ask, rule: Rule | None) -> Request:
+    def _record(self, request: web.Request, ask: Ask, rule: Rule | None, reply: Reply, refused: Refusal | None) -> Request:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        record = Request(ask.api, request.path, headers, ask.body, ask.text, time.monotonic(), fault=rule.fault if rule else None)
+        now, refused_by = time.monotonic(), refused.kind if refused else None
+        record = Request(
+            ask.api,
+            request.path,
+            headers,
+            ask.body,
+            ask.text,
+            now,
+            fault=rule.fault if rule else None,
+            refused_by=refused_by,
+            status=reply.status,
+        )
         self.requests.append(record)
-        self.per_text[ask.text] += 1
+        self.tally.add(now, reply.tokens, reply.status, tier=ask.tier, refused_by=refused_by)
+        for text in ask.texts:
+            self.per_text[text] += 1
+            if reply.tokens:
+                self.paid_per_text[text] += 1
         if rule:
             self.per_fault[rule.fault] += 1
         with self._arrived:
@@ -242,50 +295,19 @@ class FakeProvider:
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         return record
 
-    async def _respond(self, request: web.Request, wire: Wire, ask: Ask, rule: Rule) -> web.StreamResponse:
-        fault, number = rule.fault, self.received
-        failure = FAILURES.get(fault) or CONDITIONAL.get(fault)
-        if failure:
-            message = (failure.google_message if wire is GEMINI else None) or failure.message
-            body = wire.error(failure, _with_key(message, ask, rule))
-            return web.json_response(body, status=failure.status, headers=failure.headers)
-        if fault == "hang":
-            await asyncio.sleep(3600)
-        tokens = Tokens(*rule.tokens) if rule.tokens else tokens_for(ask.text)
-        if fault in ("html", "502_html"):
-            page = _with_key(HTML, ask, rule)
-            return web.Response(text=page, content_type="text/html", status=502 if fault == "502_html" else 200)
-        if fault == "blocked":
-            return web.json_response(wire.blocked(ask, tokens, number))
-        if fault == "error_in_200":
-            return web.json_response(wire.error_in_200(ask, tokens, _with_key("The upstream server is overloaded.", ask, rule)))
-        if fault == "no_answer_in_it":
-            return web.json_response({"object": "something else", "note": _with_key("nothing here", ask, rule)})
-        if fault == "not_an_object":
-            return web.json_response(["an", "array"])
-        content = None if fault == "empty_cut_short" else "" if fault == "empty" else rule.content or self._content(ask, fault)
-        payload = json.dumps(wire.answer(ask, Answer(content, tokens, _FINISH.get(fault, "stop")), number), ensure_ascii=False)
-        if fault == "drop":
-            return await _drop(request, payload.encode())
-        if fault in ("broken_json", "500_broken_json"):
-            half = payload[: len(payload) // 2]
-            return web.Response(text=half, content_type="application/json", status=500 if fault == "500_broken_json" else 200)
-        return web.Response(text=payload, content_type="application/json")
 
-    def _content(self, ask: Ask, fault: str) -> str:
-        if fault == "wrong_shape":
-            return json.dumps({"answer": 42})
-        content = self.answer(ask)
-        return content[: len(content) // 2] if fault == "cut_short" else content
+async def _send(request: web.Request, reply: Reply, headers: dict[str, str]) -> web.StreamResponse:
+    if reply.ends == "hangs":
+        await asyncio.sleep(3600)
+    if reply.ends == "dropped":
+        return await _drop(request, reply.text.encode())
+    headers = {**reply.headers, **headers}
+    return web.Response(text=reply.text, content_type=reply.content_type, status=reply.status, headers=headers)
 
 
 def _key(request: web.Request) -> str | None:
     bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
     return bearer or request.headers.get("x-goog-api-key")
-
-
-def _with_key(message: str, ask: Ask, rule: Rule) -> str:
-    return f"{message} (Authorization: Bearer {ask.key}, url /v1/x?key={ask.key})" if rule.echo_key else message
 
 
 async def _drop(request: web.Request, payload: bytes) -> web.StreamResponse:

@@ -6,9 +6,12 @@ providers.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from tests.fake_provider.packs import items_in
 
 # The prompt puts the row's text between two identical lines that hold nothing but a marker; the outermost pair counts.
 MARKED = re.compile(r"^(<<<[0-9a-f]{16}>>>)\n(.*)\n\1$", re.DOTALL | re.MULTILINE)
@@ -27,6 +30,18 @@ class Ask:
     structured: str  # json_schema | json_object | text
     body: dict[str, Any]
     key: str | None
+    tier: str = "default"  # or "flex": what was asked for
+    items: tuple[tuple[int, str], ...] = ()  # of a pack: ids and texts
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of the row, or of each row of a pack."""
+        return tuple(text for _, text in self.items) or (self.text,)
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The JSON schema that was asked for, wherever it stands."""
+        return self.schema or schema_in(self.system)
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class Failure:
     type: str = "invalid_request_error"
     code: str | None = None
     param: str | None = None
+    google_code: int | None = None  # where it differs from `status`
     google_status: str = "INVALID_ARGUMENT"
     google_message: str | None = None
     google_details: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +94,12 @@ class Wire(Protocol):
     def error_in_200(self, ask: Ask, tokens: Tokens, message: str) -> dict[str, Any]: ...
 
 
+def schema_in(system: str) -> dict[str, Any] | None:
+    """The JSON schema that a system prompt spells out, on a line of its own, for want of a better place."""
+    lines = [line for line in system.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else None
+
+
 def row_text(user: str) -> str:
     """The row's text inside a user message; the whole message where no markers are."""
     found = MARKED.search(user)
@@ -89,6 +111,23 @@ def _plain(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content or [])
+
+
+def _asked(
+    api: str,
+    model: str,
+    *,
+    system: str,
+    user: str,
+    schema: dict[str, Any] | None,
+    structured: str,
+    body: dict[str, Any],
+    key: str | None,
+    tier: str | None,
+) -> Ask:
+    items = items_in(user, schema or schema_in(system)) if "Item " in user else ()
+    tier = "flex" if (tier or "").lower() == "flex" else "default"
+    return Ask(api, model, system, user, row_text(user), schema, structured, body, key, tier, items)
 
 
 def _openai_error(failure: Failure, message: str) -> dict[str, Any]:
@@ -104,16 +143,16 @@ class Chat:
         }
         response_format = body.get("response_format") or {"type": "text"}
         schema = response_format.get("json_schema", {}).get("schema")
-        return Ask(
+        return _asked(
             self.name,
             body["model"],
-            said["system"],
-            said["user"],
-            row_text(said["user"]),
-            schema,
-            response_format["type"],
-            body,
-            key,
+            system=said["system"],
+            user=said["user"],
+            schema=schema,
+            structured=response_format["type"],
+            body=body,
+            key=key,
+            tier=body.get("service_tier"),
         )
 
     def _completion(self, ask: Ask, message: dict[str, Any], finish: str, tokens: Tokens, number: int) -> dict[str, Any]:
@@ -123,6 +162,7 @@ class Chat:
             "created": 1700000000,
             "model": ask.model,
             "choices": [{"index": 0, "message": {"role": "assistant", **message}, "logprobs": None, "finish_reason": finish}],
+            "service_tier": ask.tier,
             "usage": {
                 "prompt_tokens": tokens.input,
                 "completion_tokens": tokens.output,
@@ -157,10 +197,16 @@ class Responses:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         said = {role: "\n".join(_plain(m["content"]) for m in messages if m["role"] == role) for role in ("system", "user")}
         text_format = (body.get("text") or {}).get("format") or {"type": "text"}
-        system = body.get("instructions") or said["system"]
-        text = row_text(said["user"])
-        return Ask(
-            self.name, body["model"], system, said["user"], text, text_format.get("schema"), text_format["type"], body, key
+        return _asked(
+            self.name,
+            body["model"],
+            system=body.get("instructions") or said["system"],
+            user=said["user"],
+            schema=text_format.get("schema"),
+            structured=text_format["type"],
+            body=body,
+            key=key,
+            tier=body.get("service_tier"),
         )
 
     def _response(self, ask: Ask, tokens: Tokens, number: int, **fields: Any) -> dict[str, Any]:
@@ -172,6 +218,7 @@ class Responses:
             "error": None,
             "incomplete_details": None,
             "model": ask.model,
+            "service_tier": ask.tier,
             "output": [],
             "usage": {
                 "input_tokens": tokens.input,
@@ -207,6 +254,11 @@ class Responses:
         return self._response(ask, tokens, 0, status="failed", error={"code": "server_error", "message": message})
 
 
+def gemini_tier(tier: str) -> str:
+    """Gemini's word for the tier: in the answer's usage, and in the header `x-gemini-service-tier`."""
+    return "standard" if tier == "default" else tier
+
+
 class Gemini:
     name = "gemini"
 
@@ -217,10 +269,23 @@ class Gemini:
         schema = config.get("responseJsonSchema") or config.get("responseSchema")
         is_json = config.get("responseMimeType") == "application/json"
         structured = "json_schema" if schema else "json_object" if is_json else "text"
-        return Ask(self.name, model, system, user, row_text(user), schema, structured, body, key)
+        # The guide writes service_tier, the SDKs send serviceTier: JSON of protocol buffers may be spelt either way.
+        tier = body.get("serviceTier") or body.get("service_tier")
+        return _asked(
+            self.name,
+            model,
+            system=system,
+            user=user,
+            schema=schema,
+            structured=structured,
+            body=body,
+            key=key,
+            tier=tier,
+        )
 
-    def _usage(self, tokens: Tokens) -> dict[str, Any]:
-        usage = {"promptTokenCount": tokens.input, "totalTokenCount": tokens.input + tokens.output}
+    def _usage(self, ask: Ask, tokens: Tokens) -> dict[str, Any]:
+        usage: dict[str, Any] = {"promptTokenCount": tokens.input, "totalTokenCount": tokens.input + tokens.output}
+        usage["serviceTier"] = gemini_tier(ask.tier)
         optional = {
             "candidatesTokenCount": tokens.output - tokens.reasoning,
             "thoughtsTokenCount": tokens.reasoning,
@@ -234,15 +299,19 @@ class Gemini:
         if answer.finish in ("stop", "length"):
             parts = [] if answer.content is None else [{"text": answer.content}]
             candidate["content"] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
-        usage = self._usage(answer.tokens)
+        usage = self._usage(ask, answer.tokens)
         return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": ask.model, "responseId": f"gemini-{number}"}
 
     def blocked(self, ask: Ask, tokens: Tokens, number: int) -> dict[str, Any]:
         feedback = {"blockReason": "PROHIBITED_CONTENT"}
-        return {"promptFeedback": feedback, "usageMetadata": self._usage(Tokens(tokens.input, 0)), "modelVersion": ask.model}
+        return {"promptFeedback": feedback, "usageMetadata": self._usage(ask, Tokens(tokens.input, 0)), "modelVersion": ask.model}
 
     def error(self, failure: Failure, message: str) -> dict[str, Any]:
-        error: dict[str, Any] = {"code": failure.status, "message": message, "status": failure.google_status}
+        error: dict[str, Any] = {
+            "code": failure.google_code or failure.status,
+            "message": message,
+            "status": failure.google_status,
+        }
         if failure.google_details:
             error["details"] = failure.google_details
         return {"error": error}
