@@ -16,7 +16,7 @@ from ai_worker.models import Filters, Item, Secret, Task
 from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
-from ai_worker.worker import Summary, Worker, WorkerOptions, calls
+from ai_worker.worker import Summary, Worker, WorkerOptions, attempt, calls
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider
 
@@ -42,7 +42,7 @@ def steady_waits() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls.Caller, "_sleep", shorter)
-        patch.setattr(calls, "attempt_delay", stretched)
+        patch.setattr(attempt, "attempt_delay", stretched)
         yield
 
 

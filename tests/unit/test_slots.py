@@ -161,3 +161,95 @@ def test_room_that_goes_while_more_is_waited_for_is_no_claim_and_no_end() -> Non
         _commits=[],
     )
     assert asyncio.run(Worker._wait_for_slots(worker)) == 30
+
+
+class Waiting(Held):
+    """Calls that give their slot away until they are told to come back, and then go on until they are told to end."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.backs: dict[int, asyncio.Event] = {}
+
+    async def _call(self, item: Item) -> Outcome:
+        key = item.id_task_item
+        self.backs[key] = asyncio.Event()
+        async with self.slots.away():
+            await self.backs[key].wait()
+            if item.text_original == "wada":
+                raise LookupError("a defect while away")
+        return await super()._call(item)
+
+    async def come_back(self, *keys: int) -> None:
+        for key in keys:
+            self.backs[key].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def test_a_call_that_is_away_leaves_its_slot_to_another_and_takes_one_again_before_it_goes_on() -> None:
+    async def run() -> None:
+        held = Waiting(1)
+        held.slots.fill(items(1, 2, 3))
+        await held.come_back()
+        assert (len(held.slots), held.slots.in_flight, sorted(held.backs)) == (3, 0, [1, 2, 3])
+        assert held.slots.free(0) == 1
+        await held.come_back(1, 2)
+        assert (held.slots.in_flight, list(held.ends)) == (1, [1]), "two go on in one slot"
+        assert held.slots.free(0) == 0
+        await held.end(1)
+        assert (held.slots.in_flight, list(held.ends)) == (1, [1, 2])
+        await held.end(2)
+        assert held.outcomes == [(1, OutcomeKind.PROCESSED), (2, OutcomeKind.PROCESSED)]
+        assert (len(held.slots), held.slots.in_flight) == (1, 0)
+
+    asyncio.run(run())
+
+
+def test_who_comes_back_goes_before_what_is_ready() -> None:
+    async def run() -> None:
+        held = Waiting(1)
+        held.slots.fill(items(1, 2))
+        await held.come_back(2)
+        await held.come_back(1)
+        assert list(held.ends) == [2]
+        await held.end(2)
+        assert list(held.ends) == [2, 1]
+
+    asyncio.run(run())
+
+
+def test_calls_cancelled_or_failing_while_away_are_told_of_and_hold_nothing() -> None:
+    async def run() -> None:
+        limited = replace(TASK, max_in_flight=5)
+        held = Waiting(1)
+        held.slots.fill([*items(1, task=limited), *items(2, task=limited, text="wada"), *items(3, 4, task=limited)])
+        await held.come_back()
+        assert held.slots.room(limited) == 5, "what is away is not in flight at the model"
+        await held.come_back(1, 2, 3)
+        assert held.outcomes == [(2, OutcomeKind.FAILED)]
+        held.slots.cancel()  # 1 has the slot, 3 waits for it, 4 is away
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert sorted(held.outcomes) == [
+            (1, OutcomeKind.RELEASED),
+            (2, OutcomeKind.FAILED),
+            (3, OutcomeKind.RELEASED),
+            (4, OutcomeKind.RELEASED),
+        ]
+        assert (len(held.slots), held.slots.in_flight, held.slots.room(limited)) == (0, 0, 5)
+        held.slots.fill(items(9))
+        await held.come_back()
+        assert 9 in held.backs, "the slot is free again"
+
+    asyncio.run(run())
+
+
+def test_too_many_away_take_slots_after_all() -> None:
+    async def run() -> None:
+        held = Waiting(2)
+        held.slots.fill(items(*range(1, 24)))
+        await held.come_back()
+        assert held.slots.in_flight == 0
+        assert held.slots.free(0) == 2 - (23 - 2 * module.AWAY_PER_SLOT)
+
+    asyncio.run(run())

@@ -10,9 +10,14 @@ from typing import Final
 from ai_worker.errors import DatabaseError, ModelStopped
 from ai_worker.log import Event, Log
 from ai_worker.models import Item
-from ai_worker.worker.calls import Misconfigured
 
 SHUN_SECONDS: Final = 5.0  # a model just stopped: by then its row says so, or could not be written
+
+
+class Misconfigured(ModelStopped):
+    """This process cannot use the model: it lacks the master key or the provider. Others may have them."""
+
+    kind = "configuration"
 
 
 class Breaker:
@@ -49,6 +54,10 @@ class Breaker:
         """The models to claim nothing for. Callable from any thread."""
         now = time.monotonic()
         return [each for each, until in list(self._shunned.items()) if until > now]
+
+    def is_shunned(self, id_ai_model: int) -> bool:
+        """Whether this model must not be called now."""
+        return bool(self._shunned) and self._shunned.get(id_ai_model, 0.0) > time.monotonic()
 
     @property
     def is_resuming(self) -> bool:

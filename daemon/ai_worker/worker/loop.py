@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, TypeVar
@@ -22,8 +23,9 @@ from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
 from ai_worker.worker.breaker import Breaker
-from ai_worker.worker.calls import Caller, Endpoints
+from ai_worker.worker.calls import Caller
 from ai_worker.worker.commits import Commits
+from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.picker import Picker
@@ -140,7 +142,7 @@ class Worker:
             self._look_again,
         )
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
-        caller = Caller(self._endpoints, self._draining, self._breaker.trip, lambda: self._lease.log)
+        caller = Caller(self._endpoints, self._draining, self._breaker, self._away, lambda: self._lease.log)
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
         self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
 
@@ -451,6 +453,9 @@ class Worker:
         self._picker.forget()
         self._slots.give_back(self._breaker.shunned())
         self._wake()
+
+    def _away(self) -> AbstractAsyncContextManager[None]:
+        return self._slots.away()  # the slots are made after those who make their calls
 
     def _wake(self) -> None:
         self._work_seen.set()

@@ -1,11 +1,16 @@
-"""The items that a worker holds: those whose calls are under way, one in each slot, and a few claimed ahead for the next ones."""
+"""The items that a worker holds: those whose calls are under way, one in each slot, and a few claimed ahead for the next ones.
+
+A call that waits for something else than its provider (for its retry, for another item's answer) is *away*: its slot is free for
+another, and it gets one again before it goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from ai_worker.models import Item, Outcome, Task
@@ -16,6 +21,7 @@ from ai_worker.models import Item, Outcome, Task
 AHEAD_SECONDS: Final = 0.5
 AHEAD_SHARE: Final = 0.5
 RATE_SECONDS: Final = 1.0  # over which the rate is taken
+AWAY_PER_SLOT: Final = 10  # more of them take slots after all: a provider that fails every call must not have all items claimed
 
 
 class Slots:
@@ -44,6 +50,8 @@ class Slots:
         self._on_defect = on_defect
         self._may_start = may_start
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
+        self._away: dict[asyncio.Task[Outcome], asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
+        self._returning: deque[asyncio.Task[Outcome]] = deque()
         self._ready: deque[Item] = deque()
         self._needed = 0  # ahead, by the latest rate
         self._rate_since, self._ended_since = time.monotonic(), 0
@@ -58,12 +66,13 @@ class Slots:
     @property
     def in_flight(self) -> int:
         """How many calls are."""
-        return len(self._calls)
+        return len(self._calls) - len(self._away)
 
     def free(self, in_hand: int) -> int:
         """How many more items may be claimed. Results in hand take no slots, until there are as many of them as slots: then it is
         the database that is slow."""
-        return self._slots + self._ahead - len(self) - max(0, in_hand - self._slots)
+        too_many_away = max(0, len(self._away) - AWAY_PER_SLOT * self._slots)
+        return self._slots + self._ahead - self.in_flight - len(self._ready) - too_many_away - max(0, in_hand - self._slots)
 
     @property
     def _ahead(self) -> int:
@@ -129,11 +138,43 @@ class Slots:
         for call in self._calls:
             call.cancel()
 
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """For a call's own task: the slot is another's inside the block, and one is waited for at its end.
+
+        When the block is left by an exception the call goes on without a slot: it is about to end.
+        """
+        call = asyncio.current_task()
+        item = self._calls.get(call) if call is not None else None
+        if call is None or item is None or call in self._away:
+            raise RuntimeError("only a call that has a slot can give it away")
+        self._away[call] = None
+        self._held[item.task.id_ai_model] -= 1
+        self._start()
+        self._has_room.set()
+        yield
+        if not self._returning and self.in_flight < self._slots:
+            self._come_back(call)
+            return
+        place = self._away[call] = asyncio.get_running_loop().create_future()
+        self._returning.append(call)
+        await place
+
+    def _come_back(self, call: asyncio.Task[Outcome]) -> None:
+        del self._away[call]
+        self._held[self._calls[call].task.id_ai_model] += 1
+
     def _start(self) -> None:
         if not self._may_start():
             self.give_back()
         loop = asyncio.get_running_loop()
-        while self._ready and len(self._calls) < self._slots:
+        while self._returning and self.in_flight < self._slots:
+            call = self._returning.popleft()
+            place = self._away.get(call)
+            if place is not None and not place.done():  # else it was cancelled while it waited
+                self._come_back(call)
+                place.set_result(None)
+        while self._ready and self.in_flight < self._slots:
             item = self._ready.popleft()
             call = loop.create_task(self._call(item))
             self._calls[call] = item
@@ -141,7 +182,10 @@ class Slots:
 
     def _ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
-        if self._ready:
+        if call in self._away:
+            del self._away[call]
+            self._held[item.task.id_ai_model] += 1  # for `_end`, which takes it off
+        if self._ready or self._returning:
             self._start()
         if call.cancelled():
             outcome = Outcome.released(item)

@@ -1,0 +1,121 @@
+"""One attempt at an item while it is under way: what it has cost so far, and the ways in which it can end."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+
+from ai_worker import prices
+from ai_worker.errors import RateLimited
+from ai_worker.log import WARNING, Event, Log, of_item
+from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, OutcomeKind, Result, Usage
+from ai_worker.retry import attempt_delay
+
+POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
+MOST_TOKENS = 10_000_000  # of one call; no model takes or gives as many
+
+_TEXT = (str, type(None))
+
+
+class Attempt:
+    """One attempt under way: what it has cost so far, and its possible ends."""
+
+    __slots__ = ("_began", "_is_unpriced", "cost", "item", "lane", "log", "model", "usage")
+
+    def __init__(self, item: Item, log: Log) -> None:
+        self.item = item
+        self.log = log
+        self.model: Model | None = None
+        self.usage = NO_USAGE  # of the answer, and of failed calls that were billed all the same
+        self.cost: Decimal | None = None  # the same in USD; None while nothing was billed, and where a price is not known
+        self.lane = Lane.ONLINE  # of the latest call
+        self._is_unpriced = False
+        self._began = time.monotonic()
+
+    def bill(self, usage: Usage, lane: Lane) -> Usage:
+        """Puts a call on the books, and returns its tokens within bounds."""
+        self.lane = lane
+        if usage is NO_USAGE or self.model is None:
+            return usage
+        usage = plausible(usage)
+        self.usage += usage
+        cost = prices.cost(self.model, usage, lane)
+        self._is_unpriced |= cost is None
+        self.cost = None if cost is None or self._is_unpriced else cost if self.cost is None else self.cost + cost
+        return usage
+
+    def processed(self, result: Result) -> Outcome:
+        """Raises TypeError when a plug-in made a result that is none."""
+        if not isinstance(result.text_corrected, _TEXT):
+            raise TypeError(f"the result's text is of the type {type(result.text_corrected).__name__}")
+        return self._in_lane(Outcome.processed(self.item, result, self.usage, self._total(), milliseconds(self._began)))
+
+    def postponed(self, error: RateLimited) -> Outcome:
+        """Being told to slow down says nothing about the item: it waits, and its attempt is not charged."""
+        delay = attempt_delay(POSTPONED_AS, error.retry_after)
+        return self._logged(self._postponed(error.kind, str(error), delay))
+
+    def given_back(self, why: str) -> Outcome:
+        """Not charged, and claimable at once; on the books where calls were billed all the same."""
+        if self.usage == NO_USAGE:
+            return Outcome.released(self.item)
+        return self._postponed(why, "given back after calls that were billed", 0.0)
+
+    def _postponed(self, kind: str, message: str, delay: float) -> Outcome:
+        latency = milliseconds(self._began)
+        return self._in_lane(Outcome.postponed(self.item, _column(kind), message, delay, self.usage, self._total(), latency))
+
+    def retry(self, kind: str, message: str, retry_after: float | None) -> Outcome:
+        delay = attempt_delay(self.item.tries, retry_after)
+        latency = milliseconds(self._began)
+        return self._logged(Outcome.retry(self.item, _column(kind), message, delay, self.usage, self._total(), latency))
+
+    def failed(self, kind: str, message: str) -> Outcome:
+        latency = milliseconds(self._began)
+        return self._logged(Outcome.failed(self.item, _column(kind), message, self.usage, self._total(), latency))
+
+    def _total(self) -> Decimal | None:
+        """USD of the attempt: what was billed, nothing where nothing was but would be, None where the price is not known."""
+        if self.cost is None and not self._is_unpriced and self.model is not None:
+            return prices.cost(self.model, NO_USAGE)
+        return self.cost
+
+    def _in_lane(self, outcome: Outcome) -> Outcome:
+        return outcome if self.lane is Lane.ONLINE else outcome._replace(lane=self.lane)
+
+    def _logged(self, outcome: Outcome) -> Outcome:
+        outcome = self._in_lane(outcome)
+        self.log(
+            Event.ERROR,
+            level=None if outcome.kind is OutcomeKind.FAILED else WARNING,
+            **of_item(self.item, self.model.name if self.model else str(self.item.task.id_ai_model)),
+            kind=outcome.error_kind,
+            message=outcome.error_message,
+            outcome=outcome.kind.value,
+            tokens_input=self.usage.tokens_input,
+            tokens_output=self.usage.tokens_output,
+        )
+        return outcome
+
+
+def plausible(usage: Usage) -> Usage:
+    """The tokens that a provider says it used, within what the columns take: an absurd number must not cost the answer."""
+    if (
+        0 <= usage.tokens_cached <= usage.tokens_input <= MOST_TOKENS
+        and 0 <= usage.tokens_reasoning <= usage.tokens_output <= MOST_TOKENS
+    ):
+        return usage
+    tokens_input, tokens_output, cached, reasoning = (
+        min(max(0, tokens), MOST_TOKENS)
+        for tokens in (usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning)
+    )
+    return Usage(tokens_input, tokens_output, min(cached, tokens_input), min(reasoning, tokens_output))
+
+
+def _column(kind: str) -> str:
+    """An error's kind as its column takes it: a plug-in may name its own."""
+    return kind.encode("ascii", "replace").decode()[:32]
+
+
+def milliseconds(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
