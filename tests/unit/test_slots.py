@@ -180,7 +180,7 @@ class Waiting(Held):
         return await super()._call(item)
 
     async def until_all_began(self) -> None:
-        while len(self.backs) < len(self.slots):
+        while len(self.backs) < len(self.slots):  # noqa: ASYNC110 -- a turn of the loop at a time
             await asyncio.sleep(0)
         await self.come_back()
 
