@@ -35,7 +35,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._times = array("d")
-        self._tokens = array("q")
+        self._tokens = array("d")  # tests bill more than any whole number of 64 bits
         self._statuses = array("h")
         self._peaks: dict[float, _Peak] = {}
         self._reading = threading.Lock()
