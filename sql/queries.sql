@@ -49,6 +49,34 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
  LIMIT %(size)s
    FOR UPDATE SKIP LOCKED;
 
+-- name: lock_pending_for_batch
+-- The same for a batch: what came back from an earlier one is left for the lane online.
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 0
+ ORDER BY id_task_item
+ LIMIT %(size)s
+   FOR UPDATE SKIP LOCKED;
+
+-- name: lock_pending_singles
+-- And the other way round: what a batch gave back is sent alone. Asked only where nothing waits for a batch, so that it need not
+-- wade through that.
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 1
+ ORDER BY id_task_item
+ LIMIT %(size)s
+   FOR UPDATE SKIP LOCKED;
+
+-- name: tasks_with_items_for_batches
+-- Which of these tasks have items that wait for a batch; from the end of each range, where new items are and dead index entries few.
+SELECT t.id_task
+  FROM task t
+ WHERE t.id_task IN %(tasks)s
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim)
+         WHERE i.id_task = t.id_task AND i.status_id = 0 AND i.is_single = 0
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL;
+
 -- name: lock_pending_of_tasks
 -- The claim on many small tasks. No ORDER BY: a sort would lock every candidate and starve the next worker.
 SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
@@ -140,7 +168,7 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
 -- The same for outcomes of all kinds, whose rows are locked and looked at already.
 UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          id_task_item BIGINT UNSIGNED PATH '$.id', attempt INT PATH '$.at', status_id INT PATH '$.st',
-         charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de',
+         charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de', single INT PATH '$.si',
          tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co',
          error_kind VARCHAR(32) PATH '$.ek', error_message VARCHAR(1000) PATH '$.em',
          text_corrected MEDIUMTEXT PATH '$.tc', change_summary TEXT PATH '$.cs', result MEDIUMTEXT PATH '$.re')) r
@@ -151,6 +179,7 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
        i.attempt = i.attempt - 1 + r.charged,
        i.lost_count = i.lost_count - r.found_again,
        i.available_at = IF(r.status_id = 4, NOW(6) + INTERVAL r.delay_us MICROSECOND, NULL),
+       i.is_single = GREATEST(i.is_single, r.single),
        i.finished_at = IF(r.status_id IN (1, 3), NOW(6), NULL),
        i.tokens_input = i.tokens_input + r.tokens_input,
        i.tokens_output = i.tokens_output + r.tokens_output,
@@ -283,7 +312,7 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
    SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
        t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)), t.finished_at = NULL
  WHERE i.id_task_item = %(new_item)s AND i.status_id = 0
-   AND t.status_id IN (0, 1, 2, 3)
+   AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch'
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
    AND m.is_active = 1 AND m.stopped_at IS NULL AND m.id_ai_model NOT IN %(busy_models)s
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
@@ -369,10 +398,11 @@ UPDATE worker FORCE INDEX (PRIMARY) SET ended_at = NOW(6), in_flight = 0 WHERE i
 SHOW GLOBAL STATUS LIKE 'Uptime';
 
 -- name: lock_stale_worker
--- One worker whose lease is over; several rescuers take different ones.
+-- One worker whose lease is over; several rescuers take different ones. A batch is no process that can die: its items come back
+-- only when it was given up.
 SELECT id_worker
   FROM worker FORCE INDEX (k_worker_lease)
- WHERE ended_at IS NULL AND lease_until < NOW(6)
+ WHERE ended_at IS NULL AND lease_until < NOW(6) AND (mode <> 'batch' OR lost_at IS NOT NULL)
  ORDER BY lease_until
  LIMIT 1
    FOR UPDATE SKIP LOCKED;
@@ -428,9 +458,10 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 
 -- name: others_at_work
 -- Who else holds items that these filters want, and how long ago each showed a sign of life: `run` waits for the silent ones.
+-- Batches are no processes, and waited for in their own way.
 SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000 AS silent_seconds
   FROM worker w FORCE INDEX (k_worker_lease)
- WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s
+ WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s AND w.mode <> 'batch'
    AND (SELECT i.id_task_item
           FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
@@ -497,6 +528,138 @@ SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_
 UPDATE ai_model SET probe_at = NOW(6) + INTERVAL %(seconds)s SECOND
  WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL AND probe_at <= NOW(6);
 
+
+-- ===== batches: what is handed in at a provider =====
+
+-- name: waiting_batch
+-- Under the task's lock: a batch that was not handed in yet. A second one would only share its items, or meet the same refusal.
+SELECT id_batch FROM batch FORCE INDEX (k_batch_task)
+ WHERE id_task = %(id_task)s AND id_ai_model = %(id_ai_model)s AND state IN ('collecting', 'submitting')
+ LIMIT 1;
+
+-- name: insert_batch
+-- With the `worker` row that will own its items, in one transaction; held by who made it.
+INSERT INTO batch (batch_key, id_task, id_ai_model, id_worker, state, id_holder, held_until)
+VALUES (%(batch_key)s, %(id_task)s, %(id_ai_model)s, %(id_worker)s, 'collecting', %(id_holder)s,
+        NOW(6) + INTERVAL %(hold_us)s MICROSECOND);
+
+-- name: batch_of_key
+-- After a COMMIT whose answer was lost: whether it is there.
+SELECT id_batch FROM batch WHERE batch_key = %(batch_key)s;
+
+-- name: due_batches
+-- Batches that somebody should look at now, and nobody is just looking at. An index look-up where there are none.
+SELECT b.id_batch
+  FROM batch b FORCE INDEX (k_batch_open)
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = b.id_ai_model
+  LEFT JOIN task t ON t.id_task = b.id_task
+ WHERE b.ended_at IS NULL AND b.poll_at <= NOW(6)
+   AND (b.held_until IS NULL OR b.held_until <= NOW(6) OR b.id_holder = %(id_holder)s)
+   AND m.id_ai_model NOT IN %(busy_models)s
+   AND (%(id_task)s IS NULL OR b.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s)
+ ORDER BY b.poll_at
+ LIMIT 20;
+
+-- name: hold_batch
+-- One worker at a time drives a batch on; who dies meanwhile loses it when its time is over.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET id_holder = %(id_holder)s, held_until = NOW(6) + INTERVAL %(hold_us)s MICROSECOND
+ WHERE id_batch = %(id_batch)s AND ended_at IS NULL
+   AND (held_until IS NULL OR held_until <= NOW(6) OR id_holder = %(id_holder)s);
+
+-- name: renew_batch
+-- Longer; not when the time was over, for somebody else may have begun.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET held_until = NOW(6) + INTERVAL %(hold_us)s MICROSECOND
+ WHERE id_batch = %(id_batch)s AND id_holder = %(id_holder)s AND held_until > NOW(6) AND ended_at IS NULL;
+
+-- name: batch_row
+-- How it stands, and what its task and its lease say.
+SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, b.provider_batch_id, b.items, b.failures,
+       b.cancelled_at IS NOT NULL AS is_cancelled, COALESCE(t.status_id, 5) AS task_status,
+       TIMESTAMPDIFF(SECOND, COALESCE(b.submitted_at, b.created_at), NOW(6)) AS age, COALESCE(w.lease_until < NOW(6), 1) AS is_overdue
+  FROM batch b
+  LEFT JOIN task t ON t.id_task = b.id_task
+  LEFT JOIN worker w ON w.id_worker = b.id_worker
+ WHERE b.id_batch = %(id_batch)s;
+
+-- name: task_of_batch
+-- Its task as a claim sees it, for the model that the batch is for.
+SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, 0 AS is_probe
+  FROM task t
+  JOIN ai_model m ON m.id_ai_model = %(id_ai_model)s
+ WHERE t.id_task = %(id_task)s;
+
+-- name: items_of_batch
+-- A page of what it holds, with the fence of each: the same rows after a crash as before.
+SELECT id_task_item, text_original, context, attempt, lost_count, refused, is_single, claim_token
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 2 AND id_worker = %(id_worker)s AND id_task_item > %(after)s
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: batch_submitting
+-- From here on it takes no more items, and may be at the provider.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET state = 'submitting', items = %(items)s
+ WHERE id_batch = %(id_batch)s AND state IN ('collecting', 'submitting') AND id_holder = %(id_holder)s AND held_until > NOW(6);
+
+-- name: batch_submitted
+-- The provider has it, whoever holds it by now; but the first id that is stored stands.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET state = IF(state = 'submitting', 'submitted', state), provider_batch_id = %(provider_batch_id)s,
+       submitted_at = COALESCE(submitted_at, NOW(6)), failures = 0, message = NULL
+ WHERE id_batch = %(id_batch)s AND ended_at IS NULL AND (provider_batch_id IS NULL OR provider_batch_id = %(provider_batch_id)s);
+
+-- name: batch_storing
+-- The provider has finished with it.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET state = 'storing', failures = 0, message = %(message)s
+ WHERE id_batch = %(id_batch)s AND state IN ('submitted', 'storing');
+
+-- name: batch_cancelled
+-- The provider was asked to end it.
+UPDATE batch FORCE INDEX (PRIMARY) SET cancelled_at = COALESCE(cancelled_at, NOW(6)) WHERE id_batch = %(id_batch)s AND ended_at IS NULL;
+
+-- name: leave_batch
+-- Not held any more, until somebody looks at it again.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET id_holder = NULL, held_until = NULL, poll_at = NOW(6) + INTERVAL %(delay_us)s MICROSECOND, failures = %(failures)s,
+       message = COALESCE(%(message)s, message)
+ WHERE id_batch = %(id_batch)s AND id_holder = %(id_holder)s AND ended_at IS NULL;
+
+-- name: end_batch
+-- All that it held has been stored or given back, or was given up.
+UPDATE batch FORCE INDEX (PRIMARY)
+   SET state = 'done', ended_at = NOW(6), id_holder = NULL, held_until = NULL, message = COALESCE(%(message)s, message)
+ WHERE id_batch = %(id_batch)s AND ended_at IS NULL;
+
+-- name: give_up_batch
+-- A rescue now takes its items as it takes those of the dead.
+UPDATE worker FORCE INDEX (PRIMARY) SET lost_at = COALESCE(lost_at, NOW(6)), lease_until = NOW(6)
+ WHERE id_worker = %(id_worker)s AND ended_at IS NULL;
+
+-- name: open_batches
+-- What a `run` with these filters waits for, and in how many seconds the first of them may be looked at.
+SELECT COUNT(*) AS batches,
+       MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), GREATEST(b.poll_at, COALESCE(b.held_until, b.poll_at)))) / 1000000 AS seconds
+  FROM batch b FORCE INDEX (k_batch_open)
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = b.id_ai_model
+  LEFT JOIN task t ON t.id_task = b.id_task
+ WHERE b.ended_at IS NULL
+   AND (%(id_task)s IS NULL OR b.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s);
+
+-- name: batches_of_task
+-- For people: a task's batches, in the order in which they were made.
+SELECT b.id_batch, b.state, b.provider_batch_id, b.items, b.message, b.failures, b.created_at, b.submitted_at, b.cancelled_at, b.ended_at
+  FROM batch b FORCE INDEX (k_batch_task)
+ WHERE b.id_task = %(id_task)s
+ ORDER BY b.id_batch;
 
 -- ===== models =====
 
@@ -709,7 +872,7 @@ SELECT g.status_id, g.error_kind, g.items, i.id_task_item, i.error_message,
  ORDER BY g.status_id, g.items DESC;
 
 -- name: workers
--- Who is there, by the server's clock: a worker is late when it has missed a beat, lost when its lease is over.
+-- Who is there (batches are no processes), by the server's clock: a worker is late when it has missed a beat, lost when its lease is over.
 SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_processed, items_failed, started_at, ended_at,
        TIMESTAMPDIFF(MICROSECOND, heartbeat_at, NOW(6)) / 1000000 AS silent_seconds,
        CASE WHEN lost_at IS NOT NULL THEN 'lost'
@@ -718,7 +881,7 @@ SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_proces
             WHEN TIMESTAMPDIFF(MICROSECOND, heartbeat_at, NOW(6)) * 2 > TIMESTAMPDIFF(MICROSECOND, heartbeat_at, lease_until) THEN 'late'
             ELSE 'alive' END AS state
   FROM worker
- WHERE ended_at IS NULL OR (%(with_ended)s AND ended_at > NOW(6) - INTERVAL 1 DAY)
+ WHERE mode <> 'batch' AND (ended_at IS NULL OR (%(with_ended)s AND ended_at > NOW(6) - INTERVAL 1 DAY))
  ORDER BY id_worker;
 
 -- name: stopped_models

@@ -250,7 +250,8 @@ class OutcomeKind(StrEnum):
 class Outcome(NamedTuple):
     """How one attempt at one item ended, ready to be committed. Made by the named constructors only.
 
-    `cost` is in USD, None where the price is unknown; `delay` in seconds until the item may be claimed again.
+    `cost` is in USD, None where the price is unknown; `delay` in seconds until the item may be claimed again. `single` says that
+    from now on the item is sent alone and online.
     """
 
     item: Item
@@ -263,6 +264,7 @@ class Outcome(NamedTuple):
     delay: float = 0.0
     latency_ms: int | None = None
     lane: Lane = Lane.ONLINE
+    single: bool = False
 
     @classmethod
     def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:

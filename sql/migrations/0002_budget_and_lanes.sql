@@ -104,17 +104,23 @@ CREATE TABLE IF NOT EXISTS batch (
   state             VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   provider_batch_id VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NULL,
   items             INT UNSIGNED NOT NULL DEFAULT 0,
+  failures          SMALLINT UNSIGNED NOT NULL DEFAULT 0,
   message           VARCHAR(1000) NULL,
   id_holder         BIGINT UNSIGNED NULL,
   held_until        DATETIME(6) NULL,
   poll_at           DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   created_at        DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   submitted_at      DATETIME(6) NULL,
+  cancelled_at      DATETIME(6) NULL,
   ended_at          DATETIME(6) NULL,
   PRIMARY KEY (id_batch),
   UNIQUE KEY u_batch_key (batch_key),
   KEY k_batch_open (ended_at, poll_at),
-  KEY k_batch_task (id_task)
+  KEY k_batch_task (id_task),
+  CONSTRAINT c_batch_state CHECK (state IN ('collecting', 'submitting', 'submitted', 'storing', 'done')),
+  CONSTRAINT c_batch_submitted CHECK (state NOT IN ('submitted', 'storing') OR provider_batch_id IS NOT NULL),
+  CONSTRAINT c_batch_holder CHECK ((id_holder IS NULL) = (held_until IS NULL)),
+  CONSTRAINT c_batch_ended CHECK ((state = 'done') = (ended_at IS NOT NULL))
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
 INSERT IGNORE INTO schema_migration (version, name) VALUES (2, 'budget_and_lanes');

@@ -128,6 +128,7 @@ class Changes:
                 "ch": int(outcome.kind not in UNCHARGED),
                 "fa": int(is_late),
                 "de": int(outcome.delay * 1e6),
+                "si": int(outcome.single),
                 "ti": usage.tokens_input,
                 "to": usage.tokens_output,
                 "co": _decimal(outcome.cost),

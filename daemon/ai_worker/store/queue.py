@@ -113,12 +113,20 @@ class Queue:
         return [_task(row) for row in rows]
 
     def claim(
-        self, id_worker: int, tasks: Sequence[Task], size: int, *, after: int = 0, id_task_item: int | None = None
+        self,
+        id_worker: int,
+        tasks: Sequence[Task],
+        size: int,
+        *,
+        after: int = 0,
+        id_task_item: int | None = None,
+        single: bool | None = None,
     ) -> list[Item]:
         """Takes up to `size` pending items of these tasks, in the order of the key where it is one task.
 
         `after` is the watermark of the single task: items up to this key are passed over. An empty list means that nothing
-        was there to take now, above the watermark.
+        was there to take now, above the watermark. Of a single task in the lane batch, `single` says whether items are wanted
+        that came back from a batch, or only others.
         """
         self._resolve_doubts()
         by_id = {task.id_task: task for task in tasks}
@@ -130,7 +138,7 @@ class Queue:
             if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
                 return landed
             chosen.clear()
-            rows = self._lock_pending(tx, list(by_id), size, after, id_task_item)
+            rows = self._lock_pending(tx, list(by_id), size, after, id_task_item, single)
             if not rows:
                 return []
             found = sorted({row[1] for row in rows})
@@ -199,6 +207,10 @@ class Queue:
             for row in rows
         ]
 
+    def with_items_for_batches(self, tasks: Sequence[int]) -> set[int]:
+        """Which of these tasks have pending items that did not come back from a batch."""
+        return {row["id_task"] for row in self._db.query("tasks_with_items_for_batches", {"tasks": tasks})}
+
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """In a crowd, waits for a named lock around a claim; tells it by how long the claim, or that wait, takes.
@@ -243,10 +255,13 @@ class Queue:
 
     @staticmethod
     def _lock_pending(
-        tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None
+        tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None, single: bool | None
     ) -> Sequence[tuple[Any, ...]]:
         if id_task_item is not None:
             return tx.tuples("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
+        if single is not None:
+            verb = "lock_pending_singles" if single else "lock_pending_for_batch"
+            return tx.tuples(verb, {"id_task": tasks[0], "after": after, "size": size})
         if len(tasks) == 1:
             return tx.tuples("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
         return tx.tuples("lock_pending_of_tasks", {"tasks": tasks, "size": size})
