@@ -101,7 +101,9 @@ class Batches:
 
     # ----- a batch's way
 
-    def begin(self, key: str, id_holder: int, task: Task, hold: float, *, host: str, pid: int, version: str, size: int) -> Batch | None:
+    def begin(
+        self, key: str, id_holder: int, task: Task, hold: float, *, host: str, pid: int, version: str, size: int
+    ) -> Batch | None:
         """A new batch, held by its maker; None when its task takes none, or one of it was not handed in yet."""
 
         def work(tx: Transaction) -> int | None:
@@ -110,7 +112,11 @@ class Batches:
                 return id_batch
             which = {"id_task": task.id_task, "id_ai_model": task.id_ai_model}
             state = tx.query("lock_task", {"id_task": task.id_task})
-            if not state or state[0]["status_id"] in {TaskStatus.PAUSED, TaskStatus.CANCELLED} or tx.query("waiting_batch", which):
+            if (
+                not state
+                or state[0]["status_id"] in {TaskStatus.PAUSED, TaskStatus.CANCELLED}
+                or tx.query("waiting_batch", which)
+            ):
                 return None
             process = {"host": host, "pid": pid, "version": version, "mode": MODE, "concurrency": size}
             id_worker = tx.insert("register_worker", {**process, **_lease(LEASE_SECONDS)})
@@ -141,7 +147,12 @@ class Batches:
         """Lets go of it; it is looked at again after `delay` seconds. `reached`: the provider spoke of it, so its lease begins anew."""
         if reached:
             self._beat(batch)
-        parameters = {"id_batch": batch.id_batch, "id_holder": id_holder, "delay_us": _us(delay), "failures": min(failures, 65_535)}
+        parameters = {
+            "id_batch": batch.id_batch,
+            "id_holder": id_holder,
+            "delay_us": _us(delay),
+            "failures": min(failures, 65_535),
+        }
         self._db.execute("leave_batch", {**parameters, "message": _short(message)})
 
     def claim(self, batch: Batch, task: Task, size: int, after: int) -> list[Item]:
@@ -264,5 +275,3 @@ def _us(seconds: float) -> int:
 
 def _short(message: str | None) -> str | None:
     return message[:_MESSAGE_CHARACTERS] if message else None
-
-
