@@ -12,6 +12,7 @@ AiWorkerError                     a message for people; `exit_code` for the shel
     ├── Transient                 call retry, in memory: the same request may succeed soon
     │   ├── RateLimited           429: slower, please
     │   ├── Overloaded            408, 409, 500, 502, 503, 504, 529
+    │   │   └── Shed              the cheaper tier has no room now; the online one may
     │   └── NetworkFailed         no connection, connection lost, time-out
     ├── ModelStopped              no item can succeed on this model now: it is stopped for every worker
     │   ├── QuotaExhausted        money or quota is spent
@@ -130,6 +131,12 @@ class Overloaded(Transient):
     """The provider is overloaded or broken."""
 
     kind = "overloaded"
+
+
+class Shed(Overloaded):
+    """The provider's cheaper tier has no room now; in the lane online the same request may succeed at once. Nothing is billed."""
+
+    kind = "shed"
 
 
 class NetworkFailed(Transient):

@@ -17,9 +17,15 @@ def _retry_info(delay: str) -> dict[str, Any]:
     return {"@type": f"{_GOOGLE}RetryInfo", "retryDelay": delay}
 
 
-def _quota_failure(quota_id: str) -> dict[str, Any]:
+def _quota_failure(quota_id: str, limit: float | None = None) -> dict[str, Any]:
     metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
-    violation = {"quotaMetric": metric, "quotaId": quota_id, "quotaDimensions": {"location": "global", "model": "gemini"}}
+    violation: dict[str, Any] = {
+        "quotaMetric": metric,
+        "quotaId": quota_id,
+        "quotaDimensions": {"location": "global", "model": "gemini"},
+    }
+    if limit is not None:
+        violation["quotaValue"] = f"{limit:.0f}"
     return {"@type": f"{_GOOGLE}QuotaFailure", "violations": [violation]}
 
 
@@ -160,6 +166,11 @@ CONDITIONAL: dict[str, Failure] = {
 
 # Strike only requests for the cheaper tier.
 FLEX: dict[str, Failure] = {
+    "flex_refused": Failure(  # the model has no such tier
+        400,
+        "Flex is not available for this model.",
+        google_message='Invalid JSON payload received. Unknown name "serviceTier": Cannot find field.',
+    ),
     "flex_shed": Failure(  # the cheaper tier has no capacity; nothing is billed
         429,
         "Resource unavailable: there is not enough capacity for this flex request at the moment.",
@@ -220,7 +231,7 @@ def refusal(why: Refusal, model: str, *, say_when: bool) -> Failure:
         message = f"Request too large for {model} on {name}: {sums} The input or output tokens must be reduced."
     else:
         message = f"Rate limit reached for {model} on {name}: {sums}" + (f" Please try again in {wait:.3f}s." if wait else "")
-    headers, details = {}, [_quota_failure(_QUOTA_IDS[why.kind])]
+    headers, details = {}, [_quota_failure(_QUOTA_IDS[why.kind], why.limit)]
     if wait is not None:
         headers = {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(wait * 1000))}
         details.append(_retry_info(f"{wait:.3f}s"))

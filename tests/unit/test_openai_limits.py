@@ -32,10 +32,12 @@ GROQ = said("requests", "14400", "14399", "6s") | said("tokens", "6000", "5900",
         (said("requests", "500", "500", "0s"), Limits(500, None)),
         (said("requests", "60", None, None), Limits(60, None)),  # a server that says no more than that
         # Requests by the day under the same name: https://console.groq.com/docs/rate-limits
-        (said("requests", "14400", "14370", "2m59.56s") | said("tokens", "18000", "17997", "7.66s"), None),
+        (said("requests", "14400", "14370", "2m59.56s") | said("tokens", "18000", "17997", "7.66s"), Limits(None, 18_000)),
         (said("requests", "1000", "999", "1m26.4s") | said("tokens", "6000", "5900", "1s"), Limits(None, 6000)),
         (GROQ, Limits(None, 6000)),  # the reset alone would not tell
+        (said("requests", "14400", "14399", "8.5s"), None),  # of two requests, one is refilled in part
         (said("requests", "1000", "999", "3.6s"), None),  # by the hour
+        (said("requests", "600", "599", "60s") | said("tokens", "90000", "89980", "60s"), Limits(600, 90_000)),  # a window
         # Azure and GitHub Models name the period, and count in fixed windows.
         (said("requests", "2500", "2499", "24", "60") | said("tokens", "250000", "249993", "1", "60"), Limits(2500, 250_000)),
         (said("requests", "2500", "2499", "24", "3600"), None),
@@ -74,10 +76,10 @@ def test_the_same_headers_are_understood_once() -> None:
 
 
 def test_a_limit_whose_period_was_not_clear_is_looked_at_again() -> None:
-    """In a fixed window, the first request's reset tells nothing of the pace: as if it were a limit by the day."""
+    """By chance, this window's end is what a day's pace would come to."""
     read = LimitsReader()
-    assert read(said("requests", "500", "499", "59s")) is None
-    assert read(said("requests", "500", "480", "58s")) == Limits(500, None)
+    assert read(said("requests", "2000", "1999", "45s")) is None
+    assert read(said("requests", "2000", "1997", "44s")) == Limits(2000, None)
 
 
 def a_429(message: str = "Rate limit reached for gpt-x", **error: Any) -> errors.ProviderError:

@@ -18,8 +18,9 @@ from ai_worker.errors import (
     ProviderError,
     QuotaExhausted,
     RateLimited,
+    Shed,
 )
-from ai_worker.models import Limits, Usage
+from ai_worker.models import Lane, Limits, Usage
 from ai_worker.providers._failures import class_for_status, clean, duration, retry_after
 from ai_worker.providers._limits import whole
 
@@ -44,6 +45,7 @@ class Said:
     finish: Literal["stop", "length"]
     model: str | None
     request_id: str | None
+    lane: Lane
 
 
 def supported_schema(schema: Any) -> Any:
@@ -92,11 +94,22 @@ def read(body: Mapping[str, Any], key: str | None) -> Said:
             raise BadAnswer("cut short before the first word: thoughts used up the output limit", usage=usage, code="MAX_TOKENS")
         raise BadAnswer("the answer is empty", usage=usage, code="empty")
     model, request_id = _text(body.get("modelVersion")) or None, _text(body.get("responseId")) or None
-    return Said(text, usage, "length" if finish == "MAX_TOKENS" else "stop", model, request_id)
+    tier = _text(_dict(body.get("usageMetadata")).get("serviceTier")).lower()
+    lane = Lane.FLEX if tier == "flex" else Lane.ONLINE
+    return Said(text, usage, "length" if finish == "MAX_TOKENS" else "stop", model, request_id, lane)
 
 
-def failure(status: int, body: object, headers: Mapping[str, str], key: str | None) -> ProviderError:
-    """The sorted error for an HTTP status with its body: `{"error": {code, message, status, details}}`, or what came instead."""
+def served_in_flex(headers: Mapping[str, str]) -> bool:
+    """Whether the answer's headers say so; its usage says it too, but not everywhere."""
+    return any(name.lower() == "x-gemini-service-tier" and value.lower() == "flex" for name, value in headers.items())
+
+
+def failure(status: int, body: object, headers: Mapping[str, str], key: str | None, lane: Lane = Lane.ONLINE) -> ProviderError:
+    """The sorted error for an HTTP status with its body: `{"error": {code, message, status, details}}`, or what came instead.
+
+    `lane` is the one that was asked for: Google has no word of its own for a flex request that finds no room, but answers "503 or
+    429" (https://ai.google.dev/gemini-api/docs/flex-inference); a 429 that names a quota is a rate limit there too.
+    """
     body = _first(body) if isinstance(body, list) else body
     error = _dict(_dict(body).get("error")) or _dict(body)
     message = _text(error.get("message"))
@@ -109,6 +122,8 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     if wait is None and (said := re.search(r"retry in ([\dhms.]+?)\.?(?:\s|$)", message)):
         wait = duration(said[1])
     sort = _sort(status, message, details)
+    if lane is Lane.FLEX and (status == 503 or (sort is RateLimited and next(_violations(details), None) is None)):
+        sort = Shed
     return sort(f"HTTP {status}: {words}", code=label, retry_after=wait, limits=_limits(details))
 
 

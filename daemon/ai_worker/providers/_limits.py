@@ -17,9 +17,7 @@ from ai_worker.models import Limits
 from ai_worker.providers._failures import duration
 
 MINUTE = 60.0
-# A limit that would take longer to refill, at the pace at which it does, is one of an hour or a day. Far from the 60 s of a limit
-# per minute: servers that count in fixed windows say when the window ends, however little was used.
-OF_ANOTHER_PERIOD = 3000.0  # seconds
+HOUR, DAY = 3600.0, 86_400.0
 
 
 class LimitsReader:
@@ -61,7 +59,15 @@ def _per_minute(of: str, headers: Mapping[str, str]) -> int | None:
         return None
     remaining = whole(headers.get(f"x-ratelimit-remaining-{of}"))
     used = 0 if remaining is None else limit - remaining
-    return limit if used <= 0 or seconds * limit / used < OF_ANOTHER_PERIOD else None
+    return None if used > 0 and _refills_slowly(seconds, used / limit, (used + 1) / limit) else limit
+
+
+def _refills_slowly(seconds: float, least: float, most: float) -> bool:
+    """Whether between `least` and `most` of the limit, a little refilled already, would be back in `seconds` at an hour's or a
+    day's pace: so Groq's does, whose reset is short while little is used. Servers that count in windows name the window's end,
+    which fits such a pace by chance at most, and not for long.
+    """
+    return any(0.9 * least <= seconds / period <= 1.1 * most for period in (HOUR, DAY))
 
 
 def whole(value: object) -> int | None:

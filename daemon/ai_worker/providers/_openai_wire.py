@@ -20,8 +20,9 @@ from ai_worker.errors import (
     ProviderError,
     QuotaExhausted,
     RateLimited,
+    Shed,
 )
-from ai_worker.models import NO_USAGE, Usage
+from ai_worker.models import NO_USAGE, Lane, Usage
 from ai_worker.providers._failures import class_for_status, clean, retry_after
 from ai_worker.providers._limits import limits_in
 
@@ -43,6 +44,14 @@ _BY_CODE: dict[str, type[ProviderError]] = {
     "slow_down": RateLimited,
     "server_error": Overloaded,
     "server_is_overloaded": Overloaded,
+    "resource_unavailable": Shed,  # only flex is refused so, with a 429
+}
+
+# Types that decide whatever the code: OpenAI's are many and grow (credit_balance_exhausted, project_spend_limit_exceeded, ...).
+_BY_TYPE: dict[str, type[ProviderError]] = {
+    "insufficient_quota": QuotaExhausted,
+    "exceeded_current_quota_error": QuotaExhausted,  # Moonshot
+    "resource_unavailable": Shed,
 }
 
 
@@ -75,6 +84,7 @@ class Said:
     usage: Usage
     finish: Literal["stop", "length"]
     model: str | None
+    lane: Lane
 
 
 def failure(status: int, body: object, headers: Mapping[str, str], key: str | None, usage: Usage = NO_USAGE) -> ProviderError:
@@ -95,16 +105,12 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     return sort(f"HTTP {status}: {words}", usage=usage, code=label, retry_after=retry_after(headers), limits=limits_in(headers))
 
 
-# By type, not by code or words: OpenAI's codes are many and grow (credit_balance_exhausted, project_spend_limit_exceeded, ...).
-_SPENT = ("insufficient_quota", "exceeded_current_quota_error")  # the latter is Moonshot's
-
-
 def _sort(status: int, code: str | None, type_: str | None, words: str) -> type[ProviderError]:
-    if type_ in _SPENT:
-        return QuotaExhausted
+    if sort := _BY_TYPE.get(type_ or ""):
+        return sort
     if status == 429 and words.startswith("Request too large for"):
         return InputTooLong  # one call needs more than a whole minute's tokens: waiting, which the code advises, does not help
-    if code and (sort := _by_code(code)):
+    if sort := _by_code(code or ""):
         return sort
     if 400 <= status < 500 and status != 429:
         lowered = words.lower()
@@ -131,7 +137,7 @@ def read_chat(body: Mapping[str, Any], key: str | None) -> Said:
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     if finish in _GAVE_UP:
         raise Overloaded(f"the server broke off: {finish}", usage=usage, code=str(finish))
-    return _said(_text(message.get("content")), usage, cut=finish == "length", model=body.get("model"))
+    return _said(_text(message.get("content")), usage, cut=finish == "length", body=body)
 
 
 def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
@@ -152,12 +158,14 @@ def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
     if refusal := "".join(_text(part.get("refusal")) for part in parts if part.get("type") == "refusal"):
         raise ContentRefused(f"the model refused: {clean(refusal, key)}", usage=usage, code="refusal")
     text = "".join(_text(part.get("text")) for part in parts if part.get("type") == "output_text")
-    return _said(text, usage, cut=cut, model=body.get("model"))
+    return _said(text, usage, cut=cut, body=body)
 
 
-def _said(text: str, usage: Usage, *, cut: bool, model: object) -> Said:
+def _said(text: str, usage: Usage, *, cut: bool, body: Mapping[str, Any]) -> Said:
     if text.strip():
-        return Said(text, usage, "length" if cut else "stop", _text(model) or None)
+        # Both APIs name the tier that really served, which may not be the one asked for.
+        lane = Lane.FLEX if body.get("service_tier") == "flex" else Lane.ONLINE
+        return Said(text, usage, "length" if cut else "stop", _text(body.get("model")) or None, lane)
     if cut:
         raise BadAnswer("cut short before the first word: reasoning used up the output limit", usage=usage, code="length")
     raise BadAnswer("the answer is empty", usage=usage, code="empty")

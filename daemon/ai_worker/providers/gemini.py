@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,17 @@ import aiohttp
 from google import genai
 from google.genai import errors, types
 
-from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, Overloaded, ProviderError
-from ai_worker.models import Completion, Prompt
+from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, Overloaded, ProviderError
+from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
-from ai_worker.providers._gemini_wire import failure, read, supported_schema
+from ai_worker.providers._gemini_wire import failure, read, served_in_flex, supported_schema
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://generativelanguage.googleapis.com/"
+FLEX_TIMEOUT = 900.0  # seconds; Google's target is 1 to 15 minutes
 CONFIGS_KEPT = 100  # more than there are tasks in work at a time, as a rule
 OPTIONS = (
     "api_version",
@@ -67,14 +69,30 @@ class GeminiProvider:
         self._thinking_level = options.text("thinking_level")
         self._safety_off = options.choice("safety", ("default", "off")) == "off"
         self._extra_body = options.mapping("extra_body")
-        self._configs: dict[tuple[str, int, float | None], tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
+        self._has_flex = True  # until the server refuses it
+        self._configs: dict[tuple[str, int, float | None, bool], tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
         self._client: genai.Client | None = None
 
     def __repr__(self) -> str:
         return f"<GeminiProvider {self._config.name!r}>"
 
     async def complete(self, prompt: Prompt) -> Completion:
-        content = await self._generate(prompt)
+        flex = prompt.lane is Lane.FLEX and self._has_flex
+        try:
+            return await self._ask(prompt, flex=flex)
+        except (InvalidRequest, ModelStopped) as error:
+            if not flex or not re.search(r"service_?tier|\bflex\b", str(error), re.IGNORECASE):
+                raise
+            self._has_flex = False
+        return await self._ask(prompt, flex=False)
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.aio.aclose()
+
+    async def _ask(self, prompt: Prompt, *, flex: bool) -> Completion:
+        answer = await self._generate(prompt, flex=flex)
+        content = answer.body or ""
         try:
             body = json.loads(content)
         except ValueError:
@@ -82,28 +100,25 @@ class GeminiProvider:
         if not isinstance(body, dict):
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._key)}", code="not_json")
         said = read(body, self._key)
-        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, said.request_id)
+        lane = Lane.FLEX if flex and served_in_flex(answer.headers or {}) else said.lane
+        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, said.request_id, lane)
 
-    async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aio.aclose()
-
-    async def _generate(self, prompt: Prompt) -> str:
-        """The answer's text.
+    async def _generate(self, prompt: Prompt, *, flex: bool) -> types.HttpResponse:
+        """The answer's headers and text.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the response, its request, and that the key.
         """
         problem: ProviderError
-        limit = self._config.request_timeout
+        limit = max(self._config.request_timeout, FLEX_TIMEOUT) if flex else self._config.request_timeout
         try:
             async with asyncio.timeout(limit):
                 response = await self._connected().aio.models.generate_content(
-                    model=self._model, contents=prompt.user, config=self._request_config(prompt)
+                    model=self._model, contents=prompt.user, config=self._request_config(prompt, flex=flex)
                 )
-                http = response.sdk_http_response
-                return (http.body if http else None) or ""
+                return response.sdk_http_response or types.HttpResponse()
         except errors.APIError as error:
-            problem = failure(error.code, error.details, getattr(error.response, "headers", None) or {}, self._key)
+            headers = getattr(error.response, "headers", None) or {}
+            problem = failure(error.code, error.details, headers, self._key, Lane.FLEX if flex else Lane.ONLINE)
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
             problem = network_failure(error, limit, self._key)
         except json.JSONDecodeError:  # a 200 is not parsed by the SDK: this came with an error status, which it then forgets
@@ -114,18 +129,23 @@ class GeminiProvider:
             problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
         raise problem
 
-    def _request_config(self, prompt: Prompt) -> types.GenerateContentConfig:
+    def _request_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:
         """What stands around the row's text: the same for all items of a task, and dear to build. The SDK works on copies."""
-        key = (prompt.system, id(prompt.schema), prompt.temperature)
+        key = (prompt.system, id(prompt.schema), prompt.temperature, flex)
         known = self._configs.get(key)
         if known is None:
             if len(self._configs) >= CONFIGS_KEPT:
                 self._configs.clear()
-            known = self._configs[key] = (prompt.schema, self._built_config(prompt))  # the schema is kept: its id stays its own
+            known = (prompt.schema, self._built_config(prompt, flex=flex))
+            self._configs[key] = known  # with the schema, so that its id stays its own
         return known[1]
 
-    def _built_config(self, prompt: Prompt) -> types.GenerateContentConfig:
+    def _built_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:
         settings: dict[str, Any] = {}
+        if flex:
+            settings["service_tier"] = types.ServiceTier.FLEX
+            limit = max(self._config.request_timeout, FLEX_TIMEOUT)
+            settings["http_options"] = types.HttpOptions(timeout=round(limit * 1000))
         system = prompt.system
         if self._structured == "json_schema":
             settings["response_json_schema"] = supported_schema(prompt.schema)

@@ -17,7 +17,7 @@ import httpx2
 import openai
 
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
-from ai_worker.models import Completion, Prompt
+from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
 from ai_worker.providers._limits import LimitsReader
@@ -27,15 +27,17 @@ from ai_worker.providers._structured import LADDER, OfSchema, json_object_in, sc
 from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://api.openai.com/v1"
+FLEX_TIMEOUT = 900.0  # seconds; both vendors advise a quarter of an hour
 CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answers far sooner
 
-OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "reasoning_effort", "headers", "extra_body")
+OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "reasoning_effort", "flex", "headers", "extra_body")
 
 # How servers say, with a 400 or 422, that they do not take a parameter; and what they call the one that asks for structure.
 _REFUSED = (
     "unsupported",
     "not support",
     "unavailable",
+    "not available",
     "invalid",
     "unknown",
     "unrecognized",
@@ -43,6 +45,7 @@ _REFUSED = (
     "deserialize",
     "permitted",
 )
+_FLEX = ("service_tier", "flex is", "flex processing")
 _FORMATS = ("response_format", "json_schema", "json_object", "text.format", "guided")
 # Codes that find fault with the model's options, not with the item: the next item would fare no better.
 _SAME_FOR_EVERY_ITEM = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
@@ -55,6 +58,7 @@ class Dialect:
     structured: str
     limit_fields: tuple[str, ...]  # chat's names for the output limit, the one to use first; OpenAI renamed it, others have not
     temperature: bool = True
+    flex: bool = False  # whether the cheaper tier can be asked for
 
     def narrowed(self, complaint: str) -> Dialect | None:
         """The dialect without what the server refused; None when its complaint is about something else."""
@@ -63,6 +67,8 @@ class Dialect:
             return None
         if len(self.limit_fields) > 1 and self.limit_fields[0] in complaint:
             return replace(self, limit_fields=self.limit_fields[1:])
+        if self.flex and any(word in complaint for word in _FLEX):
+            return replace(self, flex=False)
         if self.temperature and "'temperature'" in complaint:
             return replace(self, temperature=False)
         if self.structured != LADDER[-1] and any(word in complaint for word in _FORMATS):
@@ -97,7 +103,9 @@ class OpenAIProvider:
 
     Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
     one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` (otherwise the
-    prompt's), `reasoning_effort`; `headers` and `extra_body`, JSON objects added to each request (no place for secrets).
+    prompt's), `reasoning_effort`; `flex` = auto | on | off: whether prompts of the lane flex ask for that tier (`service_tier`)
+    and may take 15 minutes, auto: at OpenAI itself, others are asked online; `headers` and `extra_body`, JSON objects added to
+    each request (no place for secrets).
     """
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -120,7 +128,10 @@ class OpenAIProvider:
         self._config = config
         official = config.base_url is None or config.base_url.rstrip("/") == OFFICIAL_URL
         limit_fields = ("max_completion_tokens",) if official else ("max_tokens", "max_completion_tokens")
-        self._dialect = Dialect(options.choice("structured", LADDER), limit_fields)
+        flex = options.choice("flex", ("auto", "on", "off"))
+        self._dialect = Dialect(
+            options.choice("structured", LADDER), limit_fields, flex=flex == "on" or (flex == "auto" and official)
+        )
         self._limits = LimitsReader()
         self._client: openai.AsyncOpenAI | None = None
 
@@ -149,37 +160,35 @@ class OpenAIProvider:
 
     async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
         system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
-        answer = await self._post(self._api.body(prompt, system, dialect, self._settings))
+        body = self._api.body(prompt, system, dialect, self._settings)
+        limit = self._config.request_timeout
+        if prompt.lane is Lane.FLEX and dialect.flex:
+            body.setdefault("service_tier", "flex")
+            limit = max(limit, FLEX_TIMEOUT)
+        answer = await self._post(body, limit)
         try:
-            body = json.loads(answer.content)
+            content = json.loads(answer.content)
         except ValueError:
-            body = None
-        if not isinstance(body, dict):
+            content = None
+        if not isinstance(content, dict):
             start = clean(answer.content.decode(errors="replace"), self._key)
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {start}", code="not_json")
-        said = self._api.read(body, self._key)
-        headers = answer.headers
-        return Completion(
-            json_object_in(said.text),
-            said.usage,
-            said.finish,
-            said.model,
-            headers.get("x-request-id"),
-            limits=self._limits(headers),
-        )
+        said = self._api.read(content, self._key)
+        limits, request_id = self._limits(answer.headers), answer.headers.get("x-request-id")
+        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id, said.lane, limits)
 
-    async def _post(self, body: dict[str, Any]) -> httpx2.Response:
-        """The answer.
+    async def _post(self, body: dict[str, Any], limit: float) -> httpx2.Response:
+        """The answer to the request, within `limit` seconds.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the request, and that the key.
         """
         problem: ProviderError
-        limit = self._config.request_timeout
+        options: openai.RequestOptions = {"headers": self._headers}
+        if limit != self._config.request_timeout:
+            options["timeout"] = httpx2.Timeout(limit, connect=min(CONNECT_TIMEOUT, limit))
         try:
             async with asyncio.timeout(limit):
-                return await self._connected().post(
-                    self._api.path, cast_to=httpx2.Response, body=body, options={"headers": self._headers}
-                )
+                return await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body, options=options)
         except openai.APIStatusError as error:
             problem = failure(error.status_code, error.body or error.response.text, error.response.headers, self._key)
         except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
