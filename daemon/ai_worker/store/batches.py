@@ -1,8 +1,8 @@
 """Batches: what is handed in at a provider by the thousand, and driven on by whichever worker comes by.
 
-A batch owns its items through a `worker` row of its own, of mode `batch`, so that claim, fence, late results and rescue are those of
-any worker. Its row in `batch` says how far it is; each state is stored before the next step is made. Who takes a step holds the
-batch for so long, by the database's clock; a holder that dies loses it by the passing of time.
+A batch owns its items through a `worker` row of its own, of mode `batch`, so that claim, fence, late results and rescue are those
+of any worker. Its row in `batch` says how far it is; each state is stored before the next step is made. Who takes a step holds
+the batch for so long, by the database's clock; a holder that dies loses it by the passing of time.
 
     collecting -> submitting -> submitted -> storing -> done
 
@@ -11,7 +11,7 @@ In `submitting` the provider may or may not have it: who comes to it without hav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -44,8 +44,9 @@ class BatchStage(StrEnum):
 class Batch:
     """A batch as it stands.
 
-    `key` names it at the provider; `failures` in a row it could not be asked for; `is_cancelled` when the provider was asked to end
-    it; `age` in seconds since it was submitted, or made; `is_overdue` when its provider could not be reached in all of its lease.
+    `key` names it at the provider. So many `failures` in a row it could not be asked for. It `is_cancelled` when the provider was
+    asked to end it, and `is_overdue` when the provider could not be reached in all of its lease. `age` is in seconds since it was
+    submitted, or made.
     """
 
     id_batch: int
@@ -101,10 +102,11 @@ class Batches:
 
     # ----- a batch's way
 
-    def begin(
-        self, key: str, id_holder: int, task: Task, hold: float, *, host: str, pid: int, version: str, size: int
-    ) -> Batch | None:
-        """A new batch, held by its maker; None when its task takes none, or one of it was not handed in yet."""
+    def begin(self, key: str, id_holder: int, task: Task, seconds: float, process: Mapping[str, Any]) -> Batch | None:
+        """A new batch, held by its maker for so long; None when its task takes none, or one of it was not handed in yet.
+
+        `process` tells the maker's host, pid and version.
+        """
 
         def work(tx: Transaction) -> int | None:
             if tx.in_doubt and (there := tx.query("batch_of_key", {"batch_key": key})):
@@ -112,15 +114,12 @@ class Batches:
                 return id_batch
             which = {"id_task": task.id_task, "id_ai_model": task.id_ai_model}
             state = tx.query("lock_task", {"id_task": task.id_task})
-            if (
-                not state
-                or state[0]["status_id"] in {TaskStatus.PAUSED, TaskStatus.CANCELLED}
-                or tx.query("waiting_batch", which)
-            ):
+            if not state or state[0]["status_id"] in {TaskStatus.PAUSED, TaskStatus.CANCELLED}:
                 return None
-            process = {"host": host, "pid": pid, "version": version, "mode": MODE, "concurrency": size}
-            id_worker = tx.insert("register_worker", {**process, **_lease(LEASE_SECONDS)})
-            names = {"batch_key": key, "id_worker": id_worker, "id_holder": id_holder, "hold_us": _us(hold)}
+            if tx.query("waiting_batch", which):
+                return None
+            id_worker = tx.insert("register_worker", {**process, "mode": MODE, "concurrency": 1, **_lease(LEASE_SECONDS)})
+            names = {"batch_key": key, "id_worker": id_worker, "id_holder": id_holder, "hold_us": _us(seconds)}
             return tx.insert("insert_batch", {**which, **names})
 
         id_batch = self._db.transaction(work)
@@ -144,16 +143,11 @@ class Batches:
     def leave(
         self, batch: Batch, id_holder: int, delay: float, *, failures: int = 0, message: str | None = None, reached: bool = False
     ) -> None:
-        """Lets go of it; it is looked at again after `delay` seconds. `reached`: the provider spoke of it, so its lease begins anew."""
+        """Lets go of it; it is looked at again after `delay` seconds. Its lease begins anew when the provider was `reached`."""
         if reached:
             self._beat(batch)
-        parameters = {
-            "id_batch": batch.id_batch,
-            "id_holder": id_holder,
-            "delay_us": _us(delay),
-            "failures": min(failures, 65_535),
-        }
-        self._db.execute("leave_batch", {**parameters, "message": _short(message)})
+        state = {"delay_us": _us(delay), "failures": min(failures, 65_535), "message": _short(message)}
+        self._db.execute("leave_batch", {"id_batch": batch.id_batch, "id_holder": id_holder, **state})
 
     def claim(self, batch: Batch, task: Task, size: int, after: int) -> list[Item]:
         """Takes up to `size` more items with keys above `after`.
