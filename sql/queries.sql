@@ -720,6 +720,11 @@ UPDATE ai_model
 UPDATE ai_model SET stopped_kind = NULL, stopped_reason = NULL, stopped_at = NULL, probe_at = NULL
  WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL;
 
+-- name: forget_pace
+-- What was learnt of a model's limits, and the sending time leased so far: a person knows better.
+UPDATE ai_model_pace SET requests_per_minute = NULL, tokens_per_minute = NULL, slowed_at = NULL, paced_until = NOW(6)
+ WHERE id_ai_model = %(id_ai_model)s;
+
 -- ===== tasks: what people do with them =====
 
 -- name: server_packet

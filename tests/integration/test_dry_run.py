@@ -91,7 +91,10 @@ def test_counts_every_task_of_a_long_list(commands: Commands, sql: Sql, task: in
         sql(
             "INSERT INTO task (id_ai_model) SELECT id_ai_model FROM ai_model" + " UNION ALL SELECT id_ai_model FROM ai_model" * 99
         )
-    sql("INSERT INTO task_item (id_task, text_original) SELECT id_task, 'Żółw' FROM task WHERE id_task <> %s", [task])
+    sql(
+        "INSERT INTO task_item (id_task, text_original) SELECT id_task, CONCAT('Żółw ', id_task) FROM task WHERE id_task <> %s",
+        [task],
+    )
     sql("UPDATE task SET status_id = 1, started_at = NOW(6) WHERE id_task %% 2 = 1", [])
     before = contents(sql)
     *_, total = [json.loads(line) for line in commands("run", "--dry-run", "--json").out.splitlines()]

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import click
 
 from ai_worker.cli import context
 from ai_worker.cli.keys import read_secret
+from ai_worker.cli.money import Usd
 from ai_worker.config import Settings
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, ConfigurationError, ProviderError, UsageError
 from ai_worker.models import Model, Secret
@@ -22,18 +22,7 @@ from ai_worker.models import Model, Secret
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Usd(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3, and we take 8.1
-    name = "USD"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        try:
-            price = Decimal(value)
-        except InvalidOperation:
-            price = Decimal(-1)
-        if not (price.is_finite() and 0 <= price < 100_000_000):
-            self.fail(f"{value!r} is not a price; give US dollars per million tokens, for example 0.25", param, ctx)
-        return price
-
+_PRICE = Usd("a price; give US dollars per million tokens, for example 0.25", zero=True)
 
 # Options of `add` and `set` alike: click's name of the parameter -> the field of Model.
 _FIELDS = {
@@ -46,6 +35,7 @@ _FIELDS = {
     "price_input": "price_input",
     "price_cached": "price_cached",
     "price_output": "price_output",
+    "budget_per_day": "budget_per_day",
 }
 _UNSETTABLE = [name.replace("_", "-") for name in _FIELDS if name != "provider"] + ["api-key"]
 
@@ -64,21 +54,22 @@ def _model_options(command: F) -> F:
             click.option(
                 "--rpm",
                 type=click.IntRange(1, 4294967295),
-                help="Requests per minute that the account allows. Kept for the record: not enforced.",
+                help="Requests per minute of the whole fleet.  [default: learnt from the provider]",
             ),
             click.option(
                 "--tpm",
                 type=click.IntRange(1, 4294967295),
-                help="Tokens per minute that the account allows. Kept for the record: not enforced.",
+                help="Tokens per minute of the whole fleet, sent and answered.  [default: learnt from the provider]",
             ),
             click.option(
                 "--max-in-flight",
                 type=click.IntRange(1, 4294967295),
-                help="Calls in flight on this model, of each worker process.",
+                help="Calls in flight on this model, of the whole fleet.",
             ),
-            click.option("--price-input", type=_Usd(), help="USD per million input tokens; overrules the list price."),
-            click.option("--price-cached", type=_Usd(), help="USD per million cached input tokens."),
-            click.option("--price-output", type=_Usd(), help="USD per million output tokens."),
+            click.option("--price-input", type=_PRICE, help="USD per million input tokens; overrules the list price."),
+            click.option("--price-cached", type=_PRICE, help="USD per million cached input tokens."),
+            click.option("--price-output", type=_PRICE, help="USD per million output tokens."),
+            click.option("--budget-per-day", type=Usd(), help="What the fleet may spend on it per day, by UTC."),
             click.option(
                 "--option",
                 "options",
@@ -136,6 +127,7 @@ def add(name: str, api_key_file: Path | None, api_key_stdin: bool, options: tupl
 @click.option("--active/--inactive", "is_active", default=None, help="Inactive models are left alone by the workers.")
 @click.option("--unset", multiple=True, type=click.Choice(_UNSETTABLE), help="Take a value away. Repeatable.")
 @click.option("--unset-option", multiple=True, metavar="KEY", help="Take an option of the provider away. Repeatable.")
+@click.option("--reset", is_flag=True, help="Let it go if it was stopped, and forget what was learnt of its limits.")
 def set_(
     name: str,
     new_name: str | None,
@@ -145,6 +137,7 @@ def set_(
     is_active: bool | None,
     unset: tuple[str, ...],
     unset_option: tuple[str, ...],
+    reset: bool,
     **given: Any,
 ) -> None:
     """Change what is given, leave the rest of model NAME as it is."""
@@ -164,7 +157,7 @@ def set_(
         if options or unset_option:
             kept = {key: value for key, value in present.options.items() if key not in unset_option}
             changes["options"] = kept | _parsed(options)
-        if not changes and api_key is None and "api-key" not in unset:
+        if not changes and api_key is None and "api-key" not in unset and not reset:
             raise UsageError("nothing to change; see `ai-worker model set --help`")
         sealed = context.keyring(settings).encrypt(present.id_ai_model, api_key) if api_key else None
         if changes.keys() & {"provider", "model", "base_url", "options"}:  # putting a price right must not need a sound model
@@ -173,6 +166,8 @@ def set_(
             models.set(present.id_ai_model, **Changes(**changes))  # type: ignore[typeddict-item]  # built from _FIELDS above
         if sealed is not None or "api-key" in unset:
             models.set_key(present.id_ai_model, sealed)
+        if reset:
+            models.reset(present.id_ai_model)
         changed = models.get(present.id_ai_model)
     click.echo(f"Model {changed.name} changed.")
     if changed.stopped_kind:  # whatever stopped it may be put right now, but nobody has tried
@@ -331,6 +326,7 @@ def _as_json(model: Model) -> dict[str, Any]:
         "price_input": model.price_input,
         "price_cached": model.price_cached,
         "price_output": model.price_output,
+        "budget_per_day": model.budget_per_day,
         "is_active": model.is_active,
         "stopped": stopped if model.stopped_kind else None,
     }

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import click
 
+from ai_worker import prices
 from ai_worker.cli import context, progress
+from ai_worker.cli.money import Usd
+from ai_worker.cli.preview import PREVIEWED_PROMPTS, show
 from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
-from ai_worker.models import Model, Task, TaskStatus
+from ai_worker.models import Item, Lane, Model, Task, TaskStatus
+from ai_worker.providers import BatchProvider, provider_class
 from ai_worker.store.models import Models
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import NewTask, Submitted, Tasks
@@ -20,6 +25,9 @@ from ai_worker.task_types import task_type
 
 LONGEST_DESCRIPTION = 65_535  # bytes of task.description
 LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
+LONGEST_AGE = 4_294_967_295  # seconds of task.cache_seconds
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @click.command()
@@ -40,6 +48,27 @@ LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
 @click.option(
     "--max-attempts", type=click.IntRange(1, 255), default=3, show_default=True, help="Per row, before it is set aside."
 )
+@click.option(
+    "--fallback", "fallbacks", multiple=True, metavar="MODEL", help="Next when the ones before are stopped or refuse. Repeatable."
+)
+@click.option("--budget", type=Usd(), help="What it may cost; when that is spent, the task is paused.")
+@click.option(
+    "--lane",
+    type=click.Choice(["online", "flex", "batch"]),
+    default="online",
+    show_default=True,
+    help="flex: the provider's cheaper tier. batch: half price, answers within a day.",
+)
+@click.option("--pack", type=click.IntRange(1, 100), default=1, show_default=True, help="Up to so many short rows in one call.")
+@click.option(
+    "--cache-age",
+    metavar="AGE",
+    default="30d",
+    show_default=True,
+    help="How old an earlier answer to the same work may be: 12h, 30d, or 0 for none.",
+)
+@click.option("--estimate", is_flag=True, help="Only tell what it would take and cost; make no task.")
+@click.option("--dry-run", is_flag=True, help="The same, and show the first prompts.")
 @click.option("--key", help="Makes it safe to repeat: the same key never makes a second task.")
 @click.option("--wait", is_flag=True, help="Show progress until the task is done by workers that run elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"id_task": …, "items": …}.')
@@ -57,6 +86,13 @@ def submit(
     priority: int,
     at: str | None,
     max_attempts: int,
+    fallbacks: tuple[str, ...],
+    budget: Decimal | None,
+    lane: str,
+    pack: int,
+    cache_age: str,
+    estimate: bool,
+    dry_run: bool,
     key: str | None,
     wait: bool,
     as_json: bool,
@@ -72,6 +108,14 @@ def submit(
     skipped, and their number is told. Texts may have up to 16,777,215 bytes.
 
     With --wait, exit code 3 says that some items ended in ERROR.
+
+    \b
+    What it costs:
+    --estimate         tells tokens and cost, and sends nothing
+    --budget 5.00      pauses the task before it costs more
+    --lane batch       half price, answers within a day
+    --pack 10          pays the instruction once for ten short rows
+    --cache-age 30d    work done before is not paid again
     """
     settings = context.settings()
     kind = task_type(type_name)
@@ -83,9 +127,28 @@ def submit(
     if key is not None and not 0 < len(key) <= LONGEST_SUBMIT_KEY:
         raise UsageError(f"--key must have 1 to {LONGEST_SUBMIT_KEY} characters")
     with context.database(settings) as db:
-        model = _model(db, model_name)
+        chain = _chain(db, model_name, fallbacks)
+        model = chain[0]
         kind.validate(Task(0, model.id_ai_model, type_name, description, parameters, max_attempts, priority, TaskStatus.NEW))
-        task = NewTask(model.id_ai_model, type_name, description, parameters, priority, scheduled_at, max_attempts, key)
+        task = NewTask(
+            model.id_ai_model,
+            type_name,
+            description,
+            parameters,
+            priority,
+            scheduled_at,
+            max_attempts,
+            key,
+            fallbacks=tuple(each.id_ai_model for each in chain[1:]),
+            lane=Lane(lane),
+            pack=pack,
+            cache_seconds=_age(cache_age),
+            budget=budget,
+        )
+        _check(task, chain)
+        if estimate or dry_run:
+            _estimate(db, task, model, file, layout, PREVIEWED_PROMPTS if dry_run else 0, as_json)
+            return EXIT_DONE
         submitted = _submit(db, task, file, layout)
         if model.stopped_at is not None:
             _note(f"model {model.name} is stopped ({model.stopped_kind}: {model.stopped_reason}); the items wait for it")
@@ -130,6 +193,69 @@ def _model(db: Database, name: str | None) -> Model:
     if not found.is_active:
         raise UsageError(f"model {found.name!r} is switched off; `ai-worker model set {found.name} --active` switches it on")
     return found
+
+
+def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[Model]:
+    """The models of the task, in order."""
+    chain = [_model(db, name)]
+    for fallback in fallbacks:
+        found = _model(db, fallback)
+        if found.id_ai_model in {each.id_ai_model for each in chain}:
+            raise UsageError(f"--fallback {fallback!r}: that model stands before it already")
+        chain.append(found)
+    return chain
+
+
+def _check(task: NewTask, chain: list[Model]) -> None:
+    """Raises UsageError for what could only end badly."""
+    for model in chain:
+        if task.budget is not None and prices.price(model) is None:
+            raise UsageError(
+                f"--budget {task.budget}: the price of model {model.name!r} is not known, so nobody can keep to it; "
+                f"`ai-worker model set {model.name} --price-input … --price-output …` says it"
+            )
+        if task.lane is Lane.BATCH and not issubclass(provider_class(model.provider), BatchProvider):
+            raise UsageError(f"--lane batch: the provider {model.provider!r} of model {model.name!r} takes no batches")
+
+
+def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layout, shown: int, as_json: bool) -> None:
+    """Reads the whole file, and shows what it would come to."""
+    packet = Tasks(db).packet()
+    layout = Layout(layout.format, layout.column, layout.key_column, layout.delimiter, layout.encoding, packet)
+    stored = Task(
+        0,
+        model.id_ai_model,
+        task.task_type,
+        task.description,
+        task.parameters,
+        task.max_attempts,
+        task.priority,
+        TaskStatus.NEW,
+        is_probe=model.stopped_at is not None,
+        lane=task.lane,
+        pack=task.pack,
+        cache_seconds=task.cache_seconds,
+        budget=task.budget,
+    )
+    with RowFile.open(file, layout) as source:
+        rows = enumerate(source.rows(), start=1)
+        items = (
+            (Item(number, stored, row.text_original, json.loads(row.context) if row.context else {}, 1, 0, b"", ""), model)
+            for number, row in rows
+        )
+        total = show(items, shown, as_json=as_json)
+    if task.budget is not None and (total.known_cost or 0) > task.budget:
+        _note(f"that is more than the budget of {context.money(task.budget)}: the task would be paused before its end")
+
+
+def _age(text: str) -> int:
+    """A length of time in seconds: `30d`, `12h`, `45m`, `90s`, `0`."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "s")
+    if not (number.isascii() and number.isdigit()) or int(number) * _UNITS[unit] > LONGEST_AGE:
+        raise UsageError(
+            f"--cache-age {text!r} is not a length of time; write it as 30d, 12h, 45m, or 0 for no answers from before"
+        )
+    return int(number) * _UNITS[unit]
 
 
 def _parameter(pair: str) -> tuple[str, Any]:

@@ -137,6 +137,15 @@ class Models:
         """Lets everybody use a model again. True when it was stopped."""
         return self._db.execute("model_resume", {"id_ai_model": id_ai_model}) == 1
 
+    def reset(self, id_ai_model: int) -> None:
+        """Lets everybody use a model again, and forgets what was learnt of its limits."""
+
+        def work(transaction: Transaction) -> None:
+            transaction.execute("model_resume", {"id_ai_model": id_ai_model})
+            transaction.execute("forget_pace", {"id_ai_model": id_ai_model})
+
+        self._db.transaction(work)
+
     def _checked(self, work: Callable[[Transaction], T], name: str) -> T:
         try:
             return self._db.transaction(work)
