@@ -3,12 +3,16 @@
 GET  /_counts             how many requests, in flight, answered, distinct texts, requests per text, per status, refused by
                           a limit, tokens, and the most of requests and tokens within any 60 s (?window=10: within any 10 s)
 GET  /_timeline?bucket=1  what was accepted, refused and failed in each second, and its tokens
-GET  /_texts              for each text how often it was asked for, and how often billed
+GET  /_texts              for each text how often it was asked for, done as a row of a batch, and billed
+GET  /_batches            how batches run, all there were, and the files
+POST /_batches            {"seconds": 2, "hold": true, "expire_after": 10, ...}: see `BatchSettings`; what is not named stays
+POST /_batches/release    lets the batches that are held go on
 GET  /_requests           the last requests
 GET  /_limits             what is enforced
 POST /_limits             {"requests_per_minute": 600, "tokens_per_minute": 60000, ...}: see `Limits`; {} for none
 POST /_script             [{"fault": "429", "times": 3}, ...]: see `Rule`
-POST /_reset              forgets script, requests and counts; the limits are again those of the command line
+POST /_reset              forgets script, requests, counts, files and batches; limits and settings are again those of the command
+                          line
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import asyncio
 import contextlib
 import signal
 
-from tests.fake_provider import FakeProvider, Limits
+from tests.fake_provider import BatchSettings, FakeProvider, Limits
 from tests.fake_provider.tokens import COUNTS
 
 
@@ -51,6 +55,11 @@ if __name__ == "__main__":
     limits.add_argument("--limit-charge", choices=["total", "input"], default="total", help="which tokens count")
     limits.add_argument("--no-limit-headers", action="store_true", help="without x-ratelimit-... headers")
     limits.add_argument("--no-retry-after", action="store_true", help="a 429 does not say how long to wait")
+    batches = parser.add_argument_group("batches")
+    batches.add_argument("--batch-seconds", type=float, default=0.5, help="how long a batch takes")
+    batches.add_argument(
+        "--batch-hold", action="store_true", help="batches wait for POST /_batches/release before their first row"
+    )
     options = parser.parse_args()
     enforced = Limits(
         options.requests_per_minute,
@@ -72,6 +81,7 @@ if __name__ == "__main__":
                 keep=options.keep,
                 limits=enforced,
                 count=options.count,
+                batches=BatchSettings(options.batch_seconds, options.batch_hold),
             )
         )
     )

@@ -16,7 +16,7 @@ from tests.fake_provider.wire import GEMINI, Answer, Ask, Failure, Tokens, Wire,
 
 HTML = "<html><head><title>Bad Gateway</title></head><body><h1>502 Bad Gateway</h1><hr>nginx</body></html>"
 
-TEXT_SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+TEXT_SCHEMA: dict[str, Any] = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 # How the outer settings of an answer follow from a fault's name.
 _FINISH = {"refused": "refused", "filtered": "filtered", "cut_short": "length", "empty_cut_short": "length"}
@@ -24,7 +24,7 @@ _FINISH = {"refused": "refused", "filtered": "filtered", "cut_short": "length", 
 
 def answer_json(ask: Ask) -> str:
     """JSON for the schema that was asked for; the worked text stands in its first free string."""
-    schema = ask.wanted or TEXT_SCHEMA
+    schema: dict[str, Any] = ask.wanted or TEXT_SCHEMA
     free = (name for name, sub in schema["properties"].items() if "string" in sub.get("type", ()) and "enum" not in sub)
     return json.dumps(fill(schema, next(free, ""), correct(ask.text)), ensure_ascii=False)
 

@@ -221,6 +221,13 @@ PACK = frozenset({"pack_missing", "pack_malformed", "pack_wrong_ids"})
 FAULTS = frozenset(FAILURES) | frozenset(CONDITIONAL) | PLAYED  # what can strike any single call
 KNOWN = FAULTS | frozenset(FLEX) | PACK
 
+# What a rule strikes: `call` = single calls and a batch's rows; `row` = rows alone; the others are the requests around a batch.
+AROUND = ("upload", "create", "poll", "list", "results", "cancel", "delete")
+AT = ("call", "row", *AROUND)
+# There, `lost` does what was asked and resets the connection instead of answering; `slow` answers late, having done it;
+# `batch_invalid` creates a batch that fails in validation. An HTTP error does nothing.
+FAULTS_AROUND = frozenset(FAILURES) | {"lost", "slow", "hang"}
+
 
 def refusal(why: Refusal, model: str, *, say_when: bool) -> Failure:
     """The 429 of a rate limit; `say_when`: with the time to wait, where there is one."""
@@ -243,10 +250,12 @@ def refusal(why: Refusal, model: str, *, say_when: bool) -> Failure:
 class Rule:
     """One entry of the script: which fault strikes, and whom.
 
-    fault: a name from `KNOWN`.
+    fault: a name from `KNOWN`; with an `at` of `AROUND`, one from `FAULTS_AROUND`, and for `create` also batch_invalid.
+    at: which requests it strikes, one of `AT`.
     times: how many requests it strikes, None for no limit.
     share: which part of the requests it strikes, 0..1, spread evenly.
-    contains: only requests whose row text contains this.
+    contains: only requests whose row text contains this; around a batch: the metadata (JSON) or display name of one that is
+        created, the name of a file that is uploaded, else the id.
     delay_ms: waits so long before answering (`slow`, or any other fault).
     content, tokens: what `answer` says; tokens is `[input, output, cached, reasoning]`. With `contains`, the content is that of
         the one text of a pack that contains it. For `pack_wrong_ids`, content is unknown (default), duplicate or swapped.
@@ -261,21 +270,34 @@ class Rule:
     content: str | None = None
     tokens: list[int] | None = None
     echo_key: bool = False
+    at: str = "call"
     _debt: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if self.fault not in KNOWN:
-            raise ValueError(f"unknown fault {self.fault!r}; known ones: {', '.join(sorted(KNOWN))}")
+        if self.at not in AT:
+            raise ValueError(f"unknown at {self.at!r}; known ones: {', '.join(AT)}")
+        known = KNOWN if self.at not in AROUND else FAULTS_AROUND | {"batch_invalid"} if self.at == "create" else FAULTS_AROUND
+        if self.fault not in known:
+            raise ValueError(f"unknown fault {self.fault!r}; known ones: {', '.join(sorted(known))}")
         if self.fault == "pack_wrong_ids" and (self.content or WRONG_IDS[0]) not in WRONG_IDS:
             raise ValueError(f"content must be one of {', '.join(WRONG_IDS)}, not {self.content!r}")
 
-    def strikes(self, ask: Ask) -> bool:
-        """Whether this request is struck; counts it if so."""
-        if self.times == 0 or (self.contains is not None and self.contains not in ask.text):
+    def strikes(self, ask: Ask, *, row: bool = False) -> bool:
+        """Whether this call is struck, or this row of a batch; counts it if so."""
+        if self.at != "call" and not (row and self.at == "row"):
             return False
         if self.fault in CONDITIONAL and not condition_holds(self.fault, ask):
             return False
         if (self.fault in PACK and not ask.items) or (self.fault in FLEX and ask.tier != "flex"):
+            return False
+        return self._strikes(ask.text)
+
+    def strikes_at(self, at: str, text: str) -> bool:
+        """Whether this request around a batch is struck; counts it if so."""
+        return self.at == at and self._strikes(text)
+
+    def _strikes(self, text: str) -> bool:
+        if self.times == 0 or (self.contains is not None and self.contains not in text):
             return False
         self._debt += self.share
         if self._debt < 1.0 - 1e-9:

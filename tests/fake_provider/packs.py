@@ -48,9 +48,9 @@ def spoil(fault: str, elements: list[dict[str, Any]], at: int, ids: str | None) 
         elements[at] = {ID: elements[at][ID], "answer": 42}
     elif fault == "pack_wrong_ids":
         other = at - 1 if at else len(elements) - 1
-        if ids == "duplicate":
+        if ids == "duplicate" and len(elements) > 1:
             elements[at][ID] = elements[other][ID]
-        elif ids == "swapped":
+        elif ids == "swapped" and len(elements) > 1:
             elements[at][ID], elements[other][ID] = elements[other][ID], elements[at][ID]
         else:
             elements[at][ID] = max(element[ID] for element in elements) + 1000

@@ -8,15 +8,20 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from aiohttp import web
 
+from tests.fake_provider.admin import control_routes
 from tests.fake_provider.answering import Answering, Reply, answer_json, failed
+from tests.fake_provider.batches import Batches, BatchSettings
+from tests.fake_provider.control import Desk
 from tests.fake_provider.faults import FAILURES, Rule, refusal
+from tests.fake_provider.gemini_batches import GeminiBatches
 from tests.fake_provider.limits import Limiter, Limits, Refusal
+from tests.fake_provider.openai_batches import OpenAIBatches
 from tests.fake_provider.tally import Tally
 from tests.fake_provider.tokens import COUNTS
 from tests.fake_provider.wire import CHAT, GEMINI, RESPONSES, Ask, Wire
@@ -39,7 +44,8 @@ class Request:
 
 
 class FakeProvider:
-    """OpenAI chat completions and responses and Gemini generateContent on one loopback port, in a thread with its own loop.
+    """OpenAI chat completions and responses, Gemini generateContent, and both vendors' batches on one loopback port, in a thread
+    with its own loop.
 
         with FakeProvider() as fake:
             fake.script(Rule("429", times=2))
@@ -52,6 +58,7 @@ class FakeProvider:
     keep: how many of the last requests `requests` holds; the counts know them all.
     limits: what is enforced; nothing by default. `limit()` changes it, `reset()` brings this back.
     count: how tokens are counted: `texts` = by the row's text alone, `prompt` = the whole of schema, system and user message.
+    batches: how batches run.
     """
 
     def __init__(
@@ -63,15 +70,21 @@ class FakeProvider:
         keep: int = 10_000,
         limits: Limits = Limits(),  # noqa: B008 -- frozen
         count: str = "texts",
+        batches: BatchSettings = BatchSettings(),  # noqa: B008 -- frozen
     ) -> None:
         self.latency_ms = latency_ms
         self.port = port
         self._answer = answer
         self._count = count
         self._limits = limits
+        self._batch_settings = batches
         self.rules: list[Rule] = []
         self.requests: deque[Request] = deque(maxlen=keep)
-        self._arrived = threading.Condition()
+        self._news = threading.Condition()
+        self.answering = Answering(answer, COUNTS[count]())
+        self._desk = Desk(self._new_batches(), self._strike_around)
+        self._openai_batches = OpenAIBatches(self._desk)
+        self._gemini_batches = GeminiBatches(self._desk)
         self.reset()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,11 +108,13 @@ class FakeProvider:
         self.rules = list(rules)
 
     def reset(self) -> None:
-        """Forgets script, requests and counts; the limits are again what they were at first, with nothing used."""
+        """Forgets script, requests, counts, files and batches; limits and settings are again what they were at first."""
         self.rules = []
         self.limit(self._limits)
         self.tally = Tally()
         self.answering = Answering(self._answer, COUNTS[self._count]())
+        self._desk.reset(self._new_batches())
+        self._openai_batches.reset()
         self.requests.clear()
         self.per_text: Counter[str] = Counter()
         self.paid_per_text: Counter[str] = Counter()
@@ -110,15 +125,34 @@ class FakeProvider:
         """Enforces these limits from now on, with nothing used."""
         self.limiter = Limiter(limits)
 
+    @property
+    def batches(self) -> Batches:
+        """All batches since the last reset, both vendors'."""
+        return self._desk.batches
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """OpenAI's files that there are, oldest first."""
+        return self._openai_batches.files
+
+    def set_batches(self, **changes: Any) -> None:
+        """Changes how batches run from now on: names and values of `BatchSettings`."""
+        self.batches.settings = replace(self.batches.settings, **changes)
+
     def texts(self) -> dict[str, dict[str, int]]:
-        """For each text how often it was asked for (`requests`) and how often that was billed (`paid`), packs taken apart."""
-        return {text: {"requests": seen, "paid": self.paid_per_text[text]} for text, seen in self.per_text.items()}
+        """For each text in how many calls it was asked for (`requests`), how often it was done as a row of a batch (`rows`), and
+        how often all that was billed (`paid`). Packs are taken apart."""
+        rows = self.batches.rows_per_text
+        return {
+            text: {"requests": self.per_text[text], "rows": rows[text], "paid": self.paid_per_text[text] + rows[text]}
+            for text in [*self.per_text, *(text for text in rows if text not in self.per_text)]
+        }
 
     def counts(self, window: float = 60.0) -> dict[str, Any]:
         """How many requests came in, were answered in full, are in flight, were so at most; and how often each text was seen.
 
         window: seconds; `peak_window` is the most requests and tokens that were let in within any such stretch.
-        The rest is described in `Tally`.
+        `batch_requests`: requests around batches, by kind. The rest is described in `Tally.counts` and `Batches.counts`.
         """
         return {
             "requests": self.received,
@@ -129,13 +163,26 @@ class FakeProvider:
             "per_text": dict(self.per_text),
             "per_fault": dict(self.per_fault),
             **self.tally.counts(window),
+            **self.batches.counts(),
+            "batch_requests": dict(self._desk.seen),
         }
 
     def wait_for_requests(self, number: int, timeout: float = 10.0) -> None:
         """Blocks until so many requests have come in since the last reset. Raises TimeoutError after `timeout` seconds."""
-        with self._arrived:
-            if not self._arrived.wait_for(lambda: self.received >= number, timeout):
-                raise TimeoutError(f"{self.received} of {number} requests within {timeout:g} s")
+        if not self.wait_until(lambda: self.received >= number, timeout):
+            raise TimeoutError(f"{self.received} of {number} requests within {timeout:g} s")
+
+    def wait_until(self, predicate: Callable[[], bool], timeout: float = 10.0) -> bool:
+        """Blocks until the predicate holds, which is asked again whenever a request comes in and a batch changes its status.
+
+        False when it does not within `timeout` seconds.
+        """
+        with self._news:
+            return self._news.wait_for(predicate, timeout)
+
+    def _notify(self) -> None:
+        with self._news:
+            self._news.notify_all()
 
     def __enter__(self) -> Self:
         started = threading.Event()
@@ -170,17 +217,12 @@ class FakeProvider:
     async def start(self) -> web.AppRunner:
         """Starts serving in the running loop; fixes `port`. The runner's `cleanup()` ends it."""
         _allow_many_sockets()
-        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app = web.Application(client_max_size=256 * 1024 * 1024)
         app.add_routes(
             [
-                web.post("/_script", self._post_script),
-                web.post("/_reset", self._post_reset),
-                web.get("/_counts", self._get_counts),
-                web.get("/_requests", self._get_requests),
-                web.get("/_texts", self._get_texts),
-                web.get("/_timeline", self._get_timeline),
-                web.get("/_limits", self._get_limits),
-                web.post("/_limits", self._post_limits),
+                *control_routes(self),
+                *self._openai_batches.routes(),
+                *self._gemini_batches.routes(),
                 web.post("/{version}/models/{model}:generateContent", self._handler(GEMINI)),
                 web.post("/{prefix:.*}chat/completions", self._handler(CHAT)),
                 web.post("/{prefix:.*}responses", self._handler(RESPONSES)),
@@ -194,48 +236,23 @@ class FakeProvider:
         self.port = runner.addresses[0][1]
         return runner
 
-    # -- control over HTTP -------------------------------------------------------------------------------------------
-
-    async def _post_script(self, request: web.Request) -> web.Response:
-        try:
-            self.script(*(Rule(**entry) for entry in await request.json()))
-        except (TypeError, ValueError) as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({"rules": len(self.rules)})
-
-    async def _post_reset(self, request: web.Request) -> web.Response:
-        self.reset()
-        return web.json_response({})
-
-    async def _get_counts(self, request: web.Request) -> web.Response:
-        try:
-            return web.json_response(self.counts(float(request.query.get("window", 60))))
-        except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
-
-    async def _get_texts(self, request: web.Request) -> web.Response:
-        return web.json_response(self.texts())
-
-    async def _get_timeline(self, request: web.Request) -> web.Response:
-        try:
-            return web.json_response(self.tally.timeline(float(request.query.get("bucket", 1))))
-        except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
-
-    async def _get_limits(self, request: web.Request) -> web.Response:
-        return web.json_response(asdict(self.limiter.limits))
-
-    async def _post_limits(self, request: web.Request) -> web.Response:
-        try:
-            self.limit(Limits(**await request.json()))
-        except (TypeError, ValueError) as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return web.json_response(asdict(self.limiter.limits))
-
-    async def _get_requests(self, request: web.Request) -> web.Response:
-        return web.json_response([asdict(one) for one in self.requests])
-
     # -- the API -----------------------------------------------------------------------------------------------------
+
+    def _new_batches(self) -> Batches:
+        return Batches(self._batch_settings, self.answering, self._strike_row, self._notify)
+
+    def _strike_row(self, ask: Ask) -> Rule | None:
+        return self._struck(rule for rule in self.rules if rule.strikes(ask, row=True))
+
+    def _strike_around(self, at: str, text: str) -> Rule | None:
+        self._notify()
+        return self._struck(rule for rule in self.rules if rule.strikes_at(at, text))
+
+    def _struck(self, rules: Iterator[Rule]) -> Rule | None:
+        rule = next(rules, None)
+        if rule:
+            self.per_fault[rule.fault] += 1
+        return rule
 
     def _handler(self, wire: Wire) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -288,9 +305,9 @@ class FakeProvider:
                 self.paid_per_text[text] += 1
         if rule:
             self.per_fault[rule.fault] += 1
-        with self._arrived:
+        with self._news:
             self.received += 1
-            self._arrived.notify_all()
+            self._news.notify_all()
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         return record

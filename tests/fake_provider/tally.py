@@ -50,13 +50,8 @@ class Tally:
         self.per_tier[tier] += 1
         cost = 0
         if tokens is not None:
-            cost, sums = tokens.input + tokens.output, self.billed
-            self.billed = Tokens(
-                sums.input + tokens.input,
-                sums.output + tokens.output,
-                sums.cached + tokens.cached,
-                sums.reasoning + tokens.reasoning,
-            )
+            cost = tokens.input + tokens.output
+            self.billed = self.billed.plus(tokens)
         if refused_by is not None:
             self.refused[refused_by] += 1
         self._times.append(at)

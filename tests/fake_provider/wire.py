@@ -53,6 +53,14 @@ class Tokens:
     cached: int = 0
     reasoning: int = 0
 
+    def plus(self, other: Tokens) -> Tokens:
+        return Tokens(
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.reasoning + other.reasoning,
+        )
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -232,13 +240,13 @@ class Responses:
 
     def answer(self, ask: Ask, answer: Answer, number: int) -> dict[str, Any]:
         if answer.finish == "refused":
-            part = {"type": "refusal", "refusal": "I'm sorry, I can't help with that."}
+            part: dict[str, Any] = {"type": "refusal", "refusal": "I'm sorry, I can't help with that."}
         else:
             part = {"type": "output_text", "text": answer.content, "annotations": []}
         reason = {"length": "max_output_tokens", "filtered": "content_filter"}.get(answer.finish)
         status = "incomplete" if reason else "completed"
         message = {"type": "message", "id": f"msg_{number}", "status": status, "role": "assistant", "content": [part]}
-        reasoning = {"type": "reasoning", "id": f"rs_{number}", "summary": []}
+        reasoning: dict[str, Any] = {"type": "reasoning", "id": f"rs_{number}", "summary": []}
         output = [reasoning] if answer.content is None and answer.finish != "refused" else [reasoning, message]
         return self._response(
             ask, answer.tokens, number, status=status, incomplete_details={"reason": reason} if reason else None, output=output

@@ -189,7 +189,7 @@ def test_openai_refuses_in_its_own_words_and_says_when(fake: FakeProvider) -> No
     counts = fake.counts()
     assert (counts["per_status"], counts["refused"]) == ({"200": 2, "429": 1}, {"requests": 1})
     assert counts["peak_window"]["requests"] == 2
-    assert fake.texts() == {"raz dwa": {"requests": 3, "paid": 2}}
+    assert fake.texts() == {"raz dwa": {"requests": 3, "rows": 0, "paid": 2}}
     assert counts["tokens_total"] == 2 * (tokens_for("raz dwa").input + tokens_for("raz dwa").output)
     assert [one.refused_by for one in fake.requests] == [None, None, "requests"]
 
@@ -264,7 +264,7 @@ def test_limits_and_counts_over_http(fake: FakeProvider) -> None:
         ask_openai(fake)
     assert http(f"{fake.url}/_counts?window=10")["peak_window"] == {"seconds": 10.0, "requests": 1, "tokens": 15}
     assert http(f"{fake.url}/_timeline?bucket=60")["rows"] == [{"at": 0, "accepted": 1, "refused": 1, "failed": 0, "tokens": 15}]
-    assert http(f"{fake.url}/_texts") == {"raz dwa": {"requests": 2, "paid": 1}}
+    assert http(f"{fake.url}/_texts") == {"raz dwa": {"requests": 2, "rows": 0, "paid": 1}}
     for wrong_url in ("_counts?window=soon", "_timeline?bucket=0"):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             http(f"{fake.url}/{wrong_url}")
