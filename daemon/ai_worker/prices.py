@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 from ai_worker.models import Lane, Model, Usage
 
-_FREE_PROVIDERS: Final = frozenset({"offline", "echo"})
+FREE_PROVIDERS: Final = frozenset({"offline", "echo"})
 _LIST_NAMES: Final = {"openai": "openai", "gemini": "google"}  # our providers at their own endpoints -> genai-prices' names
 _HALF_PRICE: Final = frozenset({"openai", "google"})  # whose lanes are documented to cost half, where the list does not know
 _CONTEXTS: Final = {Lane.FLEX: {"service_tier": "flex"}, Lane.BATCH: {"processing": "batch"}}  # as the list calls the lanes
@@ -68,7 +68,7 @@ def price(model: Model, lane: Lane = Lane.ONLINE) -> Price | None:
     """
     if lane is Lane.CACHE:
         return _FREE
-    listed = _FREE if model.provider in _FREE_PROVIDERS else None
+    listed = _FREE if model.provider in FREE_PROVIDERS else None
     is_set = model.price_input is not None and model.price_output is not None
     if listed is None and model.model is not None and not is_set:
         listed = _listed(model.provider, model.model, model.base_url, lane, int(time.monotonic() // _FRESH_SECONDS))
@@ -103,7 +103,7 @@ def source(model: Model) -> Literal["set", "list", "free"] | None:
         return None
     if model.price_input is not None or model.price_output is not None or model.price_cached is not None:
         return "set"
-    return "free" if model.provider in _FREE_PROVIDERS else "list"
+    return "free" if model.provider in FREE_PROVIDERS else "list"
 
 
 def _halved(amount: Decimal | None) -> Decimal | None:

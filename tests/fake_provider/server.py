@@ -41,6 +41,7 @@ class Request:
     fault: str | None = None
     refused_by: str | None = None  # the limit that it was over: requests, tokens, in_flight
     status: int = 0  # as it was decided when the request came in
+    texts: tuple[str, ...] = ()  # of a pack the texts of its rows, else the one text
 
 
 class FakeProvider:
@@ -296,6 +297,7 @@ class FakeProvider:
             fault=rule.fault if rule else None,
             refused_by=refused_by,
             status=reply.status,
+            texts=ask.texts,
         )
         self.requests.append(record)
         self.tally.add(now, reply.tokens, reply.status, tier=ask.tier, refused_by=refused_by)

@@ -17,6 +17,10 @@ MOST_TOKENS = 10_000_000  # of one call; no model takes or gives as many
 _TEXT = (str, type(None))
 
 
+class GivenBackError(Exception):
+    """The call is not made, and nothing is lost by giving the item back: the worker is stopping, or the model was stopped."""
+
+
 class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
@@ -38,11 +42,15 @@ class Attempt:
         if usage is NO_USAGE or self.model is None:
             return usage
         usage = plausible(usage)
+        self.book(usage, prices.cost(self.model, usage, lane), lane)
+        return usage
+
+    def book(self, usage: Usage, cost: Decimal | None, lane: Lane) -> None:
+        """Puts tokens of a call on the books, and what they cost in USD; None where their price is not known."""
+        self.lane = lane
         self.usage += usage
-        cost = prices.cost(self.model, usage, lane)
         self._is_unpriced |= cost is None
         self.cost = None if cost is None or self._is_unpriced else cost if self.cost is None else self.cost + cost
-        return usage
 
     def processed(self, result: Result) -> Outcome:
         """Raises TypeError when a plug-in made a result that is none."""

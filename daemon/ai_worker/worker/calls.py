@@ -23,15 +23,12 @@ from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import bounded, call_retrying
 from ai_worker.task_types import task_type
-from ai_worker.worker.attempt import Attempt, milliseconds
+from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.packs import Packs
 
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
-
-
-class GivenBackError(Exception):
-    """The call is not made, and nothing is lost by giving the item back: the worker is stopping, or the model was stopped."""
 
 
 class Caller:
@@ -56,6 +53,7 @@ class Caller:
         self._stopping = stopping
         self._breaker = breaker
         self._away = away
+        self._packs = Packs(self._complete, away)
         self._log = log
 
     async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911 -- one return per row of the error table
@@ -74,8 +72,10 @@ class Caller:
             prompt = kind.prompt(item)
             if item.task.lane is Lane.FLEX and not item.is_single:
                 prompt = prompt._replace(lane=Lane.FLEX)
-            completion = await self._complete(attempt, endpoint, prompt)
-            return attempt.processed(kind.parse(item, completion))
+            result = await self._packs.result(attempt, endpoint, kind, prompt) if item.task.pack > 1 else None
+            if result is None:
+                result = kind.parse(item, await self._complete(attempt, endpoint, prompt))
+            return attempt.processed(result)
         except GivenBackError as error:
             return attempt.given_back(str(error))
         except ModelStopped as error:
