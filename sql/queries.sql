@@ -889,6 +889,22 @@ SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_proces
  WHERE mode <> 'batch' AND (ended_at IS NULL OR (%(with_ended)s AND ended_at > NOW(6) - INTERVAL 1 DAY))
  ORDER BY id_worker;
 
+-- name: model_reports
+-- Each model with its limits, told or learnt, and what it has used today.
+SELECT m.name, m.is_active, m.max_requests_per_minute, m.max_tokens_per_minute, m.max_in_flight, m.budget_per_day,
+       p.requests_per_minute AS learnt_requests, p.tokens_per_minute AS learnt_tokens,
+       m.stopped_kind, COALESCE(d.attempts, 0) AS attempts, COALESCE(d.tokens, 0) AS tokens, d.cost, UTC_DATE() AS day,
+       (SELECT COUNT(*)
+          FROM task t FORCE INDEX (k_task_runnable)
+          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+         WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
+           AND COALESCE(i.id_ai_model, t.id_ai_model) = m.id_ai_model) AS in_flight
+  FROM ai_model m
+  LEFT JOIN ai_model_pace p ON p.id_ai_model = m.id_ai_model
+  LEFT JOIN (SELECT id_ai_model, SUM(attempts) AS attempts, SUM(tokens_input + tokens_output) AS tokens, SUM(cost) AS cost
+               FROM ai_model_day WHERE day = UTC_DATE() GROUP BY id_ai_model) d ON d.id_ai_model = m.id_ai_model
+ ORDER BY m.id_ai_model;
+
 -- name: stopped_models
 -- Models that wait for somebody, and the items that wait with them.
 SELECT name, stopped_kind, stopped_reason, stopped_at, TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds

@@ -210,7 +210,7 @@ def remove(name: str) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def test(name: str, as_json: bool) -> int:
-    """Make one small real call to model NAME; costs a few hundred tokens.
+    """Make one small real call to model NAME, and show its latency, limits and price; costs a few hundred tokens.
 
     A model that the workers have stopped and that answers is given free again.
     """
@@ -232,12 +232,36 @@ def test(name: str, as_json: bool) -> int:
         tokens = f"{report['tokens_input']} + {report['tokens_output']} tokens"
         click.echo(f"{name} answered in {report['latency_ms']} ms: {tokens}, cost {context.money(report['cost'])}.")
         click.echo(f"  sent      {report['text']}\n  received  {report['answer']}")
+        click.echo(f"  limits    {_limits(report['limits'])}\n  price     {_price(report['price'], name)}")
         if report["resumed"]:
             click.echo("It was stopped and is given free again.")
     else:
         click.echo(f"{name} gave no usable answer ({report['error_kind']}): {report['error']}")
         click.echo(f"  {report['remedy']}")
     return EXIT_DONE if report["ok"] else EXIT_FAILED
+
+
+def _limits(limits: dict[str, int | None]) -> str:
+    words = {"requests_per_minute": "requests/min", "tokens_per_minute": "tokens/min", "in_flight": "calls in flight"}
+    told = [f"{context.number(limits[key])} {word}" for key, word in words.items() if limits[key] is not None]
+    said = [
+        f"{context.number(limits[f'provider_{key}'])} {word}"
+        for key, word in words.items()
+        if limits.get(f"provider_{key}") is not None
+    ]
+    if said:
+        told.append(f"the provider says {' and '.join(said)}")
+    return ", ".join(told) or "none set, and the provider says none: they are learnt when it refuses calls"
+
+
+def _price(price: dict[str, Any] | None, name: str) -> str:
+    if price is None:
+        return f"unknown, and so is what tasks cost: `ai-worker model set {name} --price-input … --price-output …`"
+    if price["source"] == "free":
+        return "free"
+    where = {"set": "as set here", "list": "by the list of genai-prices"}[price["source"]]
+    per_million = "/".join(f"{price[key].normalize():f}" for key in ("input", "cached", "output"))
+    return f"{per_million} USD per million tokens in/cached/out, {where}"
 
 
 def _api_key(file: Path | None, stdin: bool) -> Secret | None:

@@ -11,8 +11,8 @@ from typing import Any
 from ai_worker import errors
 from ai_worker.errors import AiWorkerError, ConfigurationError, ProviderError
 from ai_worker.log import excerpt
-from ai_worker.models import NO_USAGE, Completion, Item, Model, Result, Secret, Task, TaskStatus, Usage
-from ai_worker.prices import cost
+from ai_worker.models import NO_USAGE, Completion, Item, Limits, Model, Result, Secret, Task, TaskStatus, Usage
+from ai_worker.prices import cost, price, source
 from ai_worker.providers import Provider, ProviderConfig, provider_class
 from ai_worker.task_types import task_type
 
@@ -48,7 +48,8 @@ def make_provider(model: Model, api_key: Secret | None, request_timeout: float) 
 def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> dict[str, Any]:
     """Lets the model correct one sentence.
 
-    Returns a report with `ok`, the tokens, cost and latency, and either the `answer` or `error_kind`, `error` and `remedy`.
+    Returns a report with `ok`, the tokens, cost, latency, limits and price, and either the `answer` or `error_kind`, `error` and
+    `remedy`.
     The kind of an error is the one that an item would get; `internal` is a mistake of the provider's own.
     Raises ConfigurationError when the model's configuration cannot work at all.
     """
@@ -56,6 +57,7 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
     task = Task(0, model.id_ai_model, "correction", "", {}, 1, 0, TaskStatus.IN_PROGRESS)
     item = Item(0, task, SAMPLE, {}, 1, 0, b"", str(uuid.uuid4()))
     usage, result = NO_USAGE, None
+    limits: Limits | None = None
     error: Exception | None = None
     began = time.perf_counter()
 
@@ -70,7 +72,7 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
 
     try:
         completion = asyncio.run(call())
-        usage = completion.usage
+        usage, limits = completion.usage, completion.limits
         result = kind.parse(item, completion)
     except ProviderError as caught:
         usage, error = usage + caught.usage, caught
@@ -78,7 +80,8 @@ def try_model(model: Model, api_key: Secret | None, request_timeout: float) -> d
         raise
     except Exception as caught:  # noqa: BLE001 -- a plug-in's bug, of whatever kind, is what a trial is to bring to light
         error = caught
-    return _report(model, usage, result, error, round((time.perf_counter() - began) * 1000))
+    report = _report(model, usage, result, error, round((time.perf_counter() - began) * 1000))
+    return report | {"limits": _limits(model, limits or getattr(error, "limits", None)), "price": _price(model)}
 
 
 def _provider(model: Model, api_key: Secret | None, request_timeout: float) -> Provider:
@@ -99,6 +102,25 @@ async def _close(provider: Provider) -> None:
     """One that cannot be closed is left to the end of the process, which is near: what was tried is its answer."""
     with suppress(Exception):
         await provider.aclose()
+
+
+def _limits(model: Model, said: Limits | None) -> dict[str, int | None]:
+    """What was set, and what the provider says of itself."""
+    return {
+        "requests_per_minute": model.max_requests_per_minute,
+        "tokens_per_minute": model.max_tokens_per_minute,
+        "in_flight": model.max_in_flight,
+        "provider_requests_per_minute": said.requests_per_minute if said else None,
+        "provider_tokens_per_minute": said.tokens_per_minute if said else None,
+    }
+
+
+def _price(model: Model) -> dict[str, Any] | None:
+    """USD per million tokens, and where that is from (`set`, `list`, `free`); None when it is not known."""
+    found = price(model)
+    if found is None:
+        return None
+    return {"input": found.input, "cached": found.cached, "output": found.output, "source": source(model)}
 
 
 def _report(model: Model, usage: Usage, result: Result | None, error: Exception | None, latency_ms: int) -> dict[str, Any]:

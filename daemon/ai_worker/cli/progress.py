@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 import click
 
@@ -31,6 +32,20 @@ class Sample:
     def eta(self) -> float | None:
         """Seconds until the last open item, at this rate."""
         return self.task.open / self.rate if self.rate and self.task.open else None
+
+    @property
+    def cost_to_go(self) -> Decimal | None:
+        """USD that the open items will cost, at what the others have cost on average; None while that is not known."""
+        done = self.task.records_processed + self.task.records_failed
+        return self.task.cost / done * self.task.open if self.task.cost is not None and done and self.task.open else None
+
+    @property
+    def cost_per_hour(self) -> Decimal | None:
+        """USD, at this rate."""
+        done = self.task.records_processed + self.task.records_failed
+        if self.task.cost is None or not done or self.rate is None:
+            return None
+        return self.task.cost / done * Decimal(self.rate) * 3600
 
 
 def samples(reports: Reports, id_task: int) -> Iterator[Sample]:
@@ -71,7 +86,7 @@ def follow(reports: Reports, id_task: int, *, interval: float, to_stderr: bool) 
 
 
 def line(sample: Sample) -> str:
-    """A task in one line: `task 7  IN_PROGRESS  450 of 1 500 (30 %)  12.3/s  ETA 1 min 25 s  2 errors  $0.0123`."""
+    """A task in one line: `task 7  IN_PROGRESS  450 of 1,500 (30 %)  12.3/s  ETA 1 min 25 s  $0.01 ($1.20/h, $0.03 to go)`."""
     task = sample.task
     done = task.records_processed + task.records_failed
     share = f" ({100 * done // task.total} %)" if task.total else ""
@@ -85,10 +100,20 @@ def line(sample: Sample) -> str:
     if task.items[ItemStatus.DEFERRED]:
         parts.append(f"{context.number(task.items[ItemStatus.DEFERRED])} deferred")
     if task.cost is not None:
-        parts.append(context.money(task.cost))
+        parts.append(_money(sample))
     if task.model_stopped and not task.is_over:
         parts.append(f"model {task.model} is stopped")
     return "  ".join(parts)
+
+
+def _money(sample: Sample) -> str:
+    """`$0.0123 ($1.20/h, $0.0287 to go)`; of a task that is over or costs nothing, what it has cost."""
+    spent = context.money(sample.task.cost)
+    if sample.task.is_over or not sample.task.cost or sample.cost_to_go is None:
+        return spent
+    to_go = f"{context.money(sample.cost_to_go)} to go"
+    per_hour = "" if sample.cost_per_hour is None else f"{context.money(sample.cost_per_hour)}/h, "
+    return f"{spent} ({per_hour}{to_go})"
 
 
 @contextlib.contextmanager

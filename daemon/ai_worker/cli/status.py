@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ai_worker.cli import context, progress
+from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.errors import EXIT_DONE
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.reports import ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
@@ -59,8 +60,9 @@ def status(id_task: int | None, limit: int, as_json: bool) -> None:
 def watch(id_task: int | None, interval: float | None) -> int:
     """What is going on, live: one task until it ends, or all tasks until Ctrl-C.
 
-    On a terminal the picture is drawn anew, elsewhere there is a line per interval. Exit code 3 says that items ended in
-    ERROR, 1 that the task was cancelled.
+    On a terminal the picture is drawn anew, elsewhere there is a line per interval. Of the models in use it shows the calls and
+    tokens of the last minute against the limits (~ where they were learnt from the provider), whether they are stopped, and
+    the money per hour and today. Exit code 3 says that items ended in ERROR, 1 that the task was cancelled.
     """
     on_terminal = sys.stdout.isatty()
     interval = interval or (1.0 if on_terminal else 10.0)
@@ -69,8 +71,9 @@ def watch(id_task: int | None, interval: float | None) -> int:
         try:
             if id_task is not None:
                 return progress.follow(reports, id_task, interval=interval, to_stderr=False)
+            pace = Pace()
             while True:
-                _watch_all(reports, on_terminal)
+                _watch_all(reports, pace, on_terminal)
                 time.sleep(interval)
         except KeyboardInterrupt:  # how a person ends it
             return EXIT_DONE
@@ -272,11 +275,15 @@ def _why_and_when(model: StoppedModel) -> str:
     return f"{WHY_STOPPED.get(model.kind, model.kind)} ({visible(model.reason)}); tried again {again}"
 
 
-def _watch_all(reports: Reports, on_terminal: bool) -> None:
+def _watch_all(reports: Reports, pace: Pace, on_terminal: bool) -> None:
     tasks = reports.tasks(20)
+    pace.look(reports.models())
     if on_terminal:
         click.echo("\x1b[H\x1b[J", nl=False)
         _show_tasks(tasks)
+        if rows := pace.rows():
+            click.echo()
+            context.emit_table(HEADINGS, [(visible(str(name)), *rest) for name, *rest in rows], right=range(2, len(HEADINGS)))
         _show_stopped(reports.stopped_models())
         return
     at_work = [task for task in tasks if not task.is_over]
@@ -284,6 +291,9 @@ def _watch_all(reports: Reports, on_terminal: bool) -> None:
         click.echo("no open task")
     for task in at_work:
         click.echo(progress.line(progress.Sample(task, task.rate)))
+    for name, *rest in pace.rows():
+        told = "  ".join(f"{value} {heading.lower()}" for heading, value in zip(HEADINGS[2:], rest[1:], strict=True) if value)
+        click.echo(f"model {visible(str(name))}  {rest[0]}  {told}")
 
 
 def _worker_row(worker: WorkerReport) -> tuple[object, ...]:

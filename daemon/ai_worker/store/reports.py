@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
 
@@ -116,6 +116,29 @@ class StoppedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReport:
+    """A model's limits and what it has used on this UTC `day`: attempts, tokens sent and answered, USD.
+
+    A limit is the one that was set, else the one that was learnt from its provider, else None; `is_learnt` says which.
+    `in_flight` are the items claimed for it.
+    """
+
+    name: str
+    is_active: bool
+    stopped_kind: str | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    is_learnt: bool
+    in_flight: int
+    max_in_flight: int | None
+    day: date
+    attempts: int
+    tokens: int
+    cost: Decimal | None
+    budget_per_day: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
 class ItemResult:
     """One item with its result. `error` is why it failed or waits, None where nothing is wrong."""
 
@@ -175,6 +198,10 @@ class Reports:
             for row in self._db.query("stopped_models")
         ]
 
+    def models(self) -> list[ModelReport]:
+        """All models with their limits and what they have used today."""
+        return [_model(row) for row in self._db.query("model_reports")]
+
     def results(self, id_task: int, only: ItemStatus | None = None) -> Iterator[ItemResult]:
         """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time.
 
@@ -209,6 +236,26 @@ def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> Task
         seconds=None if row["seconds"] is None else float(row["seconds"]),
         is_ahead=bool(row["is_ahead"]),
         errors=errors,
+    )
+
+
+def _model(row: Row) -> ModelReport:
+    requests, tokens = row["max_requests_per_minute"], row["max_tokens_per_minute"]
+    learnt_requests, learnt_tokens = row["learnt_requests"], row["learnt_tokens"]
+    return ModelReport(
+        name=row["name"],
+        is_active=bool(row["is_active"]),
+        stopped_kind=row["stopped_kind"],
+        requests_per_minute=learnt_requests if requests is None else requests,
+        tokens_per_minute=learnt_tokens if tokens is None else tokens,
+        is_learnt=(requests is None and learnt_requests is not None) or (tokens is None and learnt_tokens is not None),
+        in_flight=int(row["in_flight"]),
+        max_in_flight=row["max_in_flight"],
+        day=row["day"],
+        attempts=int(row["attempts"]),
+        tokens=int(row["tokens"]),
+        cost=row["cost"],
+        budget_per_day=row["budget_per_day"],
     )
 
 

@@ -16,6 +16,7 @@ from ai_worker.errors import (
     ModelStopped,
     ProviderError,
     RateLimited,
+    Shed,
     Transient,
     UsageError,
 )
@@ -124,7 +125,12 @@ class Caller:
         """One request, one answer. Every call that this worker makes for an item goes through here, each retry too."""
         if not attempt.item.task.is_probe and self._breaker.is_shunned(attempt.item.task.id_ai_model):
             raise GivenBackError("the model was stopped")
-        return await endpoint.provider.complete(prompt)
+        try:
+            return await endpoint.provider.complete(prompt)
+        except Shed:
+            if prompt.lane is Lane.ONLINE:
+                raise
+            return await self._send(attempt, endpoint, prompt._replace(lane=Lane.ONLINE))
 
     async def _retried(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt, first: Transient) -> Completion:
         """The calls after a first one that failed. Only then is the policy made: it costs as much as all else here."""
