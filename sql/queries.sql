@@ -212,6 +212,19 @@ INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_wor
                           tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost, latency_ms, lane)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
 
+-- name: add_to_day
+-- What a commit's attempts have used of their models today, added in its own transaction; after the tasks, and by key. VALUES() is
+-- deprecated on MySQL, but what is to follow it MariaDB does not know.
+INSERT INTO ai_model_day (id_ai_model, day, shard, attempts, tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost)
+VALUES (%s, UTC_DATE(), %s, %s, %s, %s, %s, %s, %s)
+    ON DUPLICATE KEY UPDATE
+       attempts = attempts + VALUES(attempts),
+       tokens_input = tokens_input + VALUES(tokens_input),
+       tokens_output = tokens_output + VALUES(tokens_output),
+       tokens_cached = tokens_cached + VALUES(tokens_cached),
+       tokens_reasoning = tokens_reasoning + VALUES(tokens_reasoning),
+       cost = IF(VALUES(cost) IS NULL, cost, COALESCE(cost, 0) + VALUES(cost));
+
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
 SELECT id_task, status_id, records_processed, records_failed, finished_at IS NOT NULL AS is_finished
@@ -698,6 +711,16 @@ UPDATE ai_model SET api_key_encrypted = %(api_key_encrypted)s WHERE id_ai_model 
 -- name: model_keys_lock
 -- All keys, locked: `rekey` changes all of them or none.
 SELECT id_ai_model, api_key_encrypted FROM ai_model WHERE api_key_encrypted IS NOT NULL ORDER BY id_ai_model FOR UPDATE;
+
+-- name: model_days
+-- What each model has used per UTC day, the latest days first; off the primary key, sixteen rows per model and day.
+SELECT m.id_ai_model, m.name, d.day, SUM(d.attempts) AS attempts, SUM(d.tokens_input) AS tokens_input,
+       SUM(d.tokens_output) AS tokens_output, SUM(d.tokens_cached) AS tokens_cached, SUM(d.tokens_reasoning) AS tokens_reasoning,
+       SUM(d.cost) AS cost, d.day = UTC_DATE() AS is_today
+  FROM ai_model m
+  STRAIGHT_JOIN ai_model_day d FORCE INDEX (PRIMARY) ON d.id_ai_model = m.id_ai_model AND d.day > UTC_DATE() - INTERVAL %(days)s DAY
+ GROUP BY m.id_ai_model, m.name, d.day
+ ORDER BY d.day DESC, m.id_ai_model;
 
 -- name: model_task_count
 -- How many tasks hold an endpoint in place (k_task_model).

@@ -158,6 +158,7 @@ def assert_ledger(sql: Sql) -> None:
             assert row["id_worker"] in workers, f"item {row['id_task_item']} is owned by nobody"
     for task in tasks:
         _audit_task(task, items_of[task["id_task"]], billed_to[task["id_task"]])
+    _audit_days(sql, attempts)
 
 
 def _audit_item(item: dict[str, Any], attempts: list[dict[str, Any]]) -> None:
@@ -190,6 +191,23 @@ def _audit_task(task: dict[str, Any], items: list[dict[str, Any]], attempts: lis
         assert task["records_failed"] > 0, f"{name} is in ERROR without failures"
     if attempts:
         assert task["started_at"] is not None, f"{name} never started"
+
+
+def _audit_days(sql: Sql, attempts: list[dict[str, Any]]) -> None:
+    """What models have used per day is what their attempts have: all but those that a rescue wrote, of which nothing is known."""
+    counted = [row for row in attempts if (row["outcome"], row["error_kind"]) != ("lost", "lost")]
+    used = {row["id_ai_model"]: row for row in sql(
+        "SELECT id_ai_model, SUM(attempts) AS attempts, SUM(tokens_input) AS tokens_input, SUM(tokens_output) AS tokens_output,"
+        " SUM(tokens_cached) AS tokens_cached, SUM(tokens_reasoning) AS tokens_reasoning, SUM(cost) AS cost"
+        " FROM ai_model_day GROUP BY id_ai_model"
+    )}  # fmt: skip
+    assert used.keys() == {row["id_ai_model"] for row in counted}
+    for model, row in used.items():
+        its = [each for each in counted if each["id_ai_model"] == model]
+        assert row["attempts"] == len(its), f"model {model}: attempts per day"
+        for column in ("tokens_cached", "tokens_reasoning"):
+            assert row[column] == sum(each[column] for each in its), f"model {model}: {column} per day"
+        _audit_sums(f"model {model}", row, its)
 
 
 def _audit_sums(name: str, row: dict[str, Any], attempts: list[dict[str, Any]]) -> None:

@@ -18,10 +18,11 @@ from typing import Any, Final
 import orjson
 
 from ai_worker.db import Transaction
-from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus
+from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
+SHARDS: Final = 16  # rows of `ai_model_day` per model and day: workers that commit at the same time mostly write different ones
 # An item lost with its worker this often is set aside: it may be what kills them. Many, because a host that crashes again and
 # again claims the same oldest items each time, and they are not to blame.
 MAX_LOSSES: Final = 20
@@ -92,6 +93,7 @@ class Changes:
         self._attempts: list[tuple[Any, ...]] = []
         self._found_again: list[bytes] = []
         self._tasks: dict[int, Counters] = {}
+        self._days: dict[int, DayCounters] = {}  # by model
 
     def add_result(self, outcome: Outcome) -> None:
         """A result whose item nobody has looked at: `write` raises NotAsClaimed when it is no longer as it was claimed."""
@@ -167,6 +169,10 @@ class Changes:
     def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
         item, usage = outcome.item, outcome.usage
         operation = uuid_bytes(item.operation_uuid)
+        day = self._days.get(item.task.id_ai_model)
+        if day is None:
+            day = self._days[item.task.id_ai_model] = DayCounters()
+        day.add(usage, outcome.cost)
         if may_be_known:
             self._found_again.append(operation)
         self._attempts.append(
@@ -179,7 +185,7 @@ class Changes:
         )
 
     def write(self, tx: Transaction, touched: Iterable[int]) -> list[EndedTask]:
-        """Items, attempts, and the tasks last: the hot row is held shortest, and everybody locks in the same order.
+        """Items, attempts, tasks, and the models' day last: hot rows are held shortest, and everybody locks in the same order.
 
         `touched` are the tasks that may have ended by this; those that have are ended, and returned.
         """
@@ -193,7 +199,38 @@ class Changes:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
             tx.execute_many("insert_attempts", self._attempts)
-        return settle(tx, self._tasks, {*touched, *self.given_back.values()}, self.given_back)
+        ended = settle(tx, self._tasks, {*touched, *self.given_back.values()}, self.given_back)
+        if self._days:
+            shard = self._id_worker % SHARDS
+            tx.execute_many("add_to_day", [(each, shard, *self._days[each].columns()) for each in sorted(self._days)])
+        return ended
+
+
+@dataclass(slots=True)
+class DayCounters:
+    """What the attempts of one commit have used of one model."""
+
+    attempts: int = 0
+    tokens_input: int = 0
+    tokens_output: int = 0
+    tokens_cached: int = 0
+    tokens_reasoning: int = 0
+    cost: Decimal | None = None
+
+    def add(self, usage: Usage, cost: Decimal | None) -> None:
+        self.attempts += 1
+        if usage is not NO_USAGE:
+            self.tokens_input += usage.tokens_input
+            self.tokens_output += usage.tokens_output
+            self.tokens_cached += usage.tokens_cached
+            self.tokens_reasoning += usage.tokens_reasoning
+        if cost is not None:
+            self.cost = cost if self.cost is None else self.cost + cost
+
+    def columns(self) -> tuple[Any, ...]:
+        """In the order of `add_to_day`."""
+        tokens = (self.tokens_input, self.tokens_output, self.tokens_cached, self.tokens_reasoning)
+        return (self.attempts, *tokens, self.cost)
 
 
 @dataclass(slots=True)

@@ -139,6 +139,22 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelDay:
+    """What one model has used in one UTC day, as far as attempts have ended; `cost` in USD, None where no price was known."""
+
+    id_ai_model: int
+    name: str
+    day: date
+    is_today: bool
+    attempts: int
+    tokens_input: int
+    tokens_output: int
+    tokens_cached: int
+    tokens_reasoning: int
+    cost: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
 class ItemResult:
     """One item with its result. `error` is why it failed or waits, None where nothing is wrong."""
 
@@ -201,6 +217,23 @@ class Reports:
     def models(self) -> list[ModelReport]:
         """All models with their limits and what they have used today."""
         return [_model(row) for row in self._db.query("model_reports")]
+
+    def model_days(self, days: int = 1) -> list[ModelDay]:
+        """What each model has used in the last `days` UTC days, today's first; days without an attempt are left out."""
+        rows = self._db.query("model_days", {"days": days})
+        tokens = ("tokens_input", "tokens_output", "tokens_cached", "tokens_reasoning")
+        return [
+            ModelDay(
+                id_ai_model=row["id_ai_model"],
+                name=row["name"],
+                day=row["day"],
+                is_today=bool(row["is_today"]),
+                attempts=int(row["attempts"]),
+                **{name: int(row[name]) for name in tokens},
+                cost=row["cost"],
+            )
+            for row in rows
+        ]
 
     def results(self, id_task: int, only: ItemStatus | None = None) -> Iterator[ItemResult]:
         """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time.
