@@ -5,19 +5,29 @@
 
 -- name: runnable_tasks
 -- Which tasks can be worked on now, best first, without a lock: one index-ordered scan per status, merged by the caller.
+-- A task whose own model is stopped is there too when a fallback can take it; which one does is the caller's to see.
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
+          WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
-    AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+    AND ((m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+          AND (%(any_model)s OR m.name IN %(model_names)s))
+         OR ((m.is_active = 0 OR m.stopped_at IS NOT NULL)
+             AND (SELECT f.id_task
+                    FROM task_fallback f FORCE INDEX (PRIMARY)
+                    STRAIGHT_JOIN ai_model fm FORCE INDEX (PRIMARY) ON fm.id_ai_model = f.id_ai_model
+                   WHERE f.id_task = t.id_task AND fm.is_active = 1 AND (fm.stopped_at IS NULL OR fm.probe_at <= NOW(6))
+                     AND fm.id_ai_model NOT IN %(busy_models)s AND (%(any_model)s OR fm.name IN %(model_names)s)
+                   LIMIT 1) IS NOT NULL))
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
-    AND (%(any_model)s OR m.name IN %(model_names)s)
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -25,15 +35,24 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
+          WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
-    AND m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+    AND ((m.is_active = 1 AND (m.stopped_at IS NULL OR m.probe_at <= NOW(6)) AND m.id_ai_model NOT IN %(busy_models)s
+          AND (%(any_model)s OR m.name IN %(model_names)s))
+         OR ((m.is_active = 0 OR m.stopped_at IS NOT NULL)
+             AND (SELECT f.id_task
+                    FROM task_fallback f FORCE INDEX (PRIMARY)
+                    STRAIGHT_JOIN ai_model fm FORCE INDEX (PRIMARY) ON fm.id_ai_model = f.id_ai_model
+                   WHERE f.id_task = t.id_task AND fm.is_active = 1 AND (fm.stopped_at IS NULL OR fm.probe_at <= NOW(6))
+                     AND fm.id_ai_model NOT IN %(busy_models)s AND (%(any_model)s OR fm.name IN %(model_names)s)
+                   LIMIT 1) IS NOT NULL))
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
-    AND (%(any_model)s OR m.name IN %(model_names)s)
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -100,8 +119,37 @@ SELECT id_task, status_id, id_ai_model FROM task WHERE id_task IN %(tasks)s;
 -- The status is tested again: where SKIP LOCKED is parsed but ignored (TiDB), only one of two claimers gets the row.
 -- FORCE INDEX here and wherever rows are locked by key: of a small table the optimizer would rather lock all of it.
 UPDATE task_item FORCE INDEX (PRIMARY)
-   SET status_id = 2, id_worker = %(id_worker)s, claim_token = %(claim_token)s, attempt = attempt + 1
+   SET status_id = 2, id_worker = %(id_worker)s, claim_token = %(claim_token)s, attempt = attempt + 1,
+       id_ai_model = NULL, reserved = NULL
  WHERE id_task_item IN %(items)s AND status_id = 0;
+
+-- name: mark_claimed_each
+-- The same where a claim may be for another model than the task's own, or sets money aside.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id_task_item BIGINT UNSIGNED PATH '$.id', id_ai_model INT UNSIGNED PATH '$.mo', reserved DECIMAL(18,9) PATH '$.re')) r
+STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item AND i.status_id = 0
+   SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
+       i.id_ai_model = r.id_ai_model, i.reserved = r.reserved;
+
+-- name: model_states
+-- Of all models, a handful: which of them may be called now. Looked at only where a task names more than one.
+SELECT id_ai_model, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(probe_at <= NOW(6), 0) AS is_due,
+       TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds, max_in_flight, budget_per_day,
+       %(any_model)s OR name IN %(model_names)s AS is_wanted
+  FROM ai_model;
+
+-- name: put_off_items
+-- Pending items, locked, whose model cannot take them while the one before it in their chain can take others.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET status_id = 4, available_at = NOW(6) + INTERVAL %(delay_us)s MICROSECOND
+ WHERE id_task_item IN %(items)s AND status_id = 0;
+
+-- name: last_words
+-- What the models before the last one said of items that this one refuses too.
+SELECT a.id_task_item, a.id_ai_model, a.finished_at, m.name, a.error_message
+  FROM task_attempt a FORCE INDEX (k_task_attempt_item)
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = a.id_ai_model
+ WHERE a.id_task_item IN %(items)s AND a.error_message IS NOT NULL;
 
 -- name: start_tasks
 -- NEW begins; a finished task that got new items goes on.
@@ -168,7 +216,8 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
 -- The same for outcomes of all kinds, whose rows are locked and looked at already.
 UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
          id_task_item BIGINT UNSIGNED PATH '$.id', attempt INT PATH '$.at', status_id INT PATH '$.st',
-         charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de', single INT PATH '$.si',
+         charged INT PATH '$.ch', found_again INT PATH '$.fa', delay_us BIGINT PATH '$.de', refused INT PATH '$.rf',
+         single INT PATH '$.si',
          tokens_input INT PATH '$.ti', tokens_output INT PATH '$.to', cost DECIMAL(18,9) PATH '$.co',
          error_kind VARCHAR(32) PATH '$.ek', error_message VARCHAR(1000) PATH '$.em',
          text_corrected MEDIUMTEXT PATH '$.tc', change_summary TEXT PATH '$.cs', result MEDIUMTEXT PATH '$.re')) r
@@ -178,6 +227,7 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
        i.claim_token = IF(r.charged, i.claim_token, NULL),
        i.attempt = i.attempt - 1 + r.charged,
        i.lost_count = i.lost_count - r.found_again,
+       i.refused = GREATEST(i.refused, r.refused),
        i.available_at = IF(r.status_id = 4, NOW(6) + INTERVAL r.delay_us MICROSECOND, NULL),
        i.is_single = GREATEST(i.is_single, r.single),
        i.finished_at = IF(r.status_id IN (1, 3), NOW(6), NULL),
@@ -319,13 +369,14 @@ HAVING new_item > 0 OR n = %(looks)s
 
 -- name: claim_new_item
 -- The claim on one item that a listener has just heard of, in one statement; its task starts, or goes on where it had ended.
+-- Where money must be set aside, or a model be chosen, it is left to the long way.
 UPDATE task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
    SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
-       t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)), t.finished_at = NULL
- WHERE i.id_task_item = %(new_item)s AND i.status_id = 0
-   AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch'
+       i.id_ai_model = NULL, i.reserved = NULL, t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)), t.finished_at = NULL
+ WHERE i.id_task_item = %(new_item)s AND i.status_id = 0 AND i.refused = 0
+   AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch' AND t.budget IS NULL AND m.budget_per_day IS NULL
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
    AND m.is_active = 1 AND m.stopped_at IS NULL AND m.id_ai_model NOT IN %(busy_models)s
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
@@ -335,9 +386,11 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 
 -- name: claimed_new_item
 -- What that claim got, if it got it, with its task.
-SELECT i.id_task_item, i.text_original, i.context, i.attempt, i.lost_count, i.refused, i.is_single,
+SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, 0 AS is_probe
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, 0 AS is_probe,
+       (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
+         WHERE f.id_task = t.id_task) AS fallbacks
   FROM task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
@@ -443,7 +496,7 @@ SELECT i.id_task_item, i.id_worker
 
 -- name: lock_lost_items
 -- Rows that are being committed at this moment are stepped over: their owner was not dead after all.
-SELECT id_task_item, id_task, attempt, lost_count, claim_token, id_worker
+SELECT id_task_item, id_task, attempt, lost_count, claim_token, id_worker, id_ai_model
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND status_id = 2
    FOR UPDATE SKIP LOCKED;
@@ -489,19 +542,28 @@ SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000
 
 -- name: waiting_items
 -- What is left for a `run` with these filters: pending items, those of them that no model can take now, and when the next
--- deferred one is due. In one look, since others claim and give back meanwhile.
+-- deferred one is due; `f` are the tasks that a fallback can take. In one look, since others claim and give back meanwhile.
 SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
        SUM(i.status_id = 0 AND (m.is_active = 0 OR (m.stopped_at IS NOT NULL AND m.probe_at > NOW(6))
-                                OR m.id_ai_model IN %(busy_models)s)) AS blocked,
+                                OR m.id_ai_model IN %(busy_models)s OR NOT (%(any_model)s OR m.name IN %(model_names)s))
+                           AND f.id_task IS NULL) AS blocked,
        MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), i.available_at)) / 1000000 AS due_seconds
   FROM task t FORCE INDEX (k_task_runnable)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+  LEFT JOIN (SELECT DISTINCT ft.id_task
+               FROM task ft FORCE INDEX (k_task_runnable)
+               STRAIGHT_JOIN task_fallback f FORCE INDEX (PRIMARY) ON f.id_task = ft.id_task
+               STRAIGHT_JOIN ai_model om ON om.id_ai_model = ft.id_ai_model
+               STRAIGHT_JOIN ai_model fm ON fm.id_ai_model = f.id_ai_model
+              WHERE ft.status_id IN (0, 1) AND (om.is_active = 0 OR om.stopped_at IS NOT NULL OR om.id_ai_model IN %(spent_models)s)
+                AND fm.is_active = 1 AND (fm.stopped_at IS NULL OR fm.probe_at <= NOW(6))
+                AND fm.id_ai_model NOT IN %(busy_models)s AND (%(any_model)s OR fm.name IN %(model_names)s)) f ON f.id_task = t.id_task
   STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id IN (0, 4)
  WHERE t.status_id IN (0, 1)
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
-   AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s OR f.id_task IS NOT NULL)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s);
 
 -- name: item_of
@@ -512,13 +574,18 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
 -- name: preview_tasks
 -- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.stopped_at IS NOT NULL AS is_probe
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+       (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
+        WHERE f.id_task = t.id_task) AS fallbacks
   FROM task t FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
  WHERE t.id_task > %(after)s
    AND t.status_id IN (0, 1)
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
-   AND m.is_active = 1
+   AND (m.is_active = 1
+        OR (SELECT f.id_task FROM task_fallback f FORCE INDEX (PRIMARY)
+              STRAIGHT_JOIN ai_model fm FORCE INDEX (PRIMARY) ON fm.id_ai_model = f.id_ai_model
+             WHERE f.id_task = t.id_task AND fm.is_active = 1 LIMIT 1) IS NOT NULL)
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_model)s OR m.name IN %(model_names)s)
@@ -601,7 +668,9 @@ SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, 
 -- name: task_of_batch
 -- Its task as a claim sees it, for the model that the batch is for.
 SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, 0 AS is_probe
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, 0 AS is_probe, t.id_ai_model AS own_model,
+       (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
+         WHERE f.id_task = t.id_task) AS fallbacks
   FROM task t
   JOIN ai_model m ON m.id_ai_model = %(id_ai_model)s
  WHERE t.id_task = %(id_task)s;

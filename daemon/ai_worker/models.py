@@ -123,8 +123,8 @@ class Model:
 class Task:
     """What a worker needs to know of a `task` row. `id_ai_model` is the model that a claim is for: one of `chain`.
 
-    `cache_seconds` is how old an earlier answer may be (0: none is taken), `budget` is in USD, `chain` are the task's models in
-    order.
+    `cache_seconds` is how old an earlier answer may be (0: none is taken), `budget` is in USD, and `budget_per_day`, which is the
+    model's, too; `chain` are the task's models in order.
     """
 
     id_task: int
@@ -142,6 +142,17 @@ class Task:
     cache_seconds: int = 0
     budget: Decimal | None = None
     chain: tuple[int, ...] = ()
+    budget_per_day: Decimal | None = None
+
+    @property
+    def position(self) -> int:
+        """The place in the chain, from 0, of the model that this claim is for."""
+        return self.chain.index(self.id_ai_model) if self.id_ai_model in self.chain else 0
+
+    @property
+    def has_further_model(self) -> bool:
+        """Whether another model may take what this one refuses."""
+        return self.position + 1 < len(self.chain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +169,8 @@ class Item(NamedTuple):
     """One claimed `task_item`: the row, its task, and the fence (`claim_token`, `attempt`) that its commit names.
 
     `attempt` counts all claims from 1; `lost_count` of the earlier ones were lost to crashes, which costs no retry.
-    `operation_uuid` names the attempt, in the usual text form. So many models of the task's chain have `refused` it; one that
-    `is_single` is sent alone and online.
+    `operation_uuid` names the attempt, in the usual text form. It has gone past so many models of the task's chain, the last of
+    which `refused` it; one that `is_single` is sent alone and online.
     """
 
     id_task_item: int
@@ -243,6 +254,7 @@ class OutcomeKind(StrEnum):
     RETRY = "retry"  # failed, charged; deferred to a later attempt, or dead letter when that was the last
     FAILED = "failed"  # failed for good: dead letter
     POSTPONED = "postponed"  # not the item's fault: deferred, uncharged
+    PASSED_ON = "passed_on"  # refused by its model: for the next one of the chain, at once, uncharged; on record as postponed
     RELEASED = "released"  # given back untouched, uncharged; leaves no row in task_attempt
     LOST = "lost"  # its worker died, or its result came after somebody else's claim
 
@@ -274,9 +286,16 @@ class Outcome(NamedTuple):
     def retry(
         cls, item: Item, kind: str, message: str, delay: float, usage: Usage, cost: Decimal | None, latency_ms: int
     ) -> Self:
-        """Charged. The last allowed attempt becomes `failed` here, so that nobody has to remember to ask."""
-        outcome = OutcomeKind.FAILED if item.is_last_attempt else OutcomeKind.RETRY
-        return cls(item, outcome, usage, cost, None, kind, message, delay, latency_ms)
+        """Charged. The last allowed attempt becomes `refused` here, so that nobody has to remember to ask."""
+        if item.is_last_attempt:
+            return cls.refused(item, kind, message, usage, cost, latency_ms)
+        return cls(item, OutcomeKind.RETRY, usage, cost, None, kind, message, delay, latency_ms)
+
+    @classmethod
+    def refused(cls, item: Item, kind: str, message: str, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:
+        """For a reason that another model may not share: passed on where the chain has one, `failed` where it has none."""
+        outcome = OutcomeKind.PASSED_ON if item.task.has_further_model else OutcomeKind.FAILED
+        return cls(item, outcome, usage, cost, None, kind, message, 0.0, latency_ms)
 
     @classmethod
     def failed(cls, item: Item, kind: str, message: str, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:

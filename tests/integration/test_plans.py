@@ -18,7 +18,8 @@ import pytest
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, Transaction, statements
 from ai_worker.models import Filters
-from ai_worker.store.queue import Queue, _filter
+from ai_worker.store.claims import filter_columns
+from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import Sql
 from tests.servers import TestDatabase, TestServer
 
@@ -28,22 +29,25 @@ CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_i
 # statement -> table or alias -> (key, how many rows it may look at by the optimizer's estimate)
 EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # claim
-    "runnable_tasks": {"t": (RUNNABLE, 20), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
+    "runnable_tasks": {"t": (RUNNABLE, 20), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS), "f": (PRIMARY, 2), "fm": (PRIMARY, 1)},
     "lock_pending_of_task": {"task_item": (CLAIM, ITEMS + 500)},
     "lock_pending_of_tasks": {"task_item": (CLAIM, 4 * ITEMS + 500)},
     "lock_pending_item": {"task_item": (PRIMARY, 1)},
     "task_states": {"task": (PRIMARY, 4)},
     "mark_claimed": {"task_item": (PRIMARY, 250)},
+    "mark_claimed_each": {"i": (PRIMARY, 1)},
+    "put_off_items": {"task_item": (PRIMARY, 250)},
     "start_tasks": {"task": (PRIMARY, 4)},
     "claimed_items": {"task_item": (PRIMARY, 250)},
     "unclaim": {"task_item": (PRIMARY, 250)},
     # waiting for work
     "wait_for_items": {"i": (PRIMARY, 500)},
     "claim_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1)},
-    "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1)},
+    "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "f": (PRIMARY, 2)},
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
     "landed_operations": {"task_attempt": (PRIMARY, 250)},
+    "last_words": {"a": ("k_task_attempt_item", 250), "m": (PRIMARY, 1)},
     "store_results": {"i": (PRIMARY, 1)},
     "store_outcomes": {"i": (PRIMARY, 1)},
     "charge_items": {"i": (PRIMARY, 1)},
@@ -53,7 +57,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "settle_tasks": {"t": (PRIMARY, 1)},
     "end_tasks": {"task": (PRIMARY, 4)},
     # dry runs: one pass over all tasks, in pages
-    "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
+    "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS), "f": (PRIMARY, 2), "fm": (PRIMARY, 1)},
     # heartbeat, rescue, upkeep
     "beat": {"worker": (PRIMARY, 1)},
     "end_worker": {"worker": (PRIMARY, 1)},
@@ -139,7 +143,7 @@ def parameters() -> dict[str, Any]:
     """Something for every parameter of the statements in EXPECTED."""
     items = list(range(100, 350))
     return {
-        **_filter(Filters()),
+        **filter_columns(Filters()),
         "id_task": None,
         "id_task_item": None,
         "tasks": [1, 2, 3, 4],
@@ -156,6 +160,7 @@ def parameters() -> dict[str, Any]:
         "looks": 10,
         "before": 2**63,
         "lease_us": 1,
+        "delay_us": 1,
         "in_flight": 0,
         "items_processed": 0,
         "items_failed": 0,
@@ -311,7 +316,7 @@ def test_a_look_for_work_locks_nothing(busy: Busy) -> None:
     database = busy.open()
 
     def work(tx: Transaction) -> int:
-        assert tx.query("runnable_tasks", {**_filter(Filters()), "busy_models": (0,)})
+        assert tx.query("runnable_tasks", {**filter_columns(Filters()), "busy_models": (0,)})
         assert tx.query("task_states", {"tasks": [1, 2]})
         return rows_locked(busy, tx)
 

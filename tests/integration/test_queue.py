@@ -268,10 +268,10 @@ def test_a_slow_claim_is_taken_for_a_crowd_and_claims_then_go_one_at_a_time(
     application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application.items(task, 3)
-    monkeypatch.setattr("ai_worker.store.queue.CROWD_SECONDS", 0.0)
+    monkeypatch.setattr("ai_worker.store.crowd.CROWD_SECONDS", 0.0)
     assert len(claim(queue, worker)) == 1
-    assert queue._crowded_until > time.monotonic()
-    monkeypatch.setattr("ai_worker.store.queue.CROWD_SECONDS", 60.0)
+    assert queue._claims._crowd._lasts_until > time.monotonic()
+    monkeypatch.setattr("ai_worker.store.crowd.CROWD_SECONDS", 60.0)
     with holding_the_claims_turn(queue) as free:
         threading.Timer(0.5, free).start()
         began = time.monotonic()
@@ -286,8 +286,8 @@ def test_a_turn_whose_holder_is_dead_is_waited_for_once(
     application: Application, queue: Queue, worker: int, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application.items(task, 2)
-    monkeypatch.setattr("ai_worker.store.queue.CROWD_PATIENCE", 1)
-    queue._crowded_until = float("inf")
+    monkeypatch.setattr("ai_worker.store.crowd.CROWD_PATIENCE", 1)
+    queue._claims._crowd._lasts_until = float("inf")
     with holding_the_claims_turn(queue):
         assert len(claim(queue, worker)) == 1
         began = time.monotonic()
@@ -300,9 +300,9 @@ def test_where_turns_are_refused_a_claim_goes_ahead(
 ) -> None:
     application.items(task, 1)
     monkeypatch.setitem(statements(), "take_claim_turn", "SELECT no_such_function(%(name)s, %(seconds)s) AS turn")  # type: ignore[arg-type]  # a dict, though nobody is to write to it
-    queue._crowded_until = float("inf")
+    queue._claims._crowd._lasts_until = float("inf")
     assert len(claim(queue, worker)) == 1
-    assert queue._crowded_until == 0.0
+    assert queue._claims._crowd._lasts_until == 0.0
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Transaction
 from ai_worker.models import NOTHING, Filters, Item, Outcome, Task, TaskStatus
+from ai_worker.store.claims import filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import operation_uuid
-from ai_worker.store.queue import Committed, Queue, _filter, _json, _lease, _task
+from ai_worker.store.queue import Committed, Queue, _lease
 
 MODE: Final = "batch"  # of a batch's `worker` row
 # A batch's items are its own for this long after a provider was last reached: the day that it may take, a day of nobody reaching
@@ -127,7 +128,7 @@ class Batches:
 
     def due(self, id_holder: int, filters: Filters, busy_models: Iterable[int] = ()) -> list[int]:
         """Batches to look at now, which nobody else is just looking at."""
-        parameters = {**_filter(filters), "id_holder": id_holder, "busy_models": (0, *busy_models)}
+        parameters = {**filter_columns(filters), "id_holder": id_holder, "busy_models": (0, *busy_models)}
         return [row["id_batch"] for row in self._db.query("due_batches", parameters)]
 
     def hold(self, id_batch: int, id_holder: int, seconds: float) -> Batch | None:
@@ -159,7 +160,7 @@ class Batches:
     def task(self, batch: Batch) -> Task | None:
         """Its task, for its model; None when somebody has deleted it."""
         rows = self._db.query("task_of_batch", {"id_task": batch.id_task, "id_ai_model": batch.id_ai_model})
-        return _task(rows[0]) if rows else None
+        return task_of_row(rows[0]) if rows else None
 
     def items(self, batch: Batch, task: Task) -> list[Item]:
         """What it holds, in the order of the keys: the same before and after a crash."""
@@ -169,7 +170,7 @@ class Batches:
                 row["id_task_item"],
                 task,
                 row["text_original"],
-                _json(row["context"]) if row["context"] else NOTHING,
+                json_object(row["context"]) if row["context"] else NOTHING,
                 row["attempt"],
                 row["lost_count"],
                 row["claim_token"],
@@ -233,7 +234,7 @@ class Batches:
 
     def open(self, filters: Filters) -> OpenBatches:
         """What a worker with these filters may wait for."""
-        row = self._db.query("open_batches", _filter(filters))[0]
+        row = self._db.query("open_batches", filter_columns(filters))[0]
         return OpenBatches(row["batches"], float(row["seconds"] or 0.0))
 
     def of_task(self, id_task: int) -> list[BatchReport]:

@@ -22,6 +22,7 @@ from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, R
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
+MESSAGE_CHARACTERS: Final = 1000  # error_message
 SHARDS: Final = 16  # rows of `ai_model_day` per model and day: workers that commit at the same time mostly write different ones
 # An item lost with its worker this often is set aside: it may be what kills them. Many, because a host that crashes again and
 # again claims the same oldest items each time, and they are not to blame.
@@ -32,9 +33,10 @@ STATUS_AFTER: Final[Mapping[OutcomeKind, ItemStatus]] = {
     OutcomeKind.RETRY: ItemStatus.DEFERRED,
     OutcomeKind.FAILED: ItemStatus.ERROR,
     OutcomeKind.POSTPONED: ItemStatus.DEFERRED,
+    OutcomeKind.PASSED_ON: ItemStatus.PENDING,
     OutcomeKind.RELEASED: ItemStatus.PENDING,
 }
-UNCHARGED: Final = frozenset({OutcomeKind.POSTPONED, OutcomeKind.RELEASED})
+UNCHARGED: Final = frozenset({OutcomeKind.POSTPONED, OutcomeKind.PASSED_ON, OutcomeKind.RELEASED})
 
 # `task_attempt.error_kind` of lost attempts: written by a rescue, or by the worker itself, too late and with what it cost.
 LOST: Final = "lost"
@@ -129,6 +131,7 @@ class Changes:
                 "st": int(after),
                 "ch": int(outcome.kind not in UNCHARGED),
                 "fa": int(is_late),
+                "rf": item.task.position + 1 if outcome.kind is OutcomeKind.PASSED_ON else 0,
                 "de": int(outcome.delay * 1e6),
                 "si": int(outcome.single),
                 "ti": usage.tokens_input,
@@ -175,6 +178,8 @@ class Changes:
         day.add(usage, outcome.cost)
         if may_be_known:
             self._found_again.append(operation)
+        if kind is OutcomeKind.PASSED_ON:  # its error says why; a value of its own would have the migration copy the whole ledger
+            kind = OutcomeKind.POSTPONED
         self._attempts.append(
             (
                 *(operation, item.task.id_task, item.id_task_item, item.attempt, self._id_worker, item.task.id_ai_model),
@@ -191,10 +196,10 @@ class Changes:
         """
         if self._results and tx.execute_many("store_results", self._results) != len(self._results):
             raise NotAsClaimed
-        if self._items and tx.execute("store_outcomes", {"rows": _document(self._items)}) != len(self._items):
+        if self._items and tx.execute("store_outcomes", {"rows": document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
         if self._charges:
-            tx.execute("charge_items", {"rows": _document([self._charges[each].row(each) for each in sorted(self._charges)])})
+            tx.execute("charge_items", {"rows": document([self._charges[each].row(each) for each in sorted(self._charges)])})
         if self._found_again:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
@@ -281,8 +286,8 @@ def settle(
     if changing and not counters:
         tx.execute("end_tasks", {"tasks": sorted(changing)})
     elif changing:
-        document = [counters.get(each, _NO_CHANGE).row(each, changing[each]) for each in sorted(changing)]
-        tx.execute("settle_tasks", {"rows": _document(document)})
+        rows_changed = [counters.get(each, _NO_CHANGE).row(each, changing[each]) for each in sorted(changing)]
+        tx.execute("settle_tasks", {"rows": document(rows_changed)})
     return [ends[each] for each in sorted(ends)]
 
 
@@ -315,7 +320,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
             verb = "give_back_lost"
         groups[verb].append(row["id_task_item"])
         operation = uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"]))
-        id_ai_model = task["id_ai_model"] if task else 0
+        id_ai_model = row["id_ai_model"] or (task["id_ai_model"] if task else 0)
         attempts.append(
             (
                 *(operation, row["id_task"], row["id_task_item"], row["attempt"], row["id_worker"], id_ai_model),
@@ -339,7 +344,7 @@ def _columns(result: Result) -> tuple[str | None, str | None, str]:
     # orjson would make null of a NaN, which a plug-in may have put somewhere: the column is to refuse it.
     is_plain = all(type(value) in _PLAIN for value in data.values())
     summary = summary[:SUMMARY_CHARACTERS] if summary else summary
-    return _storable(result.text_corrected), _storable(summary), (_document if is_plain else _json)(data)
+    return _storable(result.text_corrected), _storable(summary), (document if is_plain else _json)(data)
 
 
 def _storable(text: str | None) -> str | None:
@@ -356,8 +361,8 @@ def _storable(text: str | None) -> str | None:
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
-def _document(value: Any) -> str:
-    """The value as JSON."""
+def document(value: Any) -> str:
+    """The value as JSON, for JSON_TABLE or a column."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # rare, and the standard library takes more: surrogates, integers beyond 64 bits
@@ -374,4 +379,4 @@ def _decimal(value: Decimal | None) -> str | None:
 
 
 def _short(message: str | None) -> str | None:
-    return clean(message)[:1000] if message else None
+    return clean(message)[:MESSAGE_CHARACTERS] if message else None

@@ -6,34 +6,26 @@ commits names both, and a new claim overwrites them.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import DatabaseAway, DatabaseError
-from ai_worker.models import NOTHING, Filters, Item, ItemStatus, Lane, Outcome, OutcomeKind, Task, TaskStatus
+from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task
+from ai_worker.store.chains import foreseen, model_states
+from ai_worker.store.claims import Claims, filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import (
+    MESSAGE_CHARACTERS,
     Changes,
     EndedTask,
     NotAsClaimed,
     give_back,
-    new_claim_token,
-    operation_uuid,
     settle,
     uuid_bytes,
 )
 from ai_worker.store.turns import Turns
 
-# A claim that takes so long is one of many at once on the same rows: each wades through what the others have just locked, and the
-# more there are the less gets done. For a while they then go one at a time, which pays from some thirty workers on.
-CROWD_SECONDS: Final = 0.3
-CROWD_LASTS: Final = 30.0
-CROWD_PATIENCE: Final = 5
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
 
 
@@ -72,8 +64,7 @@ class Queue:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._crowded_until = 0.0
-        self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
+        self._claims = Claims(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""
@@ -106,11 +97,12 @@ class Queue:
     # ----- claim
 
     def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
-        """Tasks with pending items that may be worked on now, the best first; `busy_models` are left out."""
-        self._resolve_doubts()
-        rows = self._db.query("runnable_tasks", {**_filter(filters), "busy_models": (0, *busy_models)})
-        rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
-        return [_task(row) for row in rows]
+        """Tasks with pending items that may be worked on now, the best first; what only `busy_models` could take is left out.
+
+        A task with fallbacks is there for the model that takes its items now, and before it for each one that is stopped and may
+        be tried again.
+        """
+        return self._claims.runnable(filters, tuple(busy_models))
 
     def claim(
         self,
@@ -121,150 +113,27 @@ class Queue:
         after: int = 0,
         id_task_item: int | None = None,
         single: bool | None = None,
+        busy_models: Iterable[int] = (),
     ) -> list[Item]:
-        """Takes up to `size` pending items of these tasks, in the order of the key where it is one task.
+        """Takes up to `size` pending items of these tasks, all for one model, in the order of the key where it is one task.
 
         `after` is the watermark of the single task: items up to this key are passed over. An empty list means that nothing
-        was there to take now, above the watermark. Of a single task in the lane batch, `single` says whether items are wanted
-        that came back from a batch, or only others.
+        was there to take now, above the watermark. An item that the model has refused comes with its task for the next one of the
+        chain; where that cannot take it now, or is one of `busy_models`, it is put off instead. Of a single task in the lane
+        batch, `single` says whether items are wanted that came back from a batch, or only others.
         """
-        self._resolve_doubts()
-        by_id = {task.id_task: task for task in tasks}
-        token = new_claim_token()
-        chosen: dict[int, int] = {}  # item -> task; survives a repeat of the transaction
-
-        def work(tx: Transaction) -> Iterable[tuple[Any, ...]]:
-            fence = {"id_worker": id_worker, "claim_token": token}
-            if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
-                return landed
-            chosen.clear()
-            rows = self._lock_pending(tx, list(by_id), size, after, id_task_item, single)
-            if not rows:
-                return []
-            found = sorted({row[1] for row in rows})
-            states = {id_task: status for id_task, status, _ in tx.tuples("task_states", {"tasks": found})}
-            allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
-            chosen.update((row[0], row[1]) for row in rows if row[1] in allowed)
-            if not chosen:
-                return []
-            marked = tx.execute("mark_claimed", {"items": list(chosen), **fence})
-            if starting := sorted(each for each in allowed if states[each] != TaskStatus.IN_PROGRESS):
-                tx.execute("start_tasks", {"tasks": starting})
-            if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
-                return tx.tuples("claimed_items", {"items": list(chosen), **fence})
-            return sorted(row for row in rows if row[0] in chosen)
-
-        try:
-            with self._one_at_a_time():
-                claimed = self._db.transaction(work)
-        except DatabaseAway:
-            if chosen:
-                self._doubtful.append(_Claim(token, chosen))
-            raise
-        return [
-            Item(
-                key,
-                by_id[id_task],
-                text_original,
-                _json(context) if context else NOTHING,
-                attempt + 1,
-                lost_count,
-                token,
-                operation_uuid(token, key),
-                refused,
-                bool(is_single),
-            )
-            for key, id_task, text_original, context, attempt, lost_count, refused, is_single in claimed
-        ]
+        return self._claims.claim(id_worker, tasks, size, after, id_task_item, single, tuple(busy_models))
 
     def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy_models: Iterable[int] = ()) -> list[Item]:
         """Takes one item that has just come in, if these filters want it; also of a task that had ended, which then goes on.
 
         An empty list says nothing of other items, nor of a stopped model's, which is for `claim` to try.
         """
-        self._resolve_doubts()
-        token = new_claim_token()
-        fence = {"id_worker": id_worker, "new_item": id_task_item, "claim_token": token}
-        try:
-            self._db.execute("claim_new_item", {**_filter(filters), **fence, "busy_models": (0, *busy_models)})
-            rows = self._db.query("claimed_new_item", fence)
-        except DatabaseAway:
-            self._doubtful.append(_Claim(token, {id_task_item: None}))
-            raise
-        return [
-            Item(
-                row["id_task_item"],
-                _task(row),
-                row["text_original"],
-                _json(row["context"]) if row["context"] else NOTHING,
-                row["attempt"],
-                row["lost_count"],
-                token,
-                operation_uuid(token, row["id_task_item"]),
-                row["refused"],
-                bool(row["is_single"]),
-            )
-            for row in rows
-        ]
+        return self._claims.claim_new(id_worker, id_task_item, filters, tuple(busy_models))
 
     def with_items_for_batches(self, tasks: Sequence[int]) -> set[int]:
         """Which of these tasks have pending items that did not come back from a batch."""
         return {row["id_task"] for row in self._db.query("tasks_with_items_for_batches", {"tasks": tasks})}
-
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        """In a crowd, waits for a named lock around a claim; tells it by how long the claim, or that wait, takes.
-
-        Only a saving: a claim is as good without the lock, so nobody minds whether it was got, or lost with the connection.
-        """
-        began = time.monotonic()
-        name = {"name": f"ai_worker.claim.{sha256(self._db.url.database.encode()).hexdigest()[:40]}"}
-        in_turn = False
-        if began < self._crowded_until:
-            seconds = {"seconds": min(CROWD_PATIENCE, int(self._db.url.read_timeout / 2))}
-            with suppress(DatabaseError):  # a server may refuse such locks; one that is away is the claim's matter
-                in_turn = bool(self._db.query("take_claim_turn", {**name, **seconds})[0]["turn"])
-            if not in_turn:  # whoever has it may be dead
-                self._crowded_until = 0.0
-            if not in_turn or time.monotonic() - began < CROWD_SECONDS:
-                began = time.monotonic()
-        try:
-            yield
-        finally:
-            if in_turn:
-                with suppress(DatabaseError):
-                    self._db.execute("end_turn", name)
-        if time.monotonic() - began > CROWD_SECONDS:
-            self._crowded_until = time.monotonic() + CROWD_LASTS
-
-    def _resolve_doubts(self) -> None:
-        """Gives back what earlier claims took without our hearing of it: nobody else would, as long as this worker lives."""
-        while self._doubtful:
-            claim = self._doubtful[-1]
-
-            def work(tx: Transaction, claim: _Claim = claim) -> None:
-                if tx.execute("unclaim", {"items": list(claim.items), "claim_token": claim.token}):
-                    items = {
-                        item: task or tx.query("item_of", {"id_task_item": item})[0]["id_task"]
-                        for item, task in claim.items.items()
-                    }
-                    settle(tx, {}, items.values(), items)
-
-            self._db.transaction(work)
-            self._doubtful.remove(claim)
-
-    @staticmethod
-    def _lock_pending(
-        tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None, single: bool | None
-    ) -> Sequence[tuple[Any, ...]]:
-        if id_task_item is not None:
-            return tx.tuples("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
-        if single is not None:
-            verb = "lock_pending_singles" if single else "lock_pending_for_batch"
-            return tx.tuples(verb, {"id_task": tasks[0], "after": after, "size": size})
-        if len(tasks) == 1:
-            return tx.tuples("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
-        return tx.tuples("lock_pending_of_tasks", {"tasks": tasks, "size": size})
 
     # ----- commit
 
@@ -297,6 +166,7 @@ class Queue:
         ids = [outcome.item.id_task_item for outcome in group]
         rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
         landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
+        words = _last_words(tx, [each for each in group if each.kind is OutcomeKind.FAILED and each.item.task.position])
         changes = Changes(id_worker)
         stored: list[Outcome] = []
         lost: list[Outcome] = []
@@ -305,7 +175,7 @@ class Queue:
             if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
                 (lost if known is OutcomeKind.LOST else stored).append(outcome)
             elif row is not None and _fence_holds(outcome, row):
-                changes.add(outcome, ItemStatus(row["status_id"]))
+                changes.add(words.get(outcome.item.id_task_item, outcome), ItemStatus(row["status_id"]))
                 stored.append(outcome)
             elif outcome.kind is OutcomeKind.RELEASED:
                 stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
@@ -393,14 +263,15 @@ class Queue:
 
     def waiting(self, filters: Filters, busy_models: Iterable[int] = ()) -> Waiting:
         """What is left open for these filters; `busy_models` take no items now, as stopped ones do."""
-        row = self._db.query("waiting_items", {**_filter(filters), "busy_models": (0, *busy_models)})[0]
+        models = {"busy_models": (0, *busy_models), "spent_models": (0,)}
+        row = self._db.query("waiting_items", {**filter_columns(filters), **models})[0]
         pending, blocked, deferred = (int(row[name] or 0) for name in ("pending", "blocked", "deferred"))
         due = row["due_seconds"]
         return Waiting(pending, blocked, deferred, None if due is None else float(due))
 
     def others_at_work(self, id_worker: int, filters: Filters) -> list[float]:
         """For each other worker that holds items these filters want: the seconds since its last heartbeat."""
-        rows = self._db.query("others_at_work", {"id_worker": id_worker, **_filter(filters)})
+        rows = self._db.query("others_at_work", {"id_worker": id_worker, **filter_columns(filters)})
         return [float(row["silent_seconds"]) for row in rows]
 
     def has_task(self, id_task: int) -> bool:
@@ -413,8 +284,18 @@ class Queue:
         return (rows[0]["id_task"], ItemStatus(rows[0]["status_id"])) if rows else None
 
     def preview_tasks(self, filters: Filters) -> Iterator[Task]:
-        """Every task that a run would come to, oldest first, streamed; `is_probe` are those whose model is stopped."""
-        return map(_task, self._db.pages("preview_tasks", _filter(filters), key="id_task", size=500))
+        """Every task that a run would come to, oldest first, streamed; `is_probe` are those whose models are stopped.
+
+        Each is for the model that would take its items now.
+        """
+        states = None
+        for row in self._db.pages("preview_tasks", filter_columns(filters), key="id_task", size=500):
+            task: Task | None = task_of_row(row)
+            if row["fallbacks"]:
+                states = states or model_states(self._db.query("model_states", filter_columns(filters)))
+                task = foreseen(task_of_row(row), states)
+            if task is not None:
+                yield task
 
     def preview(self, task: Task, id_task_item: int | None = None) -> Iterable[Item]:
         """The pending items of a task as a claim would see them, without a claim, streamed."""
@@ -424,7 +305,7 @@ class Queue:
                 id_task_item=row["id_task_item"],
                 task=task,
                 text_original=row["text_original"],
-                context=_json(row["context"]),
+                context=json_object(row["context"]),
                 attempt=row["attempt"] + 1,
                 lost_count=row["lost_count"],
                 claim_token=bytes(16),
@@ -434,32 +315,21 @@ class Queue:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What a claim marked: its token, and the items with their tasks, where these were known."""
-
-    token: bytes
-    items: Mapping[int, int | None]
-
-
-def _task(row: Row) -> Task:
-    return Task(
-        id_task=row["id_task"],
-        id_ai_model=row["id_ai_model"],
-        task_type=row["task_type"],
-        description=row["description"] or "",
-        parameters=_json(row["parameters"]),
-        max_attempts=row["max_attempts"],
-        priority=row["priority"],
-        status=TaskStatus(row["status_id"]),
-        max_in_flight=row["max_in_flight"],
-        is_probe=bool(row["is_probe"]),
-        lane=Lane(row["lane"]),
-        pack=row["pack"],
-        cache_seconds=row["cache_seconds"],
-        budget=row["budget"],
-        chain=(row["id_ai_model"],),
-    )
+def _last_words(tx: Transaction, refusals: Sequence[Outcome]) -> dict[int, Outcome]:
+    """Refusals by the last model of a chain, by item, each with what the models before it had said of the item."""
+    if not refusals:
+        return {}
+    said: dict[int, dict[int, str]] = {outcome.item.id_task_item: {} for outcome in refusals}
+    for row in sorted(tx.query("last_words", {"items": list(said)}), key=lambda row: row["finished_at"]):
+        said[row["id_task_item"]][row["id_ai_model"]] = f"{row['name']}: {row['error_message']}"
+    completed = {}
+    for outcome in refusals:
+        task = outcome.item.task
+        earlier = said[outcome.item.id_task_item]
+        words = [outcome.error_message or "", *(earlier[each] for each in task.chain[: task.position] if each in earlier)]
+        bounded = [word[: MESSAGE_CHARACTERS // len(words) - 10] for word in words]  # less "; before, "
+        completed[outcome.item.id_task_item] = outcome._replace(error_message="; before, ".join(bounded))
+    return completed
 
 
 def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, OutcomeKind]:
@@ -486,19 +356,3 @@ def _fence_holds(outcome: Outcome, row: Row) -> bool:
 
 def _lease(seconds: float) -> dict[str, int]:
     return {"lease_us": int(seconds * 1e6)}
-
-
-def _filter(filters: Filters) -> dict[str, Any]:
-    return {
-        "id_task": filters.id_task,
-        "id_task_item": filters.id_task_item,
-        "any_type": not filters.task_types,
-        "task_types": filters.task_types or ("",),
-        "any_model": not filters.models,
-        "model_names": filters.models or ("",),
-    }
-
-
-def _json(text: str | None) -> Mapping[str, Any]:
-    value = json.loads(text) if text else {}
-    return value if isinstance(value, dict) else {"value": value}

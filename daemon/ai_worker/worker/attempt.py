@@ -78,6 +78,10 @@ class Attempt:
         latency = milliseconds(self._began)
         return self._logged(Outcome.retry(self.item, _column(kind), message, delay, self.usage, self._total(), latency))
 
+    def refused(self, kind: str, message: str) -> Outcome:
+        latency = milliseconds(self._began)
+        return self._logged(Outcome.refused(self.item, _column(kind), message, self.usage, self._total(), latency))
+
     def failed(self, kind: str, message: str) -> Outcome:
         latency = milliseconds(self._began)
         return self._logged(Outcome.failed(self.item, _column(kind), message, self.usage, self._total(), latency))

@@ -70,7 +70,10 @@ class Caller:
         attempt.model = endpoint.model
         try:
             kind = task_type(item.task.task_type)
-            prompt = kind.prompt(item)
+            try:
+                prompt = kind.prompt(item)
+            except ItemRejected as error:  # by its own text, whichever model it were for
+                return attempt.failed(error.kind, str(error))
             if item.task.lane is Lane.FLEX and not item.is_single:
                 prompt = prompt._replace(lane=Lane.FLEX)
             result = await self._packs.result(attempt, endpoint, kind, prompt) if item.task.pack > 1 else None
@@ -86,7 +89,7 @@ class Caller:
         except ConfigurationError as error:  # a task type's package that does not load here, and may on another host
             return attempt.retry("internal", str(error), None)
         except ItemRejected as error:
-            return attempt.failed(error.kind, str(error))
+            return attempt.refused(error.kind, str(error))
         except RateLimited as error:
             return attempt.postponed(error)
         except ProviderError as error:

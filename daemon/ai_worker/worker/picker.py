@@ -73,8 +73,8 @@ class Picker:
             claimed = len(taken) - before
             of_model[model] += claimed
             if claimed < count or count <= 0 or group[0].is_probe:
-                done = {task.id_task for task in group}
-                self._tasks = [task for task in self._tasks if task.id_task not in done]
+                done = {(task.id_task, model) for task in group}
+                self._tasks = [task for task in self._tasks if (task.id_task, task.id_ai_model) not in done]
 
     def _refresh(self) -> None:
         self._fetched_at = time.monotonic()
@@ -114,17 +114,18 @@ class Picker:
 
     def _claim(self, id_worker: int, group: list[Task], count: int, taken: list[Item]) -> None:
         """Adds up to `count` items of these tasks to `taken`, at once when they are claimed."""
+        busy = self._busy_models() if len(group[0].chain) > 1 else ()
         if self._filters.id_task_item is not None:
-            taken += self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item)
+            taken += self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item, busy_models=busy)
             return
         after = self._watermarks.get(group[0].id_task, 0) if len(group) == 1 else 0
-        items = self._queue.claim(id_worker, group, count, after=after)
+        items = self._queue.claim(id_worker, group, count, after=after, busy_models=busy)
         taken += items
         if after and len(items) < count:
             # The end of the range: what was given back, retried or deferred lies behind the watermark.
             self._watermarks.pop(group[0].id_task, None)
             count -= len(items)
-            items = self._queue.claim(id_worker, group, count)
+            items = self._queue.claim(id_worker, group, count, busy_models=busy)
             taken += items
         tasks = {item.task.id_task for item in items}
         if len(items) == count and len(tasks) == 1:

@@ -1,0 +1,251 @@
+"""The claim: which tasks can be worked on, and taking their items, each for one model of its task's chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ai_worker.db import Database, Row, Transaction
+from ai_worker.errors import DatabaseAway
+from ai_worker.models import NOTHING, Filters, Item, Lane, Task, TaskStatus
+from ai_worker.store.chains import model_states, successor, variants
+from ai_worker.store.crowd import Crowd
+from ai_worker.store.ledger import document, new_claim_token, operation_uuid, settle
+
+PROBE_LOOK: Final = 20  # items looked at for one that a stopped model has not refused before
+PROBE_SECONDS: Final = 60  # nobody else tries it meanwhile
+
+_ANY_MODEL: Final = Filters()
+
+Rows = Sequence[tuple[Any, ...]]
+
+
+class Claims:
+    """The claims of one worker: what `Queue.runnable`, `claim` and `claim_new` say."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._crowd = Crowd(db)
+        self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
+
+    def runnable(self, filters: Filters, busy: Collection[int]) -> list[Task]:
+        self._resolve_doubts()
+        rows = self._db.query("runnable_tasks", {**filter_columns(filters), "busy_models": (0, *busy)})
+        rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
+        tasks = [task_of_row(row) for row in rows]
+        if not any(row["fallbacks"] for row in rows):
+            return tasks
+        states = model_states(self._db.query("model_states", filter_columns(filters)))
+        return [each for task in tasks for each in (variants(task, states, busy, ()) if _has_chain(task) else [task])]
+
+    def claim(
+        self,
+        id_worker: int,
+        tasks: Sequence[Task],
+        size: int,
+        after: int,
+        id_task_item: int | None,
+        single: bool | None,
+        busy: Collection[int],
+    ) -> list[Item]:
+        self._resolve_doubts()
+        by_id = {task.id_task: task for task in tasks}
+        is_plain = not any(_has_chain(task) for task in tasks)
+        looked_at = size if is_plain or not tasks[0].is_probe else max(size, PROBE_LOOK)
+        token = new_claim_token()
+        chosen: dict[int, Task] = {}  # by item; survives a repeat of the transaction
+
+        def work(tx: Transaction) -> Iterable[tuple[Any, ...]]:
+            fence = {"id_worker": id_worker, "claim_token": token}
+            if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
+                return landed
+            chosen.clear()
+            rows = _lock_pending(tx, list(by_id), looked_at, after, id_task_item, single)
+            if not rows:
+                return []
+            found = sorted({row[1] for row in rows})
+            states = {id_task: status for id_task, status, _ in tx.tuples("task_states", {"tasks": found})}
+            allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
+            chosen.update((row[0], by_id[row[1]]) for row in rows if row[1] in allowed)
+            if not is_plain:
+                _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, size, busy)
+            if not chosen:
+                return []
+            marked = _mark(tx, chosen, fence, is_plain)
+            if starting := sorted({each.id_task for each in chosen.values() if states[each.id_task] != TaskStatus.IN_PROGRESS}):
+                tx.execute("start_tasks", {"tasks": starting})
+            if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
+                return tx.tuples("claimed_items", {"items": list(chosen), **fence})
+            return sorted(row for row in rows if row[0] in chosen)
+
+        try:
+            with self._crowd.one_at_a_time():
+                claimed = self._db.transaction(work)
+        except DatabaseAway:
+            if chosen:
+                self._doubtful.append(_Claim(token, {item: task.id_task for item, task in chosen.items()}))
+            raise
+        return [_item(row, chosen[row[0]], token) for row in claimed]
+
+    def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy: Collection[int]) -> list[Item]:
+        self._resolve_doubts()
+        token = new_claim_token()
+        fence = {"id_worker": id_worker, "new_item": id_task_item, "claim_token": token}
+        try:
+            self._db.execute("claim_new_item", {**filter_columns(filters), **fence, "busy_models": (0, *busy)})
+            rows = self._db.query("claimed_new_item", fence)
+        except DatabaseAway:
+            self._doubtful.append(_Claim(token, {id_task_item: None}))
+            raise
+        columns = ("id_task_item", "id_task", "text_original", "context", "attempt_before", "lost_count", "refused", "is_single")
+        return [_item(tuple(row[name] for name in columns), task_of_row(row), token) for row in rows]
+
+    def _resolve_doubts(self) -> None:
+        """Gives back what earlier claims took without our hearing of it: nobody else would, as long as this worker lives."""
+        while self._doubtful:
+            claim = self._doubtful[-1]
+
+            def work(tx: Transaction, claim: _Claim = claim) -> None:
+                if tx.execute("unclaim", {"items": list(claim.items), "claim_token": claim.token}):
+                    items = {
+                        item: task or tx.query("item_of", {"id_task_item": item})[0]["id_task"]
+                        for item, task in claim.items.items()
+                    }
+                    settle(tx, {}, items.values(), items)
+
+            self._db.transaction(work)
+            self._doubtful.remove(claim)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a claim marked: its token, and the items with their tasks, where these were known."""
+
+    token: bytes
+    items: Mapping[int, int | None]
+
+
+def _lock_pending(
+    tx: Transaction, tasks: list[int], size: int, after: int, id_task_item: int | None, single: bool | None
+) -> Rows:
+    if single is not None:
+        verb = "lock_pending_singles" if single else "lock_pending_for_batch"
+        return tx.tuples(verb, {"id_task": tasks[0], "after": after, "size": size})
+    if id_task_item is not None:
+        return tx.tuples("lock_pending_item", {"id_task_item": id_task_item, "id_task": tasks[0]})
+    if len(tasks) == 1:
+        return tx.tuples("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
+    return tx.tuples("lock_pending_of_tasks", {"tasks": tasks, "size": size})
+
+
+def _choose_models(
+    tx: Transaction, refused: Mapping[int, int], chosen: dict[int, Task], size: int, busy: Collection[int]
+) -> None:
+    """Gives items that have gone past the claim's model to the next one, or puts them off; leaves `size` items in `chosen`.
+
+    A probe takes only what its model has not refused yet: anything else would say nothing of it.
+    """
+    states = None
+    put_off: dict[float, list[int]] = {}
+    probes: dict[int, bool] = {}  # asked once in a claim: for one item
+
+    def take_probe(id_ai_model: int) -> bool:
+        if id_ai_model in probes:
+            return False
+        probes[id_ai_model] = bool(tx.execute("take_probe", {"id_ai_model": id_ai_model, "seconds": PROBE_SECONDS}))
+        return probes[id_ai_model]
+
+    for item in sorted(chosen):
+        task = chosen[item]
+        if refused[item] <= task.position:
+            continue
+        if task.is_probe:
+            del chosen[item]
+            continue
+        if states is None:
+            states = model_states(tx.query("model_states", filter_columns(_ANY_MODEL)))
+        target = successor(task, refused[item], states, busy, (), take_probe)
+        if isinstance(target, Task):
+            chosen[item] = target
+        else:
+            put_off.setdefault(target, []).append(item)
+            del chosen[item]
+    for item in sorted(chosen)[size:]:
+        del chosen[item]
+    for delay, items in put_off.items():
+        tx.execute("put_off_items", {"items": items, "delay_us": int(delay * 1e6)})
+
+
+def _mark(tx: Transaction, chosen: Mapping[int, Task], fence: Mapping[str, Any], is_plain: bool) -> int:
+    """Makes the items ours; how many."""
+    if is_plain:
+        return tx.execute("mark_claimed", {"items": list(chosen), **fence})
+    rows = [
+        {"id": item, "mo": None if task.id_ai_model == task.chain[0] else task.id_ai_model, "re": None}
+        for item, task in sorted(chosen.items())
+    ]
+    return tx.execute("mark_claimed_each", {"rows": document(rows), **fence})
+
+
+def _has_chain(task: Task) -> bool:
+    return len(task.chain) > 1
+
+
+def _item(row: tuple[Any, ...], task: Task, token: bytes) -> Item:
+    key, _, text_original, context, attempt, lost_count, refused, is_single = row
+    return Item(
+        key,
+        task,
+        text_original,
+        json_object(context) if context else NOTHING,
+        attempt + 1,
+        lost_count,
+        token,
+        operation_uuid(token, key),
+        refused,
+        bool(is_single),
+    )
+
+
+def task_of_row(row: Row) -> Task:
+    """A task as `runnable_tasks` and its siblings read it: for its own model, or for another one of its chain."""
+    own: int = row.get("own_model", row["id_ai_model"])
+    fallbacks = row["fallbacks"]
+    return Task(
+        id_task=row["id_task"],
+        id_ai_model=row["id_ai_model"],
+        task_type=row["task_type"],
+        description=row["description"] or "",
+        parameters=json_object(row["parameters"]),
+        max_attempts=row["max_attempts"],
+        priority=row["priority"],
+        status=TaskStatus(row["status_id"]),
+        max_in_flight=row["max_in_flight"],
+        is_probe=bool(row["is_probe"]),
+        lane=Lane(row["lane"]),
+        pack=row["pack"],
+        cache_seconds=row["cache_seconds"],
+        budget=row["budget"],
+        chain=(own, *map(int, fallbacks.split(","))) if fallbacks else (own,),
+        budget_per_day=row["budget_per_day"],
+    )
+
+
+def filter_columns(filters: Filters) -> dict[str, Any]:
+    """What statements know of filters."""
+    return {
+        "id_task": filters.id_task,
+        "id_task_item": filters.id_task_item,
+        "any_type": not filters.task_types,
+        "task_types": filters.task_types or ("",),
+        "any_model": not filters.models,
+        "model_names": filters.models or ("",),
+    }
+
+
+def json_object(text: str | None) -> Mapping[str, Any]:
+    """The value of a column that should hold an object; any other value becomes the member `value` of one."""
+    value = json.loads(text) if text else {}
+    return value if isinstance(value, dict) else {"value": value}
