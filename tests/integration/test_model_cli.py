@@ -15,6 +15,7 @@ from ai_worker.models import Model, Secret
 from ai_worker.providers import provider_class
 from ai_worker.store.models import Models
 from tests.fake_provider import FakeProvider, Rule
+from tests.fake_provider.limits import Limits
 from tests.integration.commands import Commands
 
 Sql = Callable[..., list[dict[str, Any]]]
@@ -224,6 +225,50 @@ def test_test_says_what_is_wrong_and_what_to_do(
     assert KEY not in ended.everything
     assert models.get("gpt").stopped_kind == "quota_exhausted"
     assert commands("model", "test", "gpt", "--json").json["error_kind"] == kind
+
+
+def test_test_shows_limits_and_price(commands: Commands, sql: Sql) -> None:
+    with FakeProvider(limits=Limits(requests_per_minute=480, tokens_per_minute=90_000)) as fake:
+        url = ("--provider", "openai", "--model", "m", "--base-url", fake.openai_url)
+        commands("model", "add", "gpt", *url, "--rpm", "300", "--price-input", "0.25", "--price-output", "2")
+        shown = commands("model", "test", "gpt").out
+        report = commands("model", "test", "gpt", "--json").json
+        commands("model", "add", "dark", *url)
+        unpriced = commands("model", "test", "dark").out
+    assert "300 requests/min, the provider says 480 requests/min and 90,000 tokens/min" in shown
+    assert "0.25/0.25/2 USD per million tokens in/cached/out, as set here" in shown
+    assert report["limits"]["requests_per_minute"] == 300
+    assert report["limits"]["provider_tokens_per_minute"] == 90_000
+    assert report["price"] == {"input": "0.250000", "cached": "0.250000", "output": "2.000000", "source": "set"}
+    assert report["latency_ms"] >= 0
+    assert "price     unknown, and so is what tasks cost" in unpriced
+
+
+def test_reset_lets_a_model_go_and_forgets_what_was_learnt(commands: Commands, models: Models, sql: Sql) -> None:
+    commands("model", "add", "echo", "--provider", "echo")
+    number = models.get("echo").id_ai_model
+    models.stop(number, "quota_exhausted", "brak środków", 3600)
+    sql(
+        "INSERT INTO ai_model_pace (id_ai_model, paced_until, requests_per_minute, tokens_per_minute, slowed_at)"
+        " VALUES (%s, UTC_TIMESTAMP(6) + INTERVAL 1 HOUR, 5, 100, UTC_TIMESTAMP(6))",
+        [number],
+    )
+    ended = commands("model", "set", "echo", "--reset")
+    assert (ended.code, ended.err) == (0, "")
+    assert "still stopped" not in ended.out
+    assert models.get("echo").stopped_at is None
+    (pace,) = sql("SELECT *, paced_until <= UTC_TIMESTAMP(6) AS is_free FROM ai_model_pace")
+    assert (pace["requests_per_minute"], pace["tokens_per_minute"], pace["slowed_at"], pace["is_free"]) == (None, None, None, 1)
+
+
+def test_a_budget_per_day_is_set_and_unset(commands: Commands, models: Models) -> None:
+    commands("model", "add", "echo", "--provider", "echo", "--budget-per-day", "20")
+    assert models.get("echo").budget_per_day == 20
+    assert commands("model", "list", "--json").json[0]["budget_per_day"] == "20.000000000"
+    assert commands("model", "set", "echo", "--unset", "budget-per-day").code == 0
+    assert models.get("echo").budget_per_day is None
+    ended = commands("model", "set", "echo", "--budget-per-day", "-1")
+    assert (ended.code, "not an amount above zero" in ended.err) == (2, True)
 
 
 def test_a_stopped_model_that_is_changed_is_said_to_be_stopped_still(commands: Commands, models: Models) -> None:

@@ -156,3 +156,20 @@ def test_watch_of_all_tasks_ends_with_ctrl_c(ai_worker: Commands, programs: Prog
     watching.wait_for(f"task {task}  IN_PROGRESS  3 of 5")
     watching.process.send_signal(signal.SIGINT)
     assert watching.wait() == 0
+
+
+def test_watch_of_all_tasks_tells_of_the_models_in_use(ai_worker: Commands, programs: Programs, task: int, sql: Sql) -> None:
+    sql("UPDATE ai_model SET max_requests_per_minute = 600, budget_per_day = 5, stopped_kind = 'quota_exhausted',"
+        " stopped_reason = 'brak', stopped_at = UTC_TIMESTAMP(6), probe_at = UTC_TIMESTAMP(6) + INTERVAL 1 HOUR")  # fmt: skip
+    sql(
+        "INSERT INTO ai_model_day (id_ai_model, day, shard, attempts, tokens_input, cost)"
+        " SELECT id_ai_model, UTC_DATE(), shard, 100, 5000, 0.5 FROM ai_model, (SELECT 1 AS shard UNION ALL SELECT 7) AS shards"
+    )
+    watching = programs.start("watch", "--interval", "0.1")
+    watching.wait_for("calls/min")
+    shown = watching.text()
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.wait() == 0
+    assert "stopped: quota_exhausted" in shown
+    assert "of 600 calls/min" in shown
+    assert "$1.00 of $5.00 usd today" in shown
