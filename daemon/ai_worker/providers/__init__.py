@@ -47,6 +47,16 @@ class Provider(Protocol):
         """Closes connections. The instance is not used afterwards."""
 
 
+BATCH_UNKNOWN = "batch_unknown"  # `ProviderError.code` where the server does not know the batch, or has no Batch API
+
+
+class BatchLimits(NamedTuple):
+    """How much one batch takes: rows, and bytes of them all as they are sent (texts, instructions and schemas, each row anew)."""
+
+    rows: int
+    bytes: int
+
+
 class BatchState(NamedTuple):
     """How a batch stands at its provider. `status` is the provider's own word; rows are counted as far as it tells."""
 
@@ -61,7 +71,11 @@ class BatchState(NamedTuple):
 @runtime_checkable
 class BatchProvider(Provider, Protocol):
     """A provider that also takes many prompts at once and answers within a day. Each method raises `ProviderError` and nothing
-    else."""
+    else; for a batch, or a whole Batch API, that the server does not know, `InvalidRequest` with the code `BATCH_UNKNOWN`."""
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """What `submit_batch` takes at a time; above it, nothing is sent and `InvalidRequest` raised."""
 
     async def submit_batch(self, key: str, prompts: Sequence[tuple[str, Prompt]]) -> str:
         """Hands in prompts, each under an id of ours, and returns the provider's id of the batch.
@@ -79,7 +93,11 @@ class BatchProvider(Provider, Protocol):
         """The rows of an ended batch that have an answer or an error, in any order, by our ids. The others were not done."""
 
     async def cancel_batch(self, batch: str) -> None:
-        """Asks for its end; what is done by then is kept, and billed."""
+        """Asks for its end; what is done by then is kept, and billed. Nothing happens where it has ended."""
+
+    async def forget_batch(self, batch: str) -> None:
+        """Has the provider delete what it holds of an ended batch, as far as it does: for when the results are stored. Raises
+        nothing, and may be called again."""
 
 
 @cache

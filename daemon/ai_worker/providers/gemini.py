@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from google import genai
-from google.genai import errors, types
+from google.genai import types
 
-from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, Overloaded, ProviderError
+from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
 from ai_worker.models import Completion, Lane, Prompt
-from ai_worker.providers import ProviderConfig
-from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
-from ai_worker.providers._gemini_wire import failure, read, served_in_flex, supported_schema
+from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
+from ai_worker.providers._failures import check_base_url, clean, header_safe
+from ai_worker.providers._gemini_batch import LIMITS, GeminiBatches
+from ai_worker.providers._gemini_errors import sorted_problem
+from ai_worker.providers._gemini_wire import read, served_in_flex, supported_schema
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
@@ -47,7 +48,7 @@ class GeminiProvider:
     Options: `api_version` (default v1beta); `structured` = json_schema | json_object | text; `max_output_tokens` (thoughts
     included), `temperature` (otherwise the prompt's); `thinking_budget` in tokens (0 none, -1 the model decides) or
     `thinking_level` (low, high, ...); `safety` = default | off (Google's adjustable filters; what it blocks regardless stays
-    blocked); `extra_body`, a JSON object added to each request.
+    blocked); `extra_body`, a JSON object added to each request, but not to those of a batch.
     """
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -72,6 +73,7 @@ class GeminiProvider:
         self._has_flex = True  # until the server refuses it
         self._configs: dict[tuple[str, int, float | None, bool], tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
         self._client: genai.Client | None = None
+        self._batches = GeminiBatches(self._connected, key, config.model, self._batch_config, config.request_timeout)
 
     def __repr__(self) -> str:
         return f"<GeminiProvider {self._config.name!r}>"
@@ -89,6 +91,36 @@ class GeminiProvider:
     async def aclose(self) -> None:
         if self._client is not None:
             await self._client.aio.aclose()
+            self._client.close()  # which the batches use
+
+    # -- batches: see BatchProvider ------------------------------------------------------------------------------------
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        return LIMITS
+
+    async def submit_batch(self, key: str, prompts: Sequence[tuple[str, Prompt]]) -> str:
+        return await self._batches.submit(key, prompts)
+
+    async def find_batch(self, key: str) -> str | None:
+        return await self._batches.find(key)
+
+    async def batch_state(self, batch: str) -> BatchState:
+        return await self._batches.state(batch)
+
+    def batch_results(self, batch: str) -> AsyncIterator[tuple[str, Completion | ProviderError]]:
+        return self._batches.results(batch)
+
+    async def cancel_batch(self, batch: str) -> None:
+        await self._batches.cancel(batch)
+
+    async def forget_batch(self, batch: str) -> None:
+        await self._batches.forget(batch)
+
+    def _batch_config(self, prompt: Prompt) -> types.GenerateContentConfig:
+        return self._request_config(prompt, flex=False)
+
+    # -- single calls --------------------------------------------------------------------------------------------------
 
     async def _ask(self, prompt: Prompt, *, flex: bool) -> Completion:
         answer = await self._generate(prompt, flex=flex)
@@ -108,7 +140,6 @@ class GeminiProvider:
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the response, its request, and that the key.
         """
-        problem: ProviderError
         limit = max(self._config.request_timeout, FLEX_TIMEOUT) if flex else self._config.request_timeout
         try:
             async with asyncio.timeout(limit):
@@ -116,17 +147,8 @@ class GeminiProvider:
                     model=self._model, contents=prompt.user, config=self._request_config(prompt, flex=flex)
                 )
                 return response.sdk_http_response or types.HttpResponse()
-        except errors.APIError as error:
-            headers = getattr(error.response, "headers", None) or {}
-            problem = failure(error.code, error.details, headers, self._key, Lane.FLEX if flex else Lane.ONLINE)
-        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
-            problem = network_failure(error, limit, self._key)
-        except json.JSONDecodeError:  # a 200 is not parsed by the SDK: this came with an error status, which it then forgets
-            problem = Overloaded("an HTTP error whose body is broken JSON", code="not_json")
-        except UnicodeEncodeError as error:
-            problem = InvalidRequest(f"the text is not valid Unicode: {error.reason}")
-        except Exception as error:  # noqa: BLE001 -- whatever else an SDK lets out must not bring the worker down
-            problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
+        except Exception as error:  # noqa: BLE001 -- sorted there
+            problem = sorted_problem(error, limit, self._key, Lane.FLEX if flex else Lane.ONLINE)
         raise problem
 
     def _request_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:

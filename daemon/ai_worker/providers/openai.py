@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import aiohttp
 import httpx2
 import openai
 
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
 from ai_worker.models import Completion, Lane, Prompt
-from ai_worker.providers import ProviderConfig
-from ai_worker.providers._failures import check_base_url, clean, header_safe, network_failure
+from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
+from ai_worker.providers._failures import check_base_url, clean, header_safe
 from ai_worker.providers._limits import LimitsReader
-from ai_worker.providers._openai_wire import Said, failure, read_chat, read_responses
+from ai_worker.providers._openai_batch import LIMITS, OpenAIBatches
+from ai_worker.providers._openai_errors import sorted_problem
+from ai_worker.providers._openai_wire import Said, read_chat, read_responses
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, OfSchema, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
@@ -133,6 +134,17 @@ class OpenAIProvider:
             options.choice("structured", LADDER), limit_fields, flex=flex == "on" or (flex == "auto" and official)
         )
         self._limits = LimitsReader()
+        self._widest = self._dialect
+        self._batches = OpenAIBatches(
+            self._connected,
+            self._headers,
+            self._key,
+            self._api.path,
+            self._batch_body,
+            self._read,
+            self._judged,
+            config.request_timeout,
+        )
         self._client: openai.AsyncOpenAI | None = None
 
     def __repr__(self) -> str:
@@ -146,10 +158,8 @@ class OpenAIProvider:
             except InvalidRequest as error:
                 refusal = error
             narrower = dialect.narrowed(str(refusal))
-            if narrower is None and refusal.code in _SAME_FOR_EVERY_ITEM:
-                raise ModelStopped(str(refusal), code=refusal.code)
             if narrower is None:
-                raise refusal
+                raise _of_all_items(refusal) or refusal
             # Nothing was billed. Each turn narrows the dialect, or another call already has: the loop ends.
             if self._dialect is dialect:
                 self._dialect = narrower
@@ -158,9 +168,47 @@ class OpenAIProvider:
         if self._client is not None:
             await self._client.close()
 
+    # -- batches: see BatchProvider ------------------------------------------------------------------------------------
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        return LIMITS
+
+    async def submit_batch(self, key: str, prompts: Sequence[tuple[str, Prompt]]) -> str:
+        return await self._batches.submit(key, prompts)
+
+    async def find_batch(self, key: str) -> str | None:
+        return await self._batches.find(key)
+
+    async def batch_state(self, batch: str) -> BatchState:
+        return await self._batches.state(batch)
+
+    def batch_results(self, batch: str) -> AsyncIterator[tuple[str, Completion | ProviderError]]:
+        return self._batches.results(batch)
+
+    async def cancel_batch(self, batch: str) -> None:
+        await self._batches.cancel(batch)
+
+    async def forget_batch(self, batch: str) -> None:
+        await self._batches.forget(batch)
+
+    def _batch_body(self, prompt: Prompt) -> dict[str, Any]:
+        body = self._body(prompt, self._dialect)
+        body.pop("service_tier", None)  # of `extra_body`; a batch has a tier of its own, and refuses others
+        return body
+
+    def _read(self, body: Mapping[str, Any]) -> Completion:
+        said = self._api.read(body, self._key)
+        return Completion(json_object_in(said.text), said.usage, said.finish, said.model, lane=said.lane)
+
+    def _judged(self, error: ProviderError) -> ProviderError | None:
+        """A batch's rows cannot be asked again in a narrower dialect: those that want it are left out, to be sent singly."""
+        if not isinstance(error, InvalidRequest):
+            return error
+        return None if self._widest.narrowed(str(error)) else _of_all_items(error) or error
+
     async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
-        system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
-        body = self._api.body(prompt, system, dialect, self._settings)
+        body = self._body(prompt, dialect)
         limit = self._config.request_timeout
         if prompt.lane is Lane.FLEX and dialect.flex:
             body.setdefault("service_tier", "flex")
@@ -177,26 +225,23 @@ class OpenAIProvider:
         limits, request_id = self._limits(answer.headers), answer.headers.get("x-request-id")
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id, said.lane, limits)
 
+    def _body(self, prompt: Prompt, dialect: Dialect) -> dict[str, Any]:
+        system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
+        return self._api.body(prompt, system, dialect, self._settings)
+
     async def _post(self, body: dict[str, Any], limit: float) -> httpx2.Response:
         """The answer to the request, within `limit` seconds.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the request, and that the key.
         """
-        problem: ProviderError
         options: openai.RequestOptions = {"headers": self._headers}
         if limit != self._config.request_timeout:
             options["timeout"] = httpx2.Timeout(limit, connect=min(CONNECT_TIMEOUT, limit))
         try:
             async with asyncio.timeout(limit):
                 return await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body, options=options)
-        except openai.APIStatusError as error:
-            problem = failure(error.status_code, error.body or error.response.text, error.response.headers, self._key)
-        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
-            problem = network_failure(error, limit, self._key)
-        except UnicodeEncodeError as error:
-            problem = InvalidRequest(f"the text is not valid Unicode: {error.reason}")
-        except Exception as error:  # noqa: BLE001 -- whatever else an SDK lets out must not bring the worker down
-            problem = BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), self._key)}")
+        except Exception as error:  # noqa: BLE001 -- sorted there
+            problem = sorted_problem(error, limit, self._key)
         raise problem
 
     def _connected(self) -> openai.AsyncOpenAI:
@@ -213,6 +258,11 @@ class OpenAIProvider:
                 http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=pool, verify=tls_context()),
             )
         return self._client
+
+
+def _of_all_items(error: InvalidRequest) -> ModelStopped | None:
+    """What a refused request means when its fault lies in the model's options; None when it is the item's own."""
+    return ModelStopped(str(error), code=error.code) if error.code in _SAME_FOR_EVERY_ITEM else None
 
 
 def _headers(extra: dict[str, str], key: str | None) -> dict[str, str | openai.Omit]:
