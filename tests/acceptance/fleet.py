@@ -40,15 +40,23 @@ class Fake:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def counts(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/_counts", timeout=10) as answer:  # noqa: S310 -- loopback
-            counts: dict[str, Any] = json.load(answer)
-            return counts
+    def get(self, path: str) -> Any:
+        """What the process says: the paths are listed in `tests/fake_provider/__main__.py`."""
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=10) as answer:  # noqa: S310 -- loopback
+            return json.load(answer)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        data = json.dumps({} if body is None else body).encode()
+        request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})  # noqa: S310 -- our own server
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 -- our own server
+            return json.load(answer)
+
+    def counts(self, window: float = 60) -> dict[str, Any]:
+        counts: dict[str, Any] = self.get(f"_counts?window={window:g}")
+        return counts
 
     def script(self, *rules: dict[str, Any]) -> None:
-        body = json.dumps(rules).encode()
-        request = urllib.request.Request(f"{self.url}/_script", body, {"Content-Type": "application/json"})  # noqa: S310 -- our own server
-        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 -- our own server
+        self.post("_script", rules)
 
     def wait_for_requests(self, count: int, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
@@ -58,9 +66,9 @@ class Fake:
 
 
 @contextmanager
-def fake_provider(latency_ms: float) -> Iterator[Fake]:
-    """Runs `python -m tests.fake_provider` for the length of the block."""
-    command = [sys.executable, "-m", "tests.fake_provider", "--latency-ms", str(latency_ms)]
+def fake_provider(latency_ms: float, *options: str) -> Iterator[Fake]:
+    """Runs `python -m tests.fake_provider` with these options for the length of the block."""
+    command = [sys.executable, "-m", "tests.fake_provider", "--latency-ms", str(latency_ms), *options]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

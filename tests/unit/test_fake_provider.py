@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -99,16 +100,45 @@ def test_a_thousand_requests_in_flight() -> None:
     assert (counts["requests"], counts["answered"], counts["in_flight"], counts["distinct_texts"]) == (1000, 1000, 0, 1000)
 
 
-@pytest.fixture
-def process() -> Iterator[str]:
+@contextlib.contextmanager
+def started(*options: str) -> Iterator[str]:
     """The URL of a fake provider in a process of its own."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.fake_provider", "--port", "0", "--latency-ms", "1"]
+    command = [sys.executable, "-m", "tests.fake_provider", "--port", "0", *options]
     with subprocess.Popen(command, cwd=root, env=dict(os.environ), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
-        yield running.stdout.readline().strip()
-        running.terminate()
+        try:
+            yield running.stdout.readline().strip()
+        finally:
+            running.terminate()
         assert running.wait(10) == 0
+
+
+@pytest.fixture
+def process() -> Iterator[str]:
+    with started("--latency-ms", "1") as url:
+        yield url
+
+
+def test_the_command_line_sets_limits_batches_and_how_tokens_are_counted() -> None:
+    limits = "--requests-per-minute 6 --tokens-per-minute 500 --max-in-flight 3 --limit-count bucket --limit-burst 0.5"
+    more = "--limit-seconds 30 --limit-per model --limit-charge input --no-limit-headers --no-retry-after"
+    with started(*limits.split(), *more.split(), "--count", "prompt", "--batch-seconds", "3", "--batch-hold") as url:
+        assert http(f"{url}/_limits") == {
+            "requests_per_minute": 6.0,
+            "tokens_per_minute": 500.0,
+            "max_in_flight": 3,
+            "count": "bucket",
+            "seconds": 30.0,
+            "burst": 0.5,
+            "per": "model",
+            "charge": "input",
+            "headers": False,
+            "retry_after": False,
+        }
+        settings = http(f"{url}/_batches")["settings"]
+        assert (settings["seconds"], settings["hold"]) == (3.0, True)
+        assert chat(url, "raz")["usage"]["prompt_tokens"] == 16  # 61 characters
 
 
 def test_as_a_process_it_is_controlled_over_http(process: str) -> None:
