@@ -10,7 +10,8 @@
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
@@ -35,7 +36,8 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
@@ -135,6 +137,7 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
 -- Of all models, a handful: which of them may be called now. Looked at only where a task names more than one.
 SELECT id_ai_model, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(probe_at <= NOW(6), 0) AS is_due,
        TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds, max_in_flight, budget_per_day,
+       max_requests_per_minute, max_tokens_per_minute,
        %(any_model)s OR name IN %(model_names)s AS is_wanted
   FROM ai_model;
 
@@ -388,7 +391,8 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 -- What that claim got, if it got it, with its task.
 SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, 0 AS is_probe,
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
          WHERE f.id_task = t.id_task) AS fallbacks
   FROM task_item i FORCE INDEX (PRIMARY)
@@ -574,7 +578,8 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
 -- name: preview_tasks
 -- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, m.stopped_at IS NOT NULL AS is_probe,
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
         WHERE f.id_task = t.id_task) AS fallbacks
   FROM task t FORCE INDEX (PRIMARY)
@@ -668,7 +673,8 @@ SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, 
 -- name: task_of_batch
 -- Its task as a claim sees it, for the model that the batch is for.
 SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day, 0 AS is_probe, t.id_ai_model AS own_model,
+       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe, t.id_ai_model AS own_model,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
          WHERE f.id_task = t.id_task) AS fallbacks
   FROM task t
@@ -815,6 +821,26 @@ UPDATE ai_model SET stopped_kind = NULL, stopped_reason = NULL, stopped_at = NUL
 -- name: forget_pace
 -- What was learnt of a model's limits, and the sending time leased so far: a person knows better.
 UPDATE ai_model_pace SET requests_per_minute = NULL, tokens_per_minute = NULL, slowed_at = NULL, paced_until = NOW(6)
+ WHERE id_ai_model = %(id_ai_model)s;
+
+-- ===== pace: what the fleet may send =====
+
+-- name: add_pace
+-- A model's line of sending time, when it is first needed; another worker may have been quicker.
+INSERT IGNORE INTO ai_model_pace (id_ai_model) VALUES (%(id_ai_model)s);
+
+-- name: lease_pace
+-- The next free stretch of a model's sending time, in one statement without a SELECT: the microseconds until it begins, and one, come
+-- back as LAST_INSERT_ID; also where no row was changed, because the line is leased too far ahead. NOW is when the statement began.
+UPDATE ai_model_pace FORCE INDEX (PRIMARY)
+   SET paced_until = GREATEST(paced_until, NOW(6)) + INTERVAL %(stretch_us)s MICROSECOND
+ WHERE id_ai_model = %(id_ai_model)s
+   AND LAST_INSERT_ID(1 + GREATEST(0, TIMESTAMPDIFF(MICROSECOND, NOW(6), paced_until))) <= 1 + %(ahead_us)s;
+
+-- name: hold_pace
+-- A provider has asked for a pause: the line goes on behind it.
+UPDATE ai_model_pace FORCE INDEX (PRIMARY)
+   SET paced_until = GREATEST(paced_until, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
  WHERE id_ai_model = %(id_ai_model)s;
 
 -- ===== tasks: what people do with them =====

@@ -195,6 +195,11 @@ class Transaction:
         key: int = self._run(name, parameters).lastrowid
         return key
 
+    def execute_for_id(self, name: str, parameters: Parameters | None = None) -> tuple[int, int]:
+        """Runs a named UPDATE; the number of rows that it matched, and the value that it gave to LAST_INSERT_ID(…)."""
+        cursor = self._run(name, parameters)
+        return cursor.rowcount, cursor.lastrowid
+
     def raw(self, sql: str) -> list[Row]:
         """Runs a statement given as text: for migrations and for EXPLAIN only."""
         cursor = self._cursor()
@@ -337,6 +342,11 @@ class Database:
     def execute(self, name: str, parameters: Parameters | None = None) -> int:
         """Runs one named statement as a transaction of its own; it must be safe to repeat. The number of rows it matched."""
         return self._repeat(lambda statement: statement.execute(name, parameters), autocommit=True)
+
+    def execute_for_id(self, name: str, parameters: Parameters | None = None) -> tuple[int, int]:
+        """The same with the value that the statement gave to LAST_INSERT_ID(…), 0 where it came to none: an answer of one number,
+        from an UPDATE, without a SELECT."""
+        return self._repeat(lambda statement: statement.execute_for_id(name, parameters), autocommit=True)
 
     def pages(self, name: str, parameters: Parameters, *, key: str, size: int = 1000) -> Iterator[Row]:
         """All rows of a named SELECT that goes on after `%(after)s` and stops at `%(size)s`, ordered by the column `key`.

@@ -119,6 +119,16 @@ class Model:
     probe_at: datetime | None = None
 
 
+class Limits(NamedTuple):
+    """What a model takes per minute, as it was configured or as its provider says; None where nobody says."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a worker needs to know of a `task` row. `id_ai_model` is the model that a claim is for: one of `chain`.
@@ -135,7 +145,8 @@ class Task:
     max_attempts: int
     priority: int
     status: TaskStatus
-    max_in_flight: int | None = None  # of its model, in one worker
+    max_in_flight: int | None = None  # of its model
+    limits: Limits = NO_LIMITS  # of its model, for the whole fleet
     is_probe: bool = False  # its model is stopped and due to be tried again, with one item
     lane: Lane = Lane.ONLINE
     pack: int = 1  # items in one call, at most
@@ -192,13 +203,6 @@ class Item(NamedTuple):
     @property
     def is_last_attempt(self) -> bool:
         return self.tries >= self.task.max_attempts
-
-
-class Limits(NamedTuple):
-    """What a provider says that it allows this account, per minute; None where it does not say."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
 
 
 class Prompt(NamedTuple):

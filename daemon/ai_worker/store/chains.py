@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ai_worker.db import Row
-from ai_worker.models import Task
+from ai_worker.models import Limits, Task
 
 BUSY_SECONDS: Final = 2.0  # until an item is tried again whose own model is busy
 SHORTEST_PUT_OFF: Final = 5.0
@@ -30,6 +30,12 @@ class ModelState:
     columns: Mapping[str, Any]  # what a Task says of its model
 
 
+def model_columns(row: Row) -> dict[str, Any]:
+    """What a Task says of its model, by the names of the fields."""
+    plain = {name: row[name] for name in ("id_ai_model", "max_in_flight", "budget_per_day")}
+    return {**plain, "limits": Limits(row["max_requests_per_minute"], row["max_tokens_per_minute"])}
+
+
 def model_states(rows: Iterable[Row]) -> dict[int, ModelState]:
     """The states by `id_ai_model`, from `model_states`."""
     return {
@@ -39,7 +45,7 @@ def model_states(rows: Iterable[Row]) -> dict[int, ModelState]:
             bool(row["is_due"]),
             float(row["probe_seconds"] or 0),
             bool(row["is_wanted"]),
-            {name: row[name] for name in ("id_ai_model", "max_in_flight", "budget_per_day")},
+            model_columns(row),
         )
         for row in rows
     }

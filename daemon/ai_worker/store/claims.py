@@ -10,7 +10,7 @@ from typing import Any, Final
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
 from ai_worker.models import NOTHING, Filters, Item, Lane, Task, TaskStatus
-from ai_worker.store.chains import model_states, successor, variants
+from ai_worker.store.chains import model_columns, model_states, successor, variants
 from ai_worker.store.crowd import Crowd
 from ai_worker.store.ledger import document, new_claim_token, operation_uuid, settle
 
@@ -215,21 +215,19 @@ def task_of_row(row: Row) -> Task:
     fallbacks = row["fallbacks"]
     return Task(
         id_task=row["id_task"],
-        id_ai_model=row["id_ai_model"],
         task_type=row["task_type"],
         description=row["description"] or "",
         parameters=json_object(row["parameters"]),
         max_attempts=row["max_attempts"],
         priority=row["priority"],
         status=TaskStatus(row["status_id"]),
-        max_in_flight=row["max_in_flight"],
         is_probe=bool(row["is_probe"]),
         lane=Lane(row["lane"]),
         pack=row["pack"],
         cache_seconds=row["cache_seconds"],
         budget=row["budget"],
         chain=(own, *map(int, fallbacks.split(","))) if fallbacks else (own,),
-        budget_per_day=row["budget_per_day"],
+        **model_columns(row),
     )
 
 

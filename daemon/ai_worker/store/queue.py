@@ -24,6 +24,7 @@ from ai_worker.store.ledger import (
     settle,
     uuid_bytes,
 )
+from ai_worker.store.pace import Pace
 from ai_worker.store.turns import Turns
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
@@ -65,6 +66,7 @@ class Queue:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._claims = Claims(db)
+        self.pace: Final = Pace(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""

@@ -21,12 +21,13 @@ from ai_worker.errors import (
     UsageError,
 )
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
-from ai_worker.models import Completion, Item, Lane, Outcome, Prompt
+from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import bounded, call_retrying
 from ai_worker.task_types import task_type
-from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds
+from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds, plausible
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
@@ -39,6 +40,7 @@ class Caller:
     ----------
     stopping: ends waits between calls.
     breaker: which models must not be called now; told when no item can succeed on one, before the item is given back.
+    pacer: whose turn it is, of models that take so many calls a minute.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     """
 
@@ -47,12 +49,14 @@ class Caller:
         endpoints: Endpoints,
         stopping: asyncio.Event,
         breaker: Breaker,
+        pacer: Pacer,
         away: Callable[[], AbstractAsyncContextManager[None]],
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints
         self._stopping = stopping
         self._breaker = breaker
+        self._pacer = pacer
         self._away = away
         self._packs = Packs(self._complete, away)
         self._log = log
@@ -126,14 +130,36 @@ class Caller:
 
     async def _send(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """One request, one answer. Every call that this worker makes for an item goes through here, each retry too."""
-        if not attempt.item.task.is_probe and self._breaker.is_shunned(attempt.item.task.id_ai_model):
-            raise GivenBackError("the model was stopped")
         try:
+            if attempt.item.task.id_ai_model in self._pacer:
+                return await self._send_in_turn(attempt, endpoint, prompt)
+            self._check(attempt)
             return await endpoint.provider.complete(prompt)
         except Shed:
             if prompt.lane is Lane.ONLINE:
                 raise
             return await self._send(attempt, endpoint, prompt._replace(lane=Lane.ONLINE))
+
+    def _check(self, attempt: Attempt) -> None:
+        if not attempt.item.task.is_probe and self._breaker.is_shunned(attempt.item.task.id_ai_model):
+            raise GivenBackError("the model was stopped")
+
+    async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
+        """The same for a model whose calls are paced."""
+        usage = NO_USAGE
+        turn = await self._pacer.turn(attempt.item.task, prompt)
+        if turn is None:
+            raise GivenBackError("drained")
+        try:
+            self._check(attempt)
+            completion = await endpoint.provider.complete(prompt)
+            usage = completion.usage
+        except ProviderError as error:
+            usage = error.usage
+            raise
+        finally:
+            turn.end(plausible(usage))
+        return completion
 
     async def _retried(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt, first: Transient) -> Completion:
         """The calls after a first one that failed. Only then is the policy made: it costs as much as all else here."""

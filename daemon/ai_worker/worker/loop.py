@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, of_item
-from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret
+from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
 from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
@@ -28,6 +28,7 @@ from ai_worker.worker.commits import Commits
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
+from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.slots import Slots
@@ -125,8 +126,8 @@ class Worker:
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
-        self._claim_thread, self._commit_thread, self._upkeep_thread = (
-            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep")
+        self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep", "pace")
         )
         self._endpoints = Endpoints(
             lambda id_ai_model: self._in_thread(self._upkeep_thread, models.get, id_ai_model),
@@ -142,13 +143,21 @@ class Worker:
             self._look_again,
         )
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
-        caller = Caller(self._endpoints, self._draining, self._breaker, self._away, lambda: self._lease.log)
+        self._pacer = Pacer(
+            lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
+            slots=options.concurrency,
+            held=lambda id_ai_model: self._slots.held(id_ai_model),  # noqa: PLW0108 -- the slots are made later
+            away=self._away,
+            on_ready=self._look_now,
+        )
+        caller = Caller(self._endpoints, self._draining, self._breaker, self._pacer, self._away, lambda: self._lease.log)
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
-        self._picker = Picker(queue, filters, self._slots.room, self._busy_models)
+        self._picker = Picker(queue, filters, self._room, self._busy_models)
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
         self._loop = asyncio.get_running_loop()
+        self._pacer.start()
         with stop_signals(self._on_signal):
             return await self._run()
 
@@ -180,7 +189,7 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._endpoints.aclose()
             await self._listener.aclose()
-            for executor in (self._claim_thread, self._commit_thread, self._upkeep_thread):
+            for executor in (self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread):
                 executor.shutdown(wait=False, cancel_futures=True)
         return self._summary
 
@@ -190,6 +199,7 @@ class Worker:
             self._lease.log(Event.DRAIN, in_flight=self._slots.in_flight, drain_seconds=self._options.drain_seconds)
             self._draining.set()
             self._listener.leave()
+            self._pacer.stop()
             self._slots.give_back()
             self._slots.wake()
             self._work_seen.set()
@@ -259,13 +269,21 @@ class Worker:
         return bool(self._slots or self._commits or self._breaker.is_resuming)
 
     def _busy_models(self) -> list[int]:
+        return self._blocked_models() + self._pacer.busy_models()
+
+    def _blocked_models(self) -> list[int]:
+        """Those that may take no more for a while; others only wait for their sending time."""
         return self._slots.full_models() + self._breaker.shunned()
+
+    def _room(self, task: Task) -> int:
+        return min(self._slots.room(task), self._pacer.room(task))
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
         counts = Counter(item.task.id_task for item in items)
         self._open.update(counts)
         self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
+        self._pacer.saw({item.task.id_task: item.task for item in items}.values())
         self._slots.fill(items)
         if self._draining.is_set():
             self._slots.give_back()
@@ -307,7 +325,7 @@ class Worker:
             self._has_looked_everywhere = True
         # In this order: what another worker gives back between the two looks is seen by the second.
         others = self._queue.others_at_work(self._lease.id_worker, self._filters)
-        return self._queue.waiting(self._filters, self._busy_models()), others
+        return self._queue.waiting(self._filters, self._blocked_models()), others
 
     # ----- committing
 
@@ -452,6 +470,11 @@ class Worker:
         """At the tasks, from the start: which models may be used has changed."""
         self._picker.forget()
         self._slots.give_back(self._breaker.shunned())
+        self._wake()
+
+    def _look_now(self) -> None:
+        """At all tasks: there are items that could not be claimed before."""
+        self._picker.forget()
         self._wake()
 
     def _away(self) -> AbstractAsyncContextManager[None]:

@@ -102,6 +102,10 @@ class Slots:
         limit = task.max_in_flight
         return self._slots + self._ahead if limit is None else limit - self._held[task.id_ai_model]
 
+    def held(self, id_ai_model: int) -> int:
+        """How many of its items have a slot, or wait for their first."""
+        return self._held[id_ai_model]
+
     def full_models(self) -> list[int]:
         """Models that take no more items now."""
         return [each for each, limit in list(self._limits.items()) if self._held[each] >= limit]
