@@ -1,4 +1,4 @@
-"""A provider that takes so many requests and tokens a minute, and a fleet that has more to send: what comes through, and the cost.
+"""A provider that takes so much a minute, and a fleet that has more to send: what comes through, and at what cost.
 
 Four `ai-worker daemon`s send to the tests' fake provider, which counts as the vendors do and refuses what is above its limits
 with a 429. Cases: `configured`: the limits stand in `ai_model`; `headers`: nobody has configured them, and the answers name them;

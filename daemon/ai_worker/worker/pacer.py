@@ -240,7 +240,7 @@ class Pacer:
         return paced.line.calls_until(now + AHEAD, now) * pack - self._unsent(paced)
 
     def _plan(self, paced: _Paced, pack: int) -> None:
-        """Sees to it that items for which there was no room can be claimed: asks for sending time, and tells when there is some."""
+        """For items that there was no room for: asks for sending time, and tells when they can be claimed."""
         self._ask(paced)
         now = self._clock()
         ready_at = paced.held_until - AHEAD
