@@ -17,7 +17,7 @@ from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import Item, Lane, Model, Task, TaskStatus
-from ai_worker.providers import BatchProvider, provider_class
+from ai_worker.providers import takes_batches
 from ai_worker.store.models import Models
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import NewTask, Submitted, Tasks
@@ -214,7 +214,7 @@ def _check(task: NewTask, chain: list[Model]) -> None:
                 f"--budget {task.budget}: the price of model {model.name!r} is not known, so nobody can keep to it; "
                 f"`ai-worker model set {model.name} --price-input … --price-output …` says it"
             )
-        if task.lane is Lane.BATCH and not issubclass(provider_class(model.provider), BatchProvider):
+        if task.lane is Lane.BATCH and not takes_batches(model.provider):
             raise UsageError(f"--lane batch: the provider {model.provider!r} of model {model.name!r} takes no batches")
 
 

@@ -117,6 +117,11 @@ def provider_class(name: str) -> type[Provider]:
     return loaded
 
 
+def takes_batches(name: str) -> bool:
+    """Whether the provider registered as `name` is a `BatchProvider`. Raises ConfigurationError as `provider_class` does."""
+    return hasattr(provider_class(name), "submit_batch")
+
+
 def provider_names() -> list[str]:
     """The names of all registered providers, sorted."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
