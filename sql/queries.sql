@@ -749,6 +749,52 @@ SELECT b.id_batch, b.state, b.provider_batch_id, b.items, b.message, b.failures,
  WHERE b.id_task = %(id_task)s
  ORDER BY b.id_batch;
 
+-- ===== cache: identical work is paid for once =====
+
+-- name: find_answers
+-- What is known of pieces of work, without a lock. An item is an answer as long as it holds the result that was stored under the key:
+-- not one that somebody has rejected, nor one that was made anew since. A row without an answer and without a living owner is nobody's.
+SELECT c.cache_key, c.id_task_item, c.id_worker, TIMESTAMPDIFF(MICROSECOND, c.stored_at, NOW(6)) / 1000000 AS age,
+       w.id_worker IS NOT NULL AS is_under_way, i.id_task_item IS NOT NULL AS is_answered,
+       i.text_corrected, i.change_summary, i.result
+  FROM result_cache c FORCE INDEX (PRIMARY)
+  LEFT JOIN task_item i FORCE INDEX (PRIMARY)
+    ON i.id_task_item = c.id_task_item AND c.stored_at >= i.finished_at AND i.status_id = 1 AND i.review_status_id <> 2
+  LEFT JOIN worker w FORCE INDEX (PRIMARY)
+    ON w.id_worker = c.id_worker AND w.ended_at IS NULL AND w.lost_at IS NULL AND w.lease_until >= NOW(6)
+ WHERE c.cache_key IN %(keys)s;
+
+-- name: lead_work
+-- Whoever comes first makes the call; IGNORE leaves the others where they are. Sorted by key, so that two of these do not deadlock.
+INSERT IGNORE INTO result_cache (cache_key, id_task_item, id_worker)
+VALUES (%s, %s, %s);
+
+-- name: drop_answers
+-- Each row only as it was seen: of many that want to take it over, one does, and an answer that was stored since stays.
+DELETE c
+  FROM result_cache c FORCE INDEX (PRIMARY)
+ WHERE c.cache_key IN %(keys)s AND (c.cache_key, c.id_task_item, COALESCE(c.id_worker, 0)) IN %(seen)s;
+
+-- name: store_answers
+-- In the transaction that stores the results, and only where the work is still this item's.
+UPDATE result_cache c FORCE INDEX (PRIMARY)
+   SET c.stored_at = NOW(6), c.id_worker = NULL
+ WHERE c.cache_key IN %(keys)s AND (c.cache_key, c.id_task_item) IN %(led)s;
+
+-- name: useless_answers
+-- Rows that nobody can use any more, in one short run of the key. Keys are hashes: runs from random places come by everywhere.
+SELECT c.cache_key, c.id_task_item, c.id_worker
+  FROM (SELECT cache_key, id_task_item, id_worker, stored_at
+          FROM result_cache FORCE INDEX (PRIMARY)
+         WHERE cache_key >= %(start)s
+         ORDER BY cache_key
+         LIMIT %(size)s) c
+  LEFT JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = c.id_task_item
+  LEFT JOIN worker w FORCE INDEX (PRIMARY) ON w.id_worker = c.id_worker AND w.ended_at IS NULL AND w.lost_at IS NULL
+ WHERE i.id_task_item IS NULL
+    OR c.stored_at < NOW(6) - INTERVAL %(days)s DAY
+    OR (c.stored_at IS NULL AND w.id_worker IS NULL);
+
 -- ===== models =====
 
 -- name: model_list

@@ -348,6 +348,10 @@ class Database:
         from an UPDATE, without a SELECT."""
         return self._repeat(lambda statement: statement.execute_for_id(name, parameters), autocommit=True)
 
+    def execute_many(self, name: str, rows: Sequence[Parameters | Sequence[Any]]) -> int:
+        """A named statement for many rows, see `Transaction`: each of its statements a transaction of its own, safe to repeat."""
+        return self._repeat(lambda statement: statement.execute_many(name, rows), autocommit=True)
+
     def pages(self, name: str, parameters: Parameters, *, key: str, size: int = 1000) -> Iterator[Row]:
         """All rows of a named SELECT that goes on after `%(after)s` and stops at `%(size)s`, ordered by the column `key`.
 

@@ -267,7 +267,8 @@ class Outcome(NamedTuple):
     """How one attempt at one item ended, ready to be committed. Made by the named constructors only.
 
     `cost` is in USD, None where the price is unknown; `delay` in seconds until the item may be claimed again. `single` says that
-    from now on the item is sent alone and online.
+    from now on the item is sent alone and online. `cache_key` is that of the work which the item leads in the result cache: its
+    commit stores the answer, or frees the work for another.
     """
 
     item: Item
@@ -281,6 +282,7 @@ class Outcome(NamedTuple):
     latency_ms: int | None = None
     lane: Lane = Lane.ONLINE
     single: bool = False
+    cache_key: bytes | None = None
 
     @classmethod
     def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:

@@ -19,6 +19,7 @@ import orjson
 
 from ai_worker.db import Transaction
 from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
+from ai_worker.store.cache import settle_work
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
@@ -96,6 +97,8 @@ class Changes:
         self._found_again: list[bytes] = []
         self._tasks: dict[int, Counters] = {}
         self._days: dict[int, DayCounters] = {}  # by model
+        self._answers: list[tuple[bytes, int]] = []  # in the result cache: key, and the item that led it and has a result now
+        self._freed: list[tuple[bytes, int]] = []  # the same, of those that have none
 
     def add_result(self, outcome: Outcome) -> None:
         """A result whose item nobody has looked at: `write` raises NotAsClaimed when it is no longer as it was claimed."""
@@ -114,6 +117,8 @@ class Changes:
             )
         )
         self._attempt(outcome, outcome.kind, False)
+        if outcome.cache_key is not None:
+            self._answers.append((outcome.cache_key, item.id_task_item))
         counters = self._counters(item.task.id_task)
         counters.processed += 1
         counters.charge(outcome)
@@ -144,6 +149,10 @@ class Changes:
                 "re": data,
             }
         )
+        if after is not ItemStatus.PROCESSED:
+            self.add_freed(outcome)
+        elif outcome.cache_key is not None:
+            self._answers.append((outcome.cache_key, item.id_task_item))
         if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
             self.given_back[item.id_task_item] = item.task.id_task
         if outcome.kind is OutcomeKind.RELEASED:
@@ -156,12 +165,18 @@ class Changes:
 
     def add_lost(self, outcome: Outcome, *, is_there: bool) -> None:
         """An outcome that comes after somebody else's claim; `is_there` says whether there is still an item."""
+        self.add_freed(outcome)
         if outcome.usage == NO_USAGE and outcome.kind is not OutcomeKind.PROCESSED:
             return  # nothing was paid for; if the attempt was rescued, that is on record
         self._attempt(outcome, OutcomeKind.LOST, True)
         self._counters(outcome.item.task.id_task).charge(outcome)
         if is_there:
             self._charges.setdefault(outcome.item.id_task_item, Counters()).charge(outcome)
+
+    def add_freed(self, outcome: Outcome) -> None:
+        """Of an outcome that brings no answer: the work that its item led is anybody's now."""
+        if outcome.cache_key is not None:
+            self._freed.append((outcome.cache_key, outcome.item.id_task_item))
 
     def _counters(self, id_task: int) -> Counters:
         counters = self._tasks.get(id_task)
@@ -204,6 +219,7 @@ class Changes:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
             tx.execute_many("insert_attempts", self._attempts)
+        settle_work(tx, self._id_worker, self._answers, self._freed)
         ended = settle(tx, self._tasks, {*touched, *self.given_back.values()}, self.given_back)
         if self._days:
             shard = self._id_worker % SHARDS

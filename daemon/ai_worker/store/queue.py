@@ -13,6 +13,7 @@ from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task
+from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
 from ai_worker.store.claims import Claims, filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import (
@@ -67,6 +68,7 @@ class Queue:
         self._db = db
         self._claims = Claims(db)
         self.pace: Final = Pace(db)
+        self.cache: Final = Cache(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""
@@ -180,6 +182,7 @@ class Queue:
                 changes.add(words.get(outcome.item.id_task_item, outcome), ItemStatus(row["status_id"]))
                 stored.append(outcome)
             elif outcome.kind is OutcomeKind.RELEASED:
+                changes.add_freed(outcome)
                 stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
             else:
                 changes.add_lost(outcome, is_there=row is not None)

@@ -29,7 +29,9 @@ from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
+from ai_worker.worker.twins import TooManyTwinsError, Twins
 
+PUT_OFF_SECONDS = 3.0  # one of too many twins
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
 
@@ -41,6 +43,7 @@ class Caller:
     stopping: ends waits between calls.
     breaker: which models must not be called now; told when no item can succeed on one, before the item is given back.
     pacer: whose turn it is, of models that take so many calls a minute.
+    twins: whether a call need be made at all.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     """
 
@@ -50,10 +53,12 @@ class Caller:
         stopping: asyncio.Event,
         breaker: Breaker,
         pacer: Pacer,
+        twins: Twins,
         away: Callable[[], AbstractAsyncContextManager[None]],
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints
+        self._twins = twins
         self._stopping = stopping
         self._breaker = breaker
         self._pacer = pacer
@@ -61,7 +66,7 @@ class Caller:
         self._packs = Packs(self._complete, away)
         self._log = log
 
-    async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911 -- one return per row of the error table
+    async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911, PLR0912 -- one return per row of the error table
         """How the item's attempt ends. Never raises, but for cancellation."""
         attempt = Attempt(item, self._log())
         try:
@@ -80,12 +85,19 @@ class Caller:
                 return attempt.failed(error.kind, str(error))
             if item.task.lane is Lane.FLEX and not item.is_single:
                 prompt = prompt._replace(lane=Lane.FLEX)
+            key = self._twins.key(item, endpoint.model, prompt)
+            if key is not None and (known := await self._twins.answer(item, key)) is not None:
+                return attempt.from_cache(known)
             result = await self._packs.result(attempt, endpoint, kind, prompt) if item.task.pack > 1 else None
             if result is None:
                 result = kind.parse(item, await self._complete(attempt, endpoint, prompt))
             return attempt.processed(result)
         except GivenBackError as error:
             return attempt.given_back(str(error))
+        except DatabaseError:  # the same: nobody could say whether a call need be made
+            return attempt.given_back("database_away")
+        except TooManyTwinsError:
+            return attempt.put_off("twin", "too many items wait for the same work", PUT_OFF_SECONDS)
         except ModelStopped as error:
             return await self._stopped(attempt, error)
         except UsageError as error:  # of the task's type or parameters: `submit` would have refused them

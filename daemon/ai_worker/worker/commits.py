@@ -97,7 +97,8 @@ class Commits:
             raise error  # nothing in it came from outside any more
         message = f"the database refused the result: {error}"
         self._on_refused(outcome, message)
-        return Outcome.failed(outcome.item, UNSTORABLE, message, outcome.usage, outcome.cost, outcome.latency_ms or 0)
+        buried = Outcome.failed(outcome.item, UNSTORABLE, message, outcome.usage, outcome.cost, outcome.latency_ms or 0)
+        return buried._replace(lane=outcome.lane, cache_key=outcome.cache_key)
 
 
 def _size(outcome: Outcome) -> int:

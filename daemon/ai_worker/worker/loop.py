@@ -32,6 +32,7 @@ from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.slots import Slots
+from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
 from ai_worker.worker.upkeep import Upkeep, log_ended
 
 T = TypeVar("T")
@@ -126,8 +127,8 @@ class Worker:
         self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
-        self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread = (
-            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep", "pace")
+        self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread, self._cache_thread = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("claim", "commit", "upkeep", "pace", "cache")
         )
         self._endpoints = Endpoints(
             lambda id_ai_model: self._in_thread(self._upkeep_thread, models.get, id_ai_model),
@@ -150,7 +151,16 @@ class Worker:
             away=self._away,
             on_ready=self._look_now,
         )
-        caller = Caller(self._endpoints, self._draining, self._breaker, self._pacer, self._away, lambda: self._lease.log)
+        self._twins = Twins(
+            lambda questions: self._in_thread(self._cache_thread, queue.cache.ask, self._lease.id_worker, questions),
+            lambda questions: self._in_thread(self._cache_thread, queue.cache.abandon, self._lease.id_worker, questions),
+            self._away,
+            WAITING_PER_SLOT * options.concurrency,
+            lambda: self._lease.log,
+        )
+        caller = Caller(
+            self._endpoints, self._draining, self._breaker, self._pacer, self._twins, self._away, lambda: self._lease.log
+        )
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
         self._picker = Picker(queue, filters, self._room, self._busy_models)
 
@@ -187,9 +197,11 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._twins.aclose()
             await self._endpoints.aclose()
             await self._listener.aclose()
-            for executor in (self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread):
+            threads = (self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread, self._cache_thread)
+            for executor in threads:
                 executor.shutdown(wait=False, cancel_futures=True)
         return self._summary
 
@@ -202,6 +214,7 @@ class Worker:
             self._pacer.stop()
             self._slots.give_back()
             self._slots.wake()
+            self._twins.drain()
             self._work_seen.set()
 
     def abort(self) -> None:
@@ -295,7 +308,7 @@ class Worker:
         return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
-        self._commits.put(outcome)
+        self._commits.put(self._twins.keyed(outcome))
         if self._slots.has_limit(item.task.id_ai_model):
             self._wake()  # the claim may be waiting for just this model
 
@@ -382,6 +395,7 @@ class Worker:
             summary.released += released
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
+        self._twins.settled(committed)
         self._on_progress(summary)
         self._slots.wake()
         if not self._options.forever and not self._is_holding:

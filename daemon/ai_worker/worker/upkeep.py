@@ -13,6 +13,7 @@ from ai_worker.store.queue import Queue, Rescued
 from ai_worker.worker.lease import Lease
 
 ORPHANS_EVERY: Final = 8  # rounds of the rescue
+FORGET_EVERY: Final = 8  # the same, of answers that nobody can use any more
 
 
 class Upkeep:
@@ -52,6 +53,8 @@ class Upkeep:
             if self._round % ORPHANS_EVERY == 0:
                 while self._report(self._queue.rescue_orphans()):
                     pass
+        if self._round % FORGET_EVERY == 0:
+            self._queue.cache.forget()
         self._page = self._queue.reopen_page(self._page)
         log_ended(self._lease.log, self._queue.end_forgotten())
 
