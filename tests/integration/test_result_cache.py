@@ -123,15 +123,13 @@ def test_what_costs_nothing_is_not_cached(sql: Sql, database_url: str, fake: Fak
 
 
 def test_an_unknown_price_is_not_nothing(sql: Sql, database_url: str, fake: FakeProvider) -> None:
-    """Nor is the cost of an answer from the cache unknown, where that of its call is."""
+    """A nothing in the sum would make it one."""
     task = add_task(sql, add_model(sql, fake, "chat", "m", price_input=None, price_output=None), [TEXT] * 3)
     Run(database_url)
     assert fake.counts()["requests"] == 1
-    assert sorted((each["lane"], each["cost"]) for each in attempts_of(sql, task)) == [
-        ("cache", Decimal(0)),
-        ("cache", Decimal(0)),
-        ("online", None),
-    ]
+    assert sorted(each["lane"] for each in attempts_of(sql, task)) == ["cache", "cache", "online"]
+    assert task_of(sql, task)["cost"] is None
+    assert [row["cost"] for row in items_of(sql, task)] == [None] * 3
 
 
 def test_the_next_twin_leads_when_the_leader_fails(sql: Sql, database_url: str, fake: FakeProvider, model: int) -> None:

@@ -187,10 +187,11 @@ class Changes:
     def _attempt(self, outcome: Outcome, kind: OutcomeKind, may_be_known: bool) -> None:
         item, usage = outcome.item, outcome.usage
         operation = uuid_bytes(item.operation_uuid)
-        day = self._days.get(item.task.id_ai_model)
-        if day is None:
-            day = self._days[item.task.id_ai_model] = DayCounters()
-        day.add(usage, outcome.cost)
+        if outcome.lane is not Lane.CACHE:  # which has used nothing of the model
+            day = self._days.get(item.task.id_ai_model)
+            if day is None:
+                day = self._days[item.task.id_ai_model] = DayCounters()
+            day.add(usage, outcome.cost)
         if may_be_known:
             self._found_again.append(operation)
         if kind is OutcomeKind.PASSED_ON:  # its error says why; a value of its own would have the migration copy the whole ledger

@@ -12,7 +12,6 @@ from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, OutcomeKind, 
 from ai_worker.retry import attempt_delay
 
 POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
-_NOTHING = Decimal(0)
 MOST_TOKENS = 10_000_000  # of one call; no model takes or gives as many
 
 _TEXT = (str, type(None))
@@ -62,7 +61,7 @@ class Attempt:
     def from_cache(self, result: Result) -> Outcome:
         """Answered by the result of identical work: nothing was sent, and nothing is paid."""
         self.lane = Lane.CACHE
-        return self._in_lane(Outcome.processed(self.item, result, NO_USAGE, _NOTHING, milliseconds(self._began)))
+        return self.processed(result)
 
     def put_off(self, kind: str, message: str, delay: float) -> Outcome:
         """Not now, in `delay` seconds, for a reason of our own: not charged."""
