@@ -96,14 +96,19 @@ def plain_sql(connection: pymysql.Connection[Any]) -> Sql:
     return run
 
 
-def insert_task(sql: Sql, fake: Fake, texts: list[str]) -> int:
-    """Model, task and items by plain SQL, as an application does it; the id of the task."""
+def insert_task(sql: Sql, fake: Fake, texts: list[str], *, cache_seconds: int = 0) -> int:
+    """Model, task and items by plain SQL, as an application does it; the id of the task. Equal texts are sent again and again,
+    unless answers may be some seconds old."""
     sql(
         "INSERT INTO ai_model (name, provider, model, base_url, price_input, price_output) "
         "VALUES (%s, 'openai', 'fake', %s, 1, 2)",
         [f"fake-{time.monotonic_ns()}", fake.url + "/v1"],
     )
-    sql("INSERT INTO task (id_ai_model, description) SELECT MAX(id_ai_model), 'Correct the text.' FROM ai_model")
+    sql(
+        "INSERT INTO task (id_ai_model, description, cache_seconds) "
+        "SELECT MAX(id_ai_model), 'Correct the text.', %s FROM ai_model",
+        [cache_seconds],
+    )
     (row,) = sql("SELECT MAX(id_task) AS id FROM task")
     for start in range(0, len(texts), 1000):
         chunk = texts[start : start + 1000]

@@ -194,8 +194,8 @@ def _audit_task(task: dict[str, Any], items: list[dict[str, Any]], attempts: lis
 
 
 def _audit_days(sql: Sql, attempts: list[dict[str, Any]]) -> None:
-    """What models have used per day is what their attempts have: all but those that a rescue wrote, of which nothing is known, and
-    those that were answered from the cache, which used no model."""
+    """What models have used per day is what their attempts have: all but those that a rescue wrote, of which nothing is known,
+    and those that were answered from the cache, which used none."""
     counted = [row for row in attempts if (row["outcome"], row["error_kind"]) != ("lost", "lost") and row["lane"] != "cache"]
     used = {row["id_ai_model"]: row for row in sql(
         "SELECT id_ai_model, SUM(attempts) AS attempts, SUM(tokens_input) AS tokens_input, SUM(tokens_output) AS tokens_output,"

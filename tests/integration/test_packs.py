@@ -71,7 +71,7 @@ def test_ten_items_are_one_call_and_end_as_they_would_alone(sql: Sql, database_u
     Run(database_url)
     assert fake.received == 10
     fake.reset()
-    together = add_task(sql, add_model(sql, fake, api, "together"), texts, pack=10)
+    together = add_task(sql, add_model(sql, fake, api, "together"), texts, pack=10, cache_seconds=0)
     assert Run(database_url).summary.processed == 10
 
     assert packs(fake) == [10]
@@ -104,9 +104,9 @@ def test_other_task_types_pack_too(
 
 def test_packs_are_as_large_as_the_task_says_and_no_larger(sql: Sql, database_url: str, fake: FakeProvider) -> None:
     texts = [f"{text}, wariant {number}" for number in range(4) for text in TEXTS]
-    few = add_task(sql, add_model(sql, fake, "chat", "few"), texts[:7], pack=10)
-    four = add_task(sql, add_model(sql, fake, "chat", "four"), texts, pack=4)
-    one = add_task(sql, add_model(sql, fake, "chat", "one"), texts[:3], pack=1)
+    few = add_task(sql, add_model(sql, fake, "chat", "few"), texts[:7], pack=10, cache_seconds=0)
+    four = add_task(sql, add_model(sql, fake, "chat", "four"), texts, pack=4, cache_seconds=0)
+    one = add_task(sql, add_model(sql, fake, "chat", "one"), texts[:3], pack=1, cache_seconds=0)
     assert Run(database_url).summary.processed == 50
     assert sorted(packs(fake)) == [1] * 3 + [4] * 10 + [7]
     for id_task, own in ((few, texts[:7]), (four, texts), (one, texts[:3])):
