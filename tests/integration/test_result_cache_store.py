@@ -39,7 +39,7 @@ DAY = 86_400.0
 
 @pytest.fixture
 def cache(queue: Queue) -> Cache:
-    return queue.cache()
+    return queue.cache
 
 
 def ask(cache: Cache, id_worker: int, item: Item | int, key: bytes = KEY, max_age: float = DAY) -> Answer | Standing:
@@ -368,7 +368,7 @@ def test_the_answer_to_the_leaders_commit_is_lost(
 ) -> None:
     with closing(Database(far(database_url, proxy))) as db:
         far_queue = Queue(db)
-        ask(far_queue.cache(), worker, two[0])
+        ask(far_queue.cache, worker, two[0])
         proxy.break_at("COMMIT", when)
         assert far_queue.commit(worker, [leads(outcome(two[0]))]).stored
     assert proxy.broken == 1
@@ -390,7 +390,7 @@ def test_the_answer_to_a_question_is_lost(
     when: Literal["before", "after"],
 ) -> None:
     dead = register(queue)
-    ask(queue.cache(), dead, two[0])
+    ask(queue.cache, dead, two[0])
     application.kill_worker(dead)
     with closing(Database(far(database_url, proxy))) as db:
         db.connect()
