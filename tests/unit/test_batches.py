@@ -191,6 +191,13 @@ def test_errors_around_a_batch_are_sorted(fake: FakeProvider, vendor: str, fault
     assert type(failing(made(fake, vendor), work)) is kind
 
 
+def test_a_server_that_knows_idempotency_keys_makes_one_batch_of_a_key(fake: FakeProvider) -> None:
+    async def work(provider: BatchProvider) -> set[str]:
+        return {await provider.submit_batch(key, rows()) for key in ("key-1", "key-1", "key-2")}
+
+    assert len(using(made(fake, "chat"), work)) == len(fake.batches.created) == 2
+
+
 def test_a_file_whose_batch_was_refused_is_deleted(fake: FakeProvider) -> None:
     fake.script(Rule("401", at="create", times=1))
     failing(made(fake, "chat"), lambda provider: provider.submit_batch("key-1", rows()))

@@ -52,6 +52,13 @@ def test_the_headers_name_the_tier_too(headers: dict[str, str], flex: bool) -> N
     assert served_in_flex(headers) is flex
 
 
+def test_flex_has_more_time_than_a_call_online(fake: FakeProvider) -> None:
+    fake.script(Rule("slow", delay_ms=700))
+    assert ask(configured(fake, request_timeout=0.3), FLEX)[0].lane is Lane.FLEX
+    with pytest.raises(errors.NetworkFailed):
+        ask(configured(fake, request_timeout=0.3))
+
+
 def test_a_shed_call_is_told_from_an_overload(fake: FakeProvider) -> None:
     fake.script(Rule("flex_shed"))
     with pytest.raises(errors.Shed):

@@ -3,6 +3,7 @@ the answers name. Over the real SDK."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_the_tier_that_served_may_be_another_than_was_asked_for(read: Any, tier:
     chat = {"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}
     response = {"status": "completed", "output": [{"type": "message", "content": [{"type": "output_text", "text": "{}"}]}]}
     assert read(chat | response | {"service_tier": tier}, None).lane is lane
+
+
+def test_flex_has_more_time_than_a_call_online(fake: FakeProvider) -> None:
+    fake.script(Rule("slow", delay_ms=700))
+    patient = replace(configured(fake, flex="on"), request_timeout=0.3)
+    assert ask(patient, FLEX)[0].lane is Lane.FLEX
+    with pytest.raises(errors.NetworkFailed):
+        ask(patient)
 
 
 @pytest.mark.parametrize("api", BOTH)
