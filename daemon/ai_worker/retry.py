@@ -27,6 +27,7 @@ def call_retrying(
     deadline: float | None = None,
     attempts: int = CALL_ATTEMPTS,
     cap: float = CALL_CAP,
+    may_retry: Callable[[], bool] = lambda: True,
     before_sleep: Callable[[RetryCallState], None] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     rng: Random = random.random,
@@ -42,12 +43,14 @@ def call_retrying(
     deadline: seconds from now; a wait that would end after it is not begun.
     attempts: calls in all.
     cap: seconds; a longer wait asked for by the server is not slept here.
+    may_retry: asked last, when a call would be made again: whether there is budget for it.
     before_sleep: called before each wait, with the error in `state.outcome` and the wait in `state.upcoming_sleep`.
     sleep, rng: for tests.
     """
     stop: stop_base = stop_after_attempt(attempts) | stop_when_told_to_wait(cap)
     if deadline is not None:
         stop |= stop_before_delay(deadline)
+    stop |= stop_unless(may_retry)
     return AsyncRetrying(
         retry=retry_if_exception_type(Transient),
         wait=wait_server_or(wait_random_exponential(multiplier=0.5, max=cap), rng),
@@ -94,6 +97,16 @@ class stop_when_told_to_wait(stop_base):
     def __call__(self, retry_state: RetryCallState) -> bool:
         asked = _asked_wait(retry_state)
         return asked is not None and asked > self.cap
+
+
+class stop_unless(stop_base):
+    """Stops when it is told that it may not go on."""
+
+    def __init__(self, may_retry: Callable[[], bool]) -> None:
+        self.may_retry = may_retry
+
+    def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 -- tenacity's signature
+        return not self.may_retry()
 
 
 def _asked_wait(retry_state: RetryCallState) -> float | None:

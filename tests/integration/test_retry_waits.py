@@ -53,13 +53,21 @@ def test_the_second_call_comes_when_the_provider_wants_it(
         assert 1.0 <= second.received_at - first.finished_at < 1.25 + 1.0  # spread by up to a quarter; and a busy machine
 
 
-@pytest.mark.parametrize("seconds", ["61", "3600", "999999999"])
+@pytest.mark.parametrize(
+    ("fault", "kind", "seconds"),
+    [
+        ("429", "rate_limited", "61"),
+        ("429", "rate_limited", "3600"),
+        ("429", "rate_limited", "999999999"),
+        ("503", "overloaded", "61"),
+    ],
+)
 def test_a_wait_too_long_for_a_slot_is_left_to_the_database(
-    sql: Sql, database_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, seconds: str
+    sql: Sql, database_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, fault: str, kind: str, seconds: str
 ) -> None:
-    ask_for(monkeypatch, "429", seconds)
+    ask_for(monkeypatch, fault, seconds)
     tasks = [add_task(sql, add_model(sql, fake, api, api), [f"Powoli, proszę: {api}"]) for api in APIS]
-    fake.script(Rule("429"))
+    fake.script(Rule(fault))
     began = time.monotonic()
     run = Run(database_url)
     assert time.monotonic() - began < 20
@@ -68,7 +76,7 @@ def test_a_wait_too_long_for_a_slot_is_left_to_the_database(
     wished = min(float(seconds), 7 * 86_400)  # a week at most, whatever a provider says
     for id_task in tasks:
         (item,), (attempt,) = items_of(sql, id_task), attempts_of(sql, id_task)
-        assert (item["status"], item["attempt"], item["error_kind"]) == ("DEFERRED", 0, "rate_limited")
+        assert (item["status"], item["attempt"], item["error_kind"]) == ("DEFERRED", 0, kind)
         assert (attempt["outcome"], attempt["attempt"]) == ("postponed", 1)
         assert wished - 0.1 <= float(item["delay"]) <= wished * 1.25
         assert task_of(sql, id_task)["status"] == "IN_PROGRESS"

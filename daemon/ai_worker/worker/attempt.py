@@ -6,7 +6,7 @@ import time
 from decimal import Decimal
 
 from ai_worker import prices
-from ai_worker.errors import RateLimited
+from ai_worker.errors import Transient
 from ai_worker.log import WARNING, Event, Log, of_item
 from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, OutcomeKind, Result, Usage
 from ai_worker.retry import attempt_delay
@@ -24,7 +24,7 @@ class GivenBackError(Exception):
 class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
-    __slots__ = ("_began", "_is_unpriced", "cost", "item", "lane", "log", "model", "usage")
+    __slots__ = ("_began", "_is_unpriced", "cost", "is_spared", "item", "lane", "log", "model", "usage")
 
     def __init__(self, item: Item, log: Log) -> None:
         self.item = item
@@ -33,6 +33,7 @@ class Attempt:
         self.usage = NO_USAGE  # of the answer, and of failed calls that were billed all the same
         self.cost: Decimal | None = None  # the same in USD; None while nothing was billed, and where a price is not known
         self.lane = Lane.ONLINE  # of the latest call
+        self.is_spared = False  # it was not called again, for its provider's sake
         self._is_unpriced = False
         self._began = time.monotonic()
 
@@ -67,8 +68,8 @@ class Attempt:
         """Not now, in `delay` seconds, for a reason of our own: not charged."""
         return self._postponed(kind, message, delay)
 
-    def postponed(self, error: RateLimited) -> Outcome:
-        """Being told to slow down says nothing about the item: it waits, and its attempt is not charged."""
+    def postponed(self, error: Transient) -> Outcome:
+        """Being told to slow down, or to come back later, says nothing about the item: it waits, and is not charged."""
         delay = attempt_delay(POSTPONED_AS, error.retry_after)
         return self._logged(self._postponed(error.kind, str(error), delay))
 

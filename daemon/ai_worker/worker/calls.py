@@ -22,10 +22,11 @@ from ai_worker.errors import (
 )
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
-from ai_worker.retry import bounded, call_retrying
+from ai_worker.retry import CALL_CAP, bounded, call_retrying
 from ai_worker.task_types import task_type
 from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds, plausible
 from ai_worker.worker.breaker import Breaker, Misconfigured
+from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
@@ -43,6 +44,7 @@ class Caller:
     stopping: ends waits between calls.
     breaker: which models must not be called now; told when no item can succeed on one, before the item is given back.
     pacer: whose turn it is, of models that take so many calls a minute.
+    throttle: told how calls end, and asked whether one may be made again.
     twins: whether a call need be made at all.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     """
@@ -53,6 +55,7 @@ class Caller:
         stopping: asyncio.Event,
         breaker: Breaker,
         pacer: Pacer,
+        throttle: Throttle,
         twins: Twins,
         away: Callable[[], AbstractAsyncContextManager[None]],
         log: Callable[[], Log],
@@ -62,6 +65,7 @@ class Caller:
         self._stopping = stopping
         self._breaker = breaker
         self._pacer = pacer
+        self._throttle = throttle
         self._away = away
         self._packs = Packs(self._complete, away)
         self._log = log
@@ -106,8 +110,10 @@ class Caller:
             return attempt.retry("internal", str(error), None)
         except ItemRejected as error:
             return attempt.refused(error.kind, str(error))
-        except RateLimited as error:
-            return attempt.postponed(error)
+        except Transient as error:
+            if isinstance(error, RateLimited) or attempt.is_spared or (error.retry_after or 0.0) > CALL_CAP:
+                return attempt.postponed(error)  # that says nothing of the item
+            return attempt.retry(error.kind, str(error), error.retry_after)
         except ProviderError as error:
             return attempt.retry(error.kind, str(error), error.retry_after)
         except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the worker
@@ -146,7 +152,7 @@ class Caller:
             if attempt.item.task.id_ai_model in self._pacer:
                 return await self._send_in_turn(attempt, endpoint, prompt)
             self._check(attempt)
-            return await endpoint.provider.complete(prompt)
+            return await self._call(attempt, endpoint, prompt)
         except Shed:
             if prompt.lane is Lane.ONLINE:
                 raise
@@ -156,6 +162,17 @@ class Caller:
         if not attempt.item.task.is_probe and self._breaker.is_shunned(attempt.item.task.id_ai_model):
             raise GivenBackError("the model was stopped")
 
+    async def _call(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
+        model, began = attempt.item.task.id_ai_model, time.monotonic()
+        try:
+            completion = await endpoint.provider.complete(prompt)
+        except Transient as error:
+            if not isinstance(error, Shed):  # else it is the cheap tier that is full
+                self._throttle.failed(model, error)
+            raise
+        self._throttle.answered(model, began)
+        return completion
+
     async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The same for a model whose calls are paced."""
         usage = NO_USAGE
@@ -164,7 +181,7 @@ class Caller:
             raise GivenBackError("drained")
         try:
             self._check(attempt)
-            completion = await endpoint.provider.complete(prompt)
+            completion = await self._call(attempt, endpoint, prompt)
             usage = completion.usage
         except ProviderError as error:
             usage = error.usage
@@ -192,7 +209,11 @@ class Caller:
                 fields["call"], fields["delay"] = state.attempt_number, round(state.upcoming_sleep, 2)
                 attempt.log(Event.RETRY, **fields, kind=error.kind, message=str(error))
 
-        completion: Completion = await call_retrying(before_sleep=note, sleep=self._sleep)(complete)
+        def may_retry() -> bool:
+            attempt.is_spared = not self._throttle.of(attempt.item.task.id_ai_model).may_retry()
+            return not attempt.is_spared
+
+        completion: Completion = await call_retrying(before_sleep=note, sleep=self._sleep, may_retry=may_retry)(complete)
         return completion
 
     async def _sleep(self, seconds: float) -> None:
@@ -206,5 +227,6 @@ class Caller:
 
     async def _stopped(self, attempt: Attempt, error: ModelStopped) -> Outcome:
         self._endpoints.recheck(attempt.item.task.id_ai_model)
+        self._throttle.restart(attempt.item.task.id_ai_model)
         await self._breaker.trip(attempt.item, error, bounded(error.retry_after or PROBE_SECONDS))
         return attempt.given_back(error.kind)

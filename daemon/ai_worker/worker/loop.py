@@ -25,6 +25,7 @@ from ai_worker.store.queue import Committed, Queue, Waiting
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller
 from ai_worker.worker.commits import Commits
+from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
@@ -147,7 +148,7 @@ class Worker:
         self._pacer = Pacer(
             lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
             slots=options.concurrency,
-            held=lambda id_ai_model: self._slots.held(id_ai_model),  # noqa: PLW0108 -- the slots are made later
+            held=self._held,
             away=self._away,
             on_ready=self._look_now,
         )
@@ -158,8 +159,16 @@ class Worker:
             WAITING_PER_SLOT * options.concurrency,
             lambda: self._lease.log,
         )
+        self._throttle = Throttle(options.concurrency, self._held)
         caller = Caller(
-            self._endpoints, self._draining, self._breaker, self._pacer, self._twins, self._away, lambda: self._lease.log
+            self._endpoints,
+            self._draining,
+            self._breaker,
+            self._pacer,
+            self._throttle,
+            self._twins,
+            self._away,
+            lambda: self._lease.log,
         )
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
         self._picker = Picker(queue, filters, self._room, self._busy_models)
@@ -286,10 +295,10 @@ class Worker:
 
     def _blocked_models(self) -> list[int]:
         """Those that may take no more for a while; others only wait for their sending time."""
-        return self._slots.full_models() + self._breaker.shunned()
+        return self._slots.full_models() + self._throttle.full_models() + self._breaker.shunned()
 
     def _room(self, task: Task) -> int:
-        return min(self._slots.room(task), self._pacer.room(task))
+        return min(self._slots.room(task), self._throttle.room(task.id_ai_model), self._pacer.room(task))
 
     def _begin(self, items: list[Item]) -> None:
         self._claimed += len(items)
@@ -309,7 +318,7 @@ class Worker:
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
         self._commits.put(self._twins.keyed(outcome))
-        if self._slots.has_limit(item.task.id_ai_model):
+        if self._slots.has_limit(item.task.id_ai_model) or self._throttle.caps(item.task.id_ai_model):
             self._wake()  # the claim may be waiting for just this model
 
     async def _is_done(self) -> bool:
@@ -490,6 +499,9 @@ class Worker:
         """At all tasks: there are items that could not be claimed before."""
         self._picker.forget()
         self._wake()
+
+    def _held(self, id_ai_model: int) -> int:
+        return self._slots.held(id_ai_model)
 
     def _away(self) -> AbstractAsyncContextManager[None]:
         return self._slots.away()  # the slots are made after those who make their calls
