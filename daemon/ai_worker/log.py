@@ -71,6 +71,23 @@ class Event(Enum):
     )
     MODEL_RESUMED = (logging.INFO, "model", "a stopped model answered again")
     TASK_DONE = (logging.INFO, "task status records_processed records_failed", "a task's last open item was closed")
+    # Batches.
+    BATCH = (
+        logging.INFO,
+        "batch task model state items provider_batch message",
+        "a batch of items has gone on to its next state",
+    )
+    BATCH_DELAYED = (
+        logging.WARNING,
+        "batch task model state provider_batch kind message delay",
+        "a batch could not be driven on now, and is looked at again",
+    )
+    BATCH_LOST = (
+        logging.ERROR,
+        "batch task model state items provider_batch message",
+        "a batch was given up, or may have been handed in twice",
+    )
+    NO_BATCHES = (logging.WARNING, "model", "a model's provider takes no batches; items of the lane batch are done online")
     # The worker and its database.
     DRAIN = (logging.INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
     STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")

@@ -17,7 +17,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from ai_worker.db import Database, Transaction
+from ai_worker.db import Transaction
 from ai_worker.models import NOTHING, Filters, Item, Outcome, Task, TaskStatus
 from ai_worker.store.claims import filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import operation_uuid
@@ -97,14 +97,14 @@ class BatchReport:
 class Batches:
     """The verbs on the table `batch`. Used by one thread at a time."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._queue = Queue(db)
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._db = queue.db
 
     # ----- a batch's way
 
     def begin(self, key: str, id_holder: int, task: Task, seconds: float, process: Mapping[str, Any]) -> Batch | None:
-        """A new batch, held by its maker for so long; None when its task takes none, or one of it was not handed in yet.
+        """A new batch, held by its maker for so long; None when its task has nothing for one, or one of it was not handed in yet.
 
         `process` tells the maker's host, pid and version.
         """
@@ -117,7 +117,7 @@ class Batches:
             state = tx.query("lock_task", {"id_task": task.id_task})
             if not state or state[0]["status_id"] in {TaskStatus.PAUSED, TaskStatus.CANCELLED}:
                 return None
-            if tx.query("waiting_batch", which):
+            if tx.query("waiting_batch", which) or not tx.query("tasks_with_items_for_batches", {"tasks": [task.id_task]}):
                 return None
             id_worker = tx.insert("register_worker", {**process, "mode": MODE, "concurrency": 1, **_lease(LEASE_SECONDS)})
             names = {"batch_key": key, "id_worker": id_worker, "id_holder": id_holder, "hold_us": _us(seconds)}
@@ -207,7 +207,7 @@ class Batches:
         """Stores outcomes of its items, in one transaction."""
         return self._queue.commit(batch.id_worker, outcomes)
 
-    def finish(self, batch: Batch, message: str | None = None, *, processed: int = 0, failed: int = 0) -> bool:
+    def finish(self, batch: Batch, message: str | None = None, processed: int = 0, failed: int = 0) -> bool:
         """Its end, and that of its `worker` row, if it holds nothing any more; False when it still does."""
 
         def work(tx: Transaction) -> bool:

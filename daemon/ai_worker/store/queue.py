@@ -65,7 +65,7 @@ class Queue:
     """The verbs of a worker on the tables `task`, `task_item`, `task_attempt` and `worker`."""
 
     def __init__(self, db: Database) -> None:
-        self._db = db
+        self.db = self._db = db
         self._claims = Claims(db)
         self.pace: Final = Pace(db)
         self.cache: Final = Cache(db)

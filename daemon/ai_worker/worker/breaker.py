@@ -9,7 +9,7 @@ from typing import Final
 
 from ai_worker.errors import DatabaseError, ModelStopped
 from ai_worker.log import Event, Log
-from ai_worker.models import Item
+from ai_worker.models import Item, Task
 
 SHUN_SECONDS: Final = 5.0  # a model just stopped: by then its row says so, or could not be written
 
@@ -64,15 +64,15 @@ class Breaker:
         """Whether a model that proved well is not yet resumed: work for it is about to appear."""
         return bool(self._resuming)
 
-    async def trip(self, item: Item, error: ModelStopped, probe_seconds: float) -> None:
-        """An item has found out that its model cannot be used; returns when nobody will claim for it. Never raises."""
-        id_ai_model = item.task.id_ai_model
+    async def trip(self, task: Task, error: ModelStopped, probe_seconds: float) -> None:
+        """Somebody has found out that a task's model cannot be used; returns when nobody will claim for it. Never raises."""
+        id_ai_model = task.id_ai_model
         if isinstance(error, Misconfigured):
             self._leave_to_others(id_ai_model, error, probe_seconds)
             return
         stopping = self._stopping.get(id_ai_model)
         if stopping is None:  # once, however many calls find out at the same time
-            stopping = asyncio.create_task(self._stop_for_all(item, error, probe_seconds))
+            stopping = asyncio.create_task(self._stop_for_all(task, error, probe_seconds))
             self._stopping[id_ai_model] = stopping
         await asyncio.shield(stopping)
 
@@ -90,13 +90,13 @@ class Breaker:
         self.unusable[name] = str(error)
         self._shun(id_ai_model, seconds)
 
-    async def _stop_for_all(self, item: Item, error: ModelStopped, probe_seconds: float) -> None:
-        id_ai_model = item.task.id_ai_model
+    async def _stop_for_all(self, task: Task, error: ModelStopped, probe_seconds: float) -> None:
+        id_ai_model = task.id_ai_model
         name = self._name(id_ai_model)
         self.stopped[name] = str(error)
         self._shun(id_ai_model, SHUN_SECONDS)
         try:
-            if await self._stop(id_ai_model, error.kind, str(error), probe_seconds, item.task.is_probe):
+            if await self._stop(id_ai_model, error.kind, str(error), probe_seconds, task.is_probe):
                 reason = str(error)
                 self._log()(Event.MODEL_STOPPED, model=name, kind=error.kind, message=reason, probe_seconds=probe_seconds)
         except DatabaseError as failure:

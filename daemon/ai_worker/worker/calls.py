@@ -228,5 +228,5 @@ class Caller:
     async def _stopped(self, attempt: Attempt, error: ModelStopped) -> Outcome:
         self._endpoints.recheck(attempt.item.task.id_ai_model)
         self._throttle.restart(attempt.item.task.id_ai_model)
-        await self._breaker.trip(attempt.item, error, bounded(error.retry_after or PROBE_SECONDS))
+        await self._breaker.trip(attempt.item.task, error, bounded(error.retry_after or PROBE_SECONDS))
         return attempt.given_back(error.kind)

@@ -42,6 +42,7 @@ class Commits:
         self._waiting: deque[Outcome] = deque()
         self._group: list[Outcome] = []
         self._arrived = asyncio.Event()
+        self._moved = asyncio.Event()
 
     def put(self, outcome: Outcome) -> None:
         self._waiting.append(outcome)
@@ -50,6 +51,12 @@ class Commits:
     def __len__(self) -> int:
         """How many outcomes are in hand and not known to be stored."""
         return len(self._waiting) + len(self._group)
+
+    async def settled(self, left: int = 0) -> None:
+        """Returns when no more than so many are in hand."""
+        while len(self) > left:
+            self._moved.clear()
+            await self._moved.wait()
 
     async def run(self) -> None:
         """For ever. What has finished while one group was being stored is the next: alone when it is alone."""
@@ -90,6 +97,7 @@ class Commits:
         else:
             settled = {outcome.item.operation_uuid for outcome in group}
             self._group = [outcome for outcome in self._group if outcome.item.operation_uuid not in settled]
+        self._moved.set()
         self._on_stored(committed)
 
     def _buried(self, outcome: Outcome, error: Exception) -> Outcome:

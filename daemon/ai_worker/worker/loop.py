@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -20,8 +20,10 @@ from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, of_item
 from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
 from ai_worker.retry import attempt_delay
+from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
+from ai_worker.worker.batches import BatchLane
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller
 from ai_worker.worker.commits import Commits
@@ -39,8 +41,10 @@ from ai_worker.worker.upkeep import Upkeep, log_ended
 T = TypeVar("T")
 
 CLAIM_ROWS: Final = 500
+MANY: Final = 2**31  # items: no bound
 LINGER_SECONDS: Final = 0.01  # after a slot is free, for more of them: claiming one row at a time costs a transaction each
 LOOK_SECONDS: Final = 0.2  # between looks at what others may change
+BATCH_LOOK_SECONDS: Final = 2.0  # the same, when only batches are waited for
 BUSY_SHARE: Final = 10  # with more than a tenth of its slots in use a worker leaves the listening to others
 UPKEEP_SECONDS: Final = 1.0
 DEFERRED_HORIZON: Final = 60.0  # `run` waits for items due within this many seconds
@@ -171,7 +175,20 @@ class Worker:
             lambda: self._lease.log,
         )
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
-        self._picker = Picker(queue, filters, self._room, self._busy_models)
+        self._batches = BatchLane(
+            Batches(queue),
+            filters,
+            self._endpoints,
+            self._breaker,
+            self._lease,
+            stopping=self._draining,
+            on_stored=self._tell,
+            on_refused=self._refused,
+            room=lambda: self._left,
+            on_claimed=self._fetched,
+            on_change=self._look_again,
+        )
+        self._picker = Picker(queue, filters, self._room, self._busy_models, self._batches.takes)
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
@@ -194,6 +211,7 @@ class Worker:
         helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up())]
         claiming = asyncio.create_task(self._claim_loop())
         committing = asyncio.create_task(self._commits.run())
+        batching = asyncio.create_task(self._batches.run())
         draining = asyncio.create_task(self._draining.wait())
         try:
             await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
@@ -202,11 +220,12 @@ class Worker:
             if not self._has_ended:
                 self._lease.abandon()
                 self._give_up()  # threads that still wait for an absent database must not hold up the exit
-            tasks = [*helpers, claiming, committing, draining]
+            tasks = [*helpers, claiming, committing, batching, draining]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._twins.aclose()
+            await self._batches.aclose()
             await self._endpoints.aclose()
             await self._listener.aclose()
             threads = (self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread, self._cache_thread)
@@ -224,6 +243,7 @@ class Worker:
             self._slots.give_back()
             self._slots.wake()
             self._twins.drain()
+            self._batches.wake()
             self._work_seen.set()
 
     def abort(self) -> None:
@@ -254,6 +274,7 @@ class Worker:
                 continue
             away_since = None
             new_item = None
+            self._batches.offer(self._picker.taken_for_batches())
             if items:
                 self._begin(items)
                 self._listener.found()
@@ -268,13 +289,14 @@ class Worker:
         """How many items may be claimed now; None when no more ever. Waits for a slot, and a moment longer for a few."""
         options = self._options
         while not self._draining.is_set():
-            left = CLAIM_ROWS if options.max_items is None else options.max_items - self._claimed
+            left = self._left
             free = self._slots.free(len(self._commits))
             if left <= 0:
-                if not self._is_holding:
+                has_batches = not self._is_holding and bool((await self._batches.open()).batches)
+                if not self._is_holding and not has_batches:
                     return None
                 self._listener.leave()
-                await self._pause(LOOK_SECONDS)  # what is given back may be claimed again
+                await self._pause(BATCH_LOOK_SECONDS if has_batches else LOOK_SECONDS)  # what is given back may be claimed again
             elif free <= 0:
                 await self._slots.changed()
             else:
@@ -284,6 +306,11 @@ class Worker:
                 if free > 0:  # fewer may be ahead by now
                     return min(free, CLAIM_ROWS, left)
         return None
+
+    @property
+    def _left(self) -> int:
+        """How many more items may be claimed, at once or at all."""
+        return MANY if self._options.max_items is None else self._options.max_items - self._claimed
 
     @property
     def _is_holding(self) -> bool:
@@ -301,14 +328,18 @@ class Worker:
         return min(self._slots.room(task), self._throttle.room(task.id_ai_model), self._pacer.room(task))
 
     def _begin(self, items: list[Item]) -> None:
-        self._claimed += len(items)
         counts = Counter(item.task.id_task for item in items)
         self._open.update(counts)
-        self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
+        self._fetched(counts)
         self._pacer.saw({item.task.id_task: item.task for item in items}.values())
         self._slots.fill(items)
         if self._draining.is_set():
             self._slots.give_back()
+
+    def _fetched(self, counts: Mapping[int, int]) -> None:
+        """So many items were claimed, by task; into a slot or into a batch."""
+        self._claimed += sum(counts.values())
+        self._lease.log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
 
     def _defect(self, item: Item, error: BaseException) -> Outcome:
         """Charged and put off, because an item given back at once would meet it again at once, for ever."""
@@ -336,8 +367,11 @@ class Worker:
             is_anybody_silent = any(silent > time.monotonic() - began for silent in others)
             is_stuck = time.monotonic() - self._progress_at > STUCK_SECONDS
             if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON or is_stuck):
-                return True
-            await self._pause(min(LOOK_SECONDS, max(due or LOOK_SECONDS, 0.005)))
+                if not (await self._batches.open()).batches:
+                    return True
+                await self._pause(BATCH_LOOK_SECONDS)
+            else:
+                await self._pause(min(LOOK_SECONDS, max(due or LOOK_SECONDS, 0.005)))
         return True
 
     def _look_around(self) -> tuple[Waiting, list[float]]:
@@ -374,11 +408,15 @@ class Worker:
         )
 
     def _account(self, committed: Committed) -> None:
-        summary, log = self._summary, self._lease.log
         for id_task, count in Counter([outcome.item.task.id_task for outcome in chain(committed.stored, committed.lost)]).items():
             self._open[id_task] -= count
             if not self._open[id_task]:
                 del self._open[id_task]
+        self._tell(committed)
+
+    def _tell(self, committed: Committed) -> None:
+        """Counts and logs what was stored, of a slot's or of a batch's items."""
+        summary, log = self._summary, self._lease.log
         released = 0
         done: list[dict[str, Any]] = []
         for outcome in committed.stored:
@@ -429,6 +467,7 @@ class Worker:
     async def _keep_up(self) -> None:
         while True:
             await self._listener.on_duty()
+            self._batches.tend()
             try:
                 await self._in_thread(self._upkeep_thread, self._upkeep.step)
             except DatabaseAway:
@@ -452,7 +491,10 @@ class Worker:
         if failure is not None:
             self.drain()
         deadline = time.monotonic() + self._options.drain_seconds
-        await self._until(lambda: (not self._slots and claiming.done()) or self._aborting.is_set(), deadline - time.monotonic())
+        await self._until(
+            lambda: (not self._slots and claiming.done() and not self._batches.is_driving) or self._aborting.is_set(),
+            deadline - time.monotonic(),
+        )
         self._draining.set()
         while self._slots:
             self._slots.give_back()

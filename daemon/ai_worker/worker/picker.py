@@ -22,17 +22,25 @@ SETTLE_SECONDS: Final = 1.0  # two applications that insert at the same time may
 class Picker:
     """Claims items for one worker. Used by one thread.
 
-    `room(task)` says how many more items of a task's model may be taken on now, `busy_models()` which models take none.
+    `room(task)` says how many more items of a task's model may be taken on now, `busy_models()` which models take none, and
+    `is_for_batches(task)` whether a task's items are handed in by the thousand: of those only what came back is taken here.
     """
 
     def __init__(
-        self, queue: Queue, filters: Filters, room: Callable[[Task], int], busy_models: Callable[[], Iterable[int]]
+        self,
+        queue: Queue,
+        filters: Filters,
+        room: Callable[[Task], int],
+        busy_models: Callable[[], Iterable[int]],
+        is_for_batches: Callable[[Task], bool] = lambda _: False,
     ) -> None:
         self._queue = queue
         self._filters = filters
         self._room = room
         self._busy_models = busy_models
+        self._is_for_batches = is_for_batches
         self._tasks: list[Task] = []
+        self._for_batches: list[Task] = []  # tasks with items that wait for a batch, as the latest look has found them
         self._fetched_at = float("-inf")
         # Of big tasks: the key of the last item claimed. Behind it lie dead index entries that a claim need not wade through.
         self._watermarks: dict[int, int] = {}
@@ -43,6 +51,11 @@ class Picker:
     def forget(self) -> None:
         """The next claim looks at the tasks anew: something has changed. Callable from any thread."""
         self._fetched_at = float("-inf")
+
+    def taken_for_batches(self) -> list[Task]:
+        """Tasks with items that wait for a batch, each time that they were looked for; between two calls of `take`."""
+        found, self._for_batches = self._for_batches, []
+        return found
 
     def take(self, id_worker: int, size: int, new_item: int | None = None) -> list[Item]:
         """Claims up to `size` items, from as many tasks as it takes; or `new_item` alone, when it is for us."""
@@ -81,9 +94,23 @@ class Picker:
         self._tasks = self._queue.runnable(self._filters, self._busy_models())
         if not self._tasks and self._reopen():
             self._tasks = self._queue.runnable(self._filters, self._busy_models())
+        self._for_batches = self._without_batches()
         if self._fetched_at - self._reset_at > RESET_SECONDS:
             self._reset_at = self._fetched_at
             self._watermarks.clear()
+
+    def _without_batches(self) -> list[Task]:
+        """Takes the tasks with items that wait for a batch out of the list, and returns them.
+
+        What came back from a batch is taken when nothing of its task waits for one, so that nobody has to wade through that.
+        """
+        candidates = [task for task in self._tasks if self._is_for_batches(task)]
+        if not candidates:
+            return []
+        waiting = self._queue.with_items_for_batches([task.id_task for task in candidates])
+        found = [task for task in candidates if task.id_task in waiting]
+        self._tasks = [task for task in self._tasks if task not in found]
+        return found
 
     def _reopen(self) -> bool:
         """With nothing to do: whether somebody has just inserted into a task that had ended, which then goes on."""
@@ -103,12 +130,15 @@ class Picker:
         first = self._tasks[0]
         if first.is_probe or first.id_task in self._watermarks or self._filters.id_task_item is not None:
             return [first]
+        if self._is_for_batches(first):
+            return [first]
         equals = [
             task
             for task in self._tasks
             if (task.priority, task.id_ai_model) == (first.priority, first.id_ai_model)
             and not task.is_probe
             and task.id_task not in self._watermarks
+            and not self._is_for_batches(task)
         ]
         return equals[:SMALL_TASKS]
 
@@ -117,6 +147,9 @@ class Picker:
         busy = self._busy_models() if len(group[0].chain) > 1 else ()
         if self._filters.id_task_item is not None:
             taken += self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item, busy_models=busy)
+            return
+        if self._is_for_batches(group[0]):
+            taken += self._queue.claim(id_worker, group, count, single=True)
             return
         after = self._watermarks.get(group[0].id_task, 0) if len(group) == 1 else 0
         items = self._queue.claim(id_worker, group, count, after=after, busy_models=busy)
