@@ -71,20 +71,20 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
    FOR UPDATE SKIP LOCKED;
 
 -- name: lock_pending_for_batch
--- The same for a batch: what came back from an earlier one is left for the lane online.
+-- The same for a batch: what came back from an earlier one, or was refused by a model, is left for the lane online.
 SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (k_task_item_claim)
- WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 0
+ WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 0 AND refused = 0
  ORDER BY id_task_item
  LIMIT %(size)s
    FOR UPDATE SKIP LOCKED;
 
 -- name: lock_pending_singles
--- And the other way round: what a batch gave back is sent alone. Asked only where nothing waits for a batch, so that it need not
+-- And the other way round: what a batch gave back is sent alone, and so is what a model has refused. Asked only where nothing waits for a batch, so that it need not
 -- wade through that.
 SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
   FROM task_item FORCE INDEX (k_task_item_claim)
- WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 1
+ WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND (is_single = 1 OR refused > 0)
  ORDER BY id_task_item
  LIMIT %(size)s
    FOR UPDATE SKIP LOCKED;
@@ -95,7 +95,7 @@ SELECT t.id_task
   FROM task t
  WHERE t.id_task IN %(tasks)s
    AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim)
-         WHERE i.id_task = t.id_task AND i.status_id = 0 AND i.is_single = 0
+         WHERE i.id_task = t.id_task AND i.status_id = 0 AND i.is_single = 0 AND i.refused = 0
          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL;
 
 -- name: lock_pending_of_tasks

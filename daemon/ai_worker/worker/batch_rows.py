@@ -56,6 +56,9 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
         attempt = _attempt(item, model, log)
         try:
             prompt = task_type(item.task.task_type).prompt(item)
+        except ItemRejected as error:  # by its own text, whichever model it were for
+            found.outcomes.append(attempt.failed(error.kind, str(error)))
+            continue
         except Exception as error:  # noqa: BLE001 -- sorted there; a plug-in's bug must cost its item, not the batch
             found.outcomes.append(_failed(attempt, error))
             continue
@@ -113,7 +116,7 @@ def _failed(attempt: Attempt, error: Exception) -> Outcome:
         case ConfigurationError():
             outcome = attempt.retry("internal", str(error), None)
         case ItemRejected():
-            return attempt.failed(error.kind, str(error))
+            outcome = attempt.refused(error.kind, str(error))
         case ModelStopped():
             return attempt.given_back(error.kind)
         case Transient():

@@ -149,7 +149,7 @@ class Picker:
             taken += self._queue.claim(id_worker, group, count, id_task_item=self._filters.id_task_item, busy_models=busy)
             return
         if self._is_for_batches(group[0]):
-            taken += self._queue.claim(id_worker, group, count, single=True)
+            taken += self._queue.claim(id_worker, group, count, single=True, busy_models=busy)
             return
         after = self._watermarks.get(group[0].id_task, 0) if len(group) == 1 else 0
         items = self._queue.claim(id_worker, group, count, after=after, busy_models=busy)
