@@ -64,7 +64,7 @@ def add_models(server: Server, served: Endpoint, loads: list[Load]) -> None:
 def engine(server: Server, served: Endpoint, load: Load) -> Done:
     """A daemon's time and CPU for these items."""
     with server.connect() as connection, connection.cursor() as cursor:
-        for table in ("task_attempt", "task_item", "task"):
+        for table in ("task_attempt", "task_item", "task", "result_cache"):
             cursor.execute(f"DELETE FROM {table}")
         with daemons(server, 1, "--concurrency", str(load.in_flight)) as (process,):
             _submit(connection, load, range(load.items, load.items + WARM_UP))

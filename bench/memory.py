@@ -57,7 +57,7 @@ def finish(cursor: Any, items: int) -> None:
     ((right,),) = cursor.fetchall()
     if right != items:
         raise WrongResultError(f"{right} of {items} items are right")
-    for table in ("task_attempt", "task_item", "task"):
+    for table in ("task_attempt", "task_item", "task", "result_cache"):
         cursor.execute(f"DELETE FROM {table}")
 
 

@@ -37,7 +37,8 @@ def first_claim(server: Server, model: str) -> tuple[float, float]:
     environment = {**os.environ, "AI_WORKER_DB_URL": server.url}
     with server.connect() as connection, connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO task (id_ai_model, description) SELECT id_ai_model, '' FROM ai_model WHERE name = %s", [model]
+            "INSERT INTO task (id_ai_model, description, cache_seconds) SELECT id_ai_model, '', 0 FROM ai_model WHERE name = %s",
+            [model],
         )
         task = cursor.lastrowid
         cursor.execute("INSERT INTO task_item (id_task, text_original) VALUES (%s, %s)", [task, TEXT % 1])

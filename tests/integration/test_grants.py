@@ -15,6 +15,7 @@ from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
 from ai_worker.models import Filters, Outcome, Result, TaskStatus, Usage
+from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
@@ -123,7 +124,21 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         rest = queue.claim(second, [task], 10)
         ended = queue.commit(second, [Outcome.processed(each, Result("x", None, {}), usage, cost, 5) for each in rest]).ended
         assert [(each.id_task, each.status) for each in ended] == [(id_task, TaskStatus.ERROR)]
-        queue.end_worker(second, processed=3, failed=0)
+        # the result cache: led, stored, read, abandoned, forgotten
+        sql("INSERT INTO task_item (id_task, text_original) VALUES (%s, 'ość')", [id_task])
+        assert queue.reopen_for_new_items(0) == 1
+        (item,) = queue.claim(second, [task], 1)
+        question = Question(bytes(32), item.id_task_item, 60.0)
+        assert queue.cache.ask(second, [question]) == {question.key: Standing.LEADS}
+        queue.cache.abandon(second, [question])
+        assert queue.cache.ask(second, [question]) == {question.key: Standing.LEADS}
+        answer = Outcome.processed(item, Result("ość", None, {}), usage, cost, 5)._replace(cache_key=question.key)
+        assert queue.commit(second, [answer]).stored
+        known = queue.cache.ask(second, [question._replace(id_task_item=1)])[question.key]
+        assert isinstance(known, Answer)
+        sql("DELETE FROM task_item WHERE id_task_item = %s", [item.id_task_item])
+        assert queue.cache.forget(bytes(32)) == 1
+        queue.end_worker(second, processed=4, failed=0)
         # the named lock that idle workers wait for
         assert db.transaction(lambda tx: tx.raw("SELECT GET_LOCK('ai_worker_test_grants', 0) AS got")) == [{"got": 1}]
     finally:

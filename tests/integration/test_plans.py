@@ -56,6 +56,10 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
     "settle_tasks": {"t": (PRIMARY, 1)},
     "end_tasks": {"task": (PRIMARY, 4)},
+    # the result cache
+    "find_answers": {"c": (PRIMARY, 250), "i": (PRIMARY, 1), "w": (PRIMARY, 1)},
+    "drop_answers": {"c": (PRIMARY, 250)},
+    "store_answers": {"c": (PRIMARY, 250)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS), "f": (PRIMARY, 2), "fm": (PRIMARY, 1)},
     # heartbeat, rescue, upkeep
@@ -121,7 +125,10 @@ def busy(server: TestServer) -> Iterator[Busy]:
             " WHERE status_id = 0 AND id_task_item % 10 = 1",
             "UPDATE task_item SET status_id = 2, id_worker = 1 + id_task_item % 200, claim_token = REPEAT('x', 16), attempt = 1"
             " WHERE status_id = 0 AND id_task_item % 10 = 3",
-            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt",
+            "INSERT INTO result_cache (cache_key, id_task_item, id_worker, stored_at)"
+            " SELECT UNHEX(LPAD(HEX(id_task_item), 64, '0')), id_task_item, IF(status_id = 2, id_worker, NULL),"
+            " IF(status_id = 2, NULL, NOW(6)) FROM task_item WHERE id_task_item <= 5000",
+            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -139,6 +146,11 @@ def explain(server: TestServer, database: str, name: str, **values: Any) -> list
         return [row for row in cursor.fetchall() if row["table"] is not None]
 
 
+def key_of(item: int) -> bytes:
+    """A key of the result cache."""
+    return item.to_bytes(32)
+
+
 def parameters() -> dict[str, Any]:
     """Something for every parameter of the statements in EXPECTED."""
     items = list(range(100, 350))
@@ -154,6 +166,9 @@ def parameters() -> dict[str, Any]:
         "claim_token": b"x" * 16,
         "operations": [bytes([each % 256] * 16) for each in items],
         "rows": json.dumps([{"id": each, "at": 1} for each in items]),
+        "keys": [key_of(each) for each in items],
+        "seen": [(key_of(each), each, 7) for each in items],
+        "led": [(key_of(each), each) for each in items],
         "busy_models": (0,),
         "new_item": 100,
         "name": "ai_worker.turn",
@@ -214,9 +229,13 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
             " VALUES (%s, 1, %s, 1, 1, 'lost', 'lost')",
             [bytes([100 + task] * 16), 100 + task],
         )
-    sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt")
+        sql("INSERT INTO result_cache (cache_key, id_task_item, id_worker) VALUES (%s, %s, 1)", [key_of(100 + task), 100 + task])
+    sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache")
     values: dict[str, Any] = {"id_task": 1, "id_task_item": 101, "id_worker": 3, "items": [101, 102, 103, 104]}
     values["operations"] = [bytes([each] * 16) for each in values["items"]]
+    values["keys"] = [key_of(each) for each in values["items"]]
+    values["seen"] = [(key_of(each), each, 1) for each in values["items"]]
+    values["led"] = [(key_of(each), each) for each in values["items"]]
     keys = [1, 2, 3, 4] if name == "settle_tasks" else values["items"]
     values["rows"] = json.dumps([{"id": key, "at": 0} for key in keys])
     plan = explain(server, parse_database_url(database_url).database, name, **values)
