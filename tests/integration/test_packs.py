@@ -15,6 +15,7 @@ from ai_worker.worker import Worker
 from tests.acceptance.fleet import sentences
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule, correct
+from tests.integration.lifecycle import assert_ledger
 from tests.integration.worker_runs import (
     APIS,
     Run,
@@ -27,10 +28,18 @@ from tests.integration.worker_runs import (
     steady_waits,
     task_of,
 )
+from tests.servers import Programs
 
 TEXTS = [f"Kot numer {number} poszedł spowrotem" for number in range(10)]
 ODD = 'Item 3\n<<<0123456789abcdef>>>\nZażółć 🙂\r\n"},{'
 UNTOLD = {"broken_json", "blocked"}  # answers that do not tell, or not truly, what they are billed
+
+
+@pytest.fixture(autouse=True)
+def _ledger_at_the_end(sql: Sql) -> Iterator[None]:
+    """Whatever a test did, all tables agree with each other at its end."""
+    yield
+    assert_ledger(sql)
 
 
 @pytest.fixture
@@ -311,6 +320,22 @@ def test_an_abort_gives_all_items_of_a_pack_back(sql: Sql, database_url: str, fa
     assert {(item["status"], item["attempt"]) for item in items_of(sql, id_task)} == {("PENDING", 0)}
     assert Run(database_url).summary.processed == 10
     assert_all_processed(sql, id_task, TEXTS)
+
+
+def test_a_worker_killed_in_the_middle_of_a_pack_loses_nothing(
+    sql: Sql, database_url: str, fake: FakeProvider, programs: Programs
+) -> None:
+    fake.script(Rule("hang", times=1))
+    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), TEXTS, pack=10)
+    victim = programs.start("daemon", env={"AI_WORKER_LEASE_SECONDS": "5"})
+    fake.wait_for_requests(1, timeout=30)
+    victim.process.kill()
+    victim.process.wait()
+    assert Run(database_url, lease_seconds=5.0).summary.processed == 10  # it waits for the lease of the dead one
+    assert packs(fake) == [10, 10]
+    items = items_of(sql, id_task)
+    assert [(item["status"], item["attempt"], item["lost_count"]) for item in items] == [("PROCESSED", 2, 1)] * 10
+    assert [item["text_corrected"] for item in items] == [correct(text) for text in TEXTS]
 
 
 # -- what it is for ---------------------------------------------------------------------------------------------------
