@@ -338,6 +338,28 @@ def test_a_worker_killed_in_the_middle_of_a_pack_loses_nothing(
     assert [item["text_corrected"] for item in items] == [correct(text) for text in TEXTS]
 
 
+# -- at what pace -----------------------------------------------------------------------------------------------------
+
+
+def test_of_a_paced_model_no_more_is_claimed_than_its_next_packs_hold(sql: Sql, database_url: str, fake: FakeProvider) -> None:
+    """Ten calls a second, half a second ahead: some sixty items, not as many as there are slots for."""
+    texts = [f"{text}, wariant {number}" for number in range(25) for text in TEXTS]
+    model = add_model(sql, fake, "chat", "chat", max_requests_per_minute=600)
+    id_task = add_task(sql, model, texts, pack=10)
+    held: list[int] = []
+
+    def look(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        for number in range(3, 20):
+            fake.wait_for_requests(number, timeout=30)
+            held.append(len(worker._slots))
+
+    assert Run(database_url, meanwhile=look).summary.processed == 250
+    assert sum(packs(fake)) == 250
+    assert fake.received <= 40
+    assert max(held) <= 80
+    assert_sums_are_exact(sql, fake, id_task)
+
+
 # -- what it is for ---------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ class GivenBackError(Exception):
 class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
-    __slots__ = ("_began", "_is_unpriced", "cost", "is_spared", "item", "lane", "log", "model", "usage")
+    __slots__ = ("_began", "_is_unpriced", "companions", "cost", "is_spared", "item", "lane", "log", "model", "usage")
 
     def __init__(self, item: Item, log: Log) -> None:
         self.item = item
@@ -34,6 +34,7 @@ class Attempt:
         self.cost: Decimal | None = None  # the same in USD; None while nothing was billed, and where a price is not known
         self.lane = Lane.ONLINE  # of the latest call
         self.is_spared = False  # it was not called again, for its provider's sake
+        self.companions = 0  # items that its calls are made for, beside this one
         self._is_unpriced = False
         self._began = time.monotonic()
 

@@ -176,7 +176,7 @@ class Caller:
     async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The same for a model whose calls are paced."""
         usage = NO_USAGE
-        turn = await self._pacer.turn(attempt.item.task, prompt)
+        turn = await self._pacer.turn(attempt.item.task, prompt, attempt.companions)
         if turn is None:
             raise GivenBackError("drained")
         try:

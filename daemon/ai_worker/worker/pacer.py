@@ -85,7 +85,19 @@ class Turn:
 class _Paced:
     """One model's state."""
 
-    __slots__ = ("asked", "away", "held_until", "id_ai_model", "line", "ready_at", "sent", "timers", "tokens", "turns")
+    __slots__ = (
+        "asked",
+        "away",
+        "companions",
+        "held_until",
+        "id_ai_model",
+        "line",
+        "ready_at",
+        "sent",
+        "timers",
+        "tokens",
+        "turns",
+    )
 
     def __init__(self, id_ai_model: int) -> None:
         self.id_ai_model = id_ai_model
@@ -94,6 +106,7 @@ class _Paced:
         self.tokens: dict[str, Tokens] = {}
         self.sent = 0  # calls under way
         self.away = 0  # turns that are waited for without a slot
+        self.companions = 0  # items that will be sent in the same calls as those that wait for their turns
         self.asked: asyncio.Task[None] | None = None  # for sending time
         self.held_until = self.ready_at = -math.inf  # no call may begin before; no item be claimed before
         self.timers: dict[str, asyncio.TimerHandle] = {}
@@ -177,11 +190,15 @@ class Pacer:
         """Whether the model's calls have to wait for their turn."""
         return id_ai_model in self._models
 
-    async def turn(self, task: Task, prompt: Prompt) -> Turn | None:
-        """Returns when the call may be made; `Turn.end` must follow it. None when the worker is stopping."""
+    async def turn(self, task: Task, prompt: Prompt, companions: int = 0) -> Turn | None:
+        """Returns when the call may be made; `Turn.end` must follow it. None when the worker is stopping.
+
+        So many `companions` are sent in the same call, and have no slot.
+        """
         paced = self._models[task.id_ai_model]
         turn = Turn(paced, task, prompt, asyncio.get_running_loop().create_future())
         paced.turns.append(turn)
+        paced.companions += companions
         self._serve(paced)
         try:
             if not turn.granted.done():
@@ -199,6 +216,8 @@ class Pacer:
                 turn.end(NO_USAGE)
             turn.granted.cancel()
             raise
+        finally:
+            paced.companions -= companions
         return turn if turn.granted.result() else None
 
     def hold(self, id_ai_model: int, seconds: float) -> None:
@@ -229,7 +248,7 @@ class Pacer:
         return task.limits
 
     def _unsent(self, paced: _Paced) -> int:
-        return max(0, self._held(paced.id_ai_model) - paced.sent) + paced.away
+        return max(0, self._held(paced.id_ai_model) - paced.sent) + paced.away + paced.companions
 
     def _room(self, paced: _Paced, pack: int) -> int:
         now = self._clock()

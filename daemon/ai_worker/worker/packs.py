@@ -89,7 +89,7 @@ class Packs:
         """One call for all: each member gets its answer, as far as there is one, and its share of what was billed."""
         first = members[0].attempt
         common = Attempt(first.item, first.log)
-        common.model = endpoint.model
+        common.model, common.companions = endpoint.model, len(members) - 1
         answers: dict[int, str] = {}
         try:
             completion = await self._call(common, endpoint, packed([member.prompt for member in members]))
