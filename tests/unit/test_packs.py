@@ -93,6 +93,17 @@ def test_what_says_nothing_of_the_items_ends_them_all_with_their_shares() -> Non
     assert sum((attempt.usage for attempt in own), Usage()) == Usage(100, 50, 30, 7)
 
 
+def test_a_call_that_was_not_made_again_for_its_providers_sake_charges_none_of_them() -> None:
+    own = attempts()
+
+    async def call(attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
+        attempt.is_spared = True
+        raise Overloaded("later")
+
+    asyncio.run(ended(Packs(call, Away()), own))
+    assert [attempt.is_spared for attempt in own] == [True] * 3
+
+
 def test_a_bug_in_a_provider_sends_them_all_alone() -> None:
     own = attempts()
     assert asyncio.run(ended(Packs(call_that(lambda: ZeroDivisionError("oops")), Away()), own)) == [None] * 3

@@ -185,7 +185,9 @@ def _size(prompt: Prompt) -> int:
 
 
 def _share_out(common: Attempt, members: list[_Member]) -> None:
-    """Puts what a pack's calls cost on the books of its items, by the lengths of their texts."""
+    """Puts what a pack's calls cost on the books of its items, by the lengths of their texts; and how they ended."""
+    for member in members:
+        member.attempt.is_spared = common.is_spared
     if common.usage == NO_USAGE:
         return
     weights = [estimate_tokens(member.prompt.text) for member in members]
