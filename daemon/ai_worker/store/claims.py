@@ -211,7 +211,7 @@ def _item(row: tuple[Any, ...], task: Task, token: bytes) -> Item:
 
 def task_of_row(row: Row) -> Task:
     """A task as `runnable_tasks` and its siblings read it: for its own model, or for another one of its chain."""
-    own: int = row.get("own_model", row["id_ai_model"])
+    own: int = row["own_model"] if "own_model" in row else row["id_ai_model"]
     fallbacks = row["fallbacks"]
     return Task(
         id_task=row["id_task"],
