@@ -15,8 +15,9 @@ from ai_worker import prices
 from ai_worker.errors import ItemRejected, UsageError
 from ai_worker.models import Item, Lane, Model, Prompt, Usage
 from ai_worker.task_types import task_type
-from ai_worker.task_types.pack import pack_key, packed
+from ai_worker.task_types.pack import packed
 from ai_worker.text import estimate_tokens
+from ai_worker.worker.packs import companions_key
 
 
 @dataclass(slots=True)
@@ -57,11 +58,11 @@ class Estimate:
         cost = prices.cost(model, usage, prompt.lane)
         if self._is_twin(item, model, prompt):
             self.twins += 1
-        elif item.task.pack > 1 and (key := pack_key(prompt)) is not None:
-            _, prompts = self._packs.setdefault((item.task.id_task, key), (model, []))
+        elif (key := companions_key(item, model, prompt)) is not None:
+            _, prompts = self._packs.setdefault(key, (model, []))
             prompts.append(prompt)
             if len(prompts) == item.task.pack:
-                self._call(*self._packs.pop((item.task.id_task, key)))
+                self._call(*self._packs.pop(key))
         else:
             self._call(model, [prompt])
         return prompt, usage, cost

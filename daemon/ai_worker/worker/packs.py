@@ -52,7 +52,7 @@ class Packs:
 
         Raises what says nothing about the item (Transient, ModelStopped, GivenBackError), as a call of its own would.
         """
-        key = _key(attempt.item, endpoint.model, prompt)
+        key = companions_key(attempt.item, endpoint.model, prompt)
         if key is None:
             return None
         member = _Member(attempt, prompt, asyncio.get_running_loop().create_future())
@@ -168,7 +168,7 @@ def _leave_with(result: Result | None) -> None:
         raise _HasResult(result)
 
 
-def _key(item: Item, model: Model, prompt: Prompt) -> Hashable | None:
+def companions_key(item: Item, model: Model, prompt: Prompt) -> Hashable | None:
     """What an item's companions must have in common with it; None where it goes alone."""
     task = item.task
     if task.pack < 2 or task.is_probe or item.is_single or model.provider in prices.FREE_PROVIDERS:
