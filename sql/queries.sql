@@ -141,6 +141,52 @@ SELECT id_ai_model, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(pr
        %(any_model)s OR name IN %(model_names)s AS is_wanted
   FROM ai_model;
 
+-- name: lock_budget
+-- What a task may cost and has cost, under the lock that every commit of its items takes; the items were locked before.
+SELECT status_id, budget, cost FROM task FORCE INDEX (PRIMARY) WHERE id_task = %(id_task)s FOR UPDATE;
+
+-- name: reserved_of_task
+-- What is set aside for its items in flight. No counter: this cannot be wrong.
+SELECT SUM(reserved) AS reserved FROM task_item FORCE INDEX (k_task_item_claim) WHERE id_task = %(id_task)s AND status_id = 2;
+
+-- name: lock_pace
+-- Claims that set money of one model's day aside go one at a time; its row in `ai_model` is locked by every INSERT of a task.
+INSERT INTO ai_model_pace (id_ai_model) VALUES (%(id_ai_model)s) ON DUPLICATE KEY UPDATE id_ai_model = id_ai_model;
+
+-- name: model_budget
+-- Under that lock, what a model has cost today, and what is set aside of its day: in one look, since commits go on meanwhile.
+SELECT m.name, m.budget_per_day,
+       (SELECT SUM(d.cost) FROM ai_model_day d FORCE INDEX (PRIMARY)
+         WHERE d.id_ai_model = m.id_ai_model AND d.day = UTC_DATE()) AS spent,
+       (SELECT SUM(i.reserved)
+          FROM task t FORCE INDEX (k_task_runnable)
+          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+         WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
+           AND COALESCE(i.id_ai_model, t.id_ai_model) = m.id_ai_model) AS reserved
+  FROM ai_model m
+ WHERE m.id_ai_model = %(id_ai_model)s;
+
+-- name: model_name
+-- For a reason that people read.
+SELECT name FROM ai_model WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: pause_unpaid
+-- A task none of whose items can be paid. What the day has spent is there again at the next midnight, UTC.
+UPDATE task FORCE INDEX (PRIMARY)
+   SET status_id = 4, status_reason = %(reason)s, finished_at = NULL,
+       resume_at = IF(%(is_for_today)s, UTC_DATE() + INTERVAL 1 DAY, NULL)
+ WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3);
+
+-- name: tasks_to_resume
+-- Paused tasks whose time has come; a look without locks, and the next statement tests it again.
+SELECT id_task FROM task FORCE INDEX (k_task_runnable) WHERE status_id = 4 AND resume_at <= NOW(6) LIMIT 500;
+
+-- name: resume_tasks
+-- A new day: they go on where they were.
+UPDATE task FORCE INDEX (PRIMARY)
+   SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, resume_at = NULL
+ WHERE id_task IN %(tasks)s AND status_id = 4 AND resume_at <= NOW(6);
+
 -- name: put_off_items
 -- Pending items, locked, whose model cannot take them while the one before it in their chain can take others.
 UPDATE task_item FORCE INDEX (PRIMARY)
@@ -570,6 +616,20 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
    AND (%(any_model)s OR m.name IN %(model_names)s OR f.id_task IS NOT NULL)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s);
 
+-- name: unpaid_tasks
+-- For a `run` with these filters: tasks that wait for money, since only a budget pauses one besides people.
+SELECT t.id_task, t.status_reason
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+ WHERE t.status_id = 4 AND t.status_reason <> 'paused by a person'
+   AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+           AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
+ LIMIT 100;
+
 -- name: item_of
 -- For `run --task-item`: which task it belongs to, and how it stands.
 SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_status s ON s.status_id = i.status_id
@@ -926,7 +986,7 @@ SELECT status_id FROM task WHERE id_task = %(id_task)s;
 
 -- name: lock_task
 -- Before a person changes it. Items were locked before, never after: the commits' order.
-SELECT status_id FROM task WHERE id_task = %(id_task)s FOR UPDATE;
+SELECT status_id, budget, cost, records_processed FROM task WHERE id_task = %(id_task)s FOR UPDATE;
 
 -- name: look_into_task
 -- Under its lock: whether anything is in flight, open at all, cancelled, or there at all. Four look-ups of the claim index.
@@ -937,9 +997,10 @@ SELECT (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND statu
        (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s LIMIT 1) IS NOT NULL AS has_items;
 
 -- name: pause_task
--- A finished task can be paused only when somebody has put new items into it; the caller has looked.
-UPDATE task SET status_id = 4, status_reason = 'paused by a person', finished_at = NULL
- WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3);
+-- A finished task can be paused only when somebody has put new items into it; the caller has looked. One that was paused for the day
+-- does not go on by itself any more.
+UPDATE task SET status_id = 4, status_reason = 'paused by a person', finished_at = NULL, resume_at = NULL
+ WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3, 4);
 
 -- name: cancel_task
 -- From here on no worker claims from it; its items follow in batches.
@@ -948,8 +1009,12 @@ UPDATE task SET status_id = 5, status_reason = 'cancelled by a person', finished
 
 -- name: resume_task
 -- Back to where it was: not started, or in progress.
-UPDATE task SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, finished_at = NULL
+UPDATE task SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, finished_at = NULL, resume_at = NULL
  WHERE id_task = %(id_task)s AND status_id IN (4, 5);
+
+-- name: set_budget
+-- Under the task's lock: what it may cost from now on.
+UPDATE task SET budget = %(budget)s WHERE id_task = %(id_task)s;
 
 -- name: set_priority
 -- Workers see it at their next look for work.

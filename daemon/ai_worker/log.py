@@ -71,6 +71,11 @@ class Event(Enum):
     )
     MODEL_RESUMED = (logging.INFO, "model", "a stopped model answered again")
     TASK_DONE = (logging.INFO, "task status records_processed records_failed", "a task's last open item was closed")
+    TASK_PAUSED = (
+        logging.WARNING,
+        "task reason",
+        "none of a task's items can be paid from its budget, or its model's for the day",
+    )
     # Batches.
     BATCH = (
         logging.INFO,

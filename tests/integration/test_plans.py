@@ -36,6 +36,12 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "task_states": {"task": (PRIMARY, 4)},
     "mark_claimed": {"task_item": (PRIMARY, 250)},
     "mark_claimed_each": {"i": (PRIMARY, 1)},
+    "lock_budget": {"task": (PRIMARY, 1)},
+    "reserved_of_task": {"task_item": (CLAIM, 1000)},
+    "model_budget": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS), "d": (PRIMARY, 16)},
+    "pause_unpaid": {"task": (PRIMARY, 1)},
+    "tasks_to_resume": {"task": (RUNNABLE, 30)},
+    "resume_tasks": {"task": (PRIMARY, 4)},
     "put_off_items": {"task_item": (PRIMARY, 250)},
     "start_tasks": {"task": (PRIMARY, 4)},
     "claimed_items": {"task_item": (PRIMARY, 250)},
@@ -157,6 +163,9 @@ def parameters() -> dict[str, Any]:
     return {
         **filter_columns(Filters()),
         "id_task": None,
+        "id_ai_model": 1,
+        "reason": "spent",
+        "is_for_today": False,
         "id_task_item": None,
         "tasks": [1, 2, 3, 4],
         "items": items,
@@ -187,6 +196,8 @@ def test_plan(busy: Busy, name: str) -> None:
     values: dict[str, Any] = {}
     if name == "lock_pending_of_task":
         values = {"id_task": 3, "after": busy.items[0]}
+    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid"}:
+        values = {"id_task": 3}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}
     elif name == "wait_for_items":

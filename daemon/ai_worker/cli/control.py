@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import click
 
 from ai_worker.cli import context
+from ai_worker.cli.money import Usd
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import Change, Tasks
@@ -41,10 +43,11 @@ def pause(id_task: int, as_json: bool) -> None:
 
 @click.command()
 @_ID
+@click.option("--budget", type=Usd(), help="What it may cost from now on, with what it has cost so far.")
 @_JSON
-def resume(id_task: int, as_json: bool) -> None:
+def resume(id_task: int, budget: Decimal | None, as_json: bool) -> None:
     """Go on with a paused task, or with a cancelled one and its cancelled items."""
-    change = _change(lambda tasks: tasks.resume(id_task))
+    change = _change(lambda tasks: tasks.resume(id_task, budget))
     text = "was not paused" if change.before not in {TaskStatus.PAUSED, TaskStatus.CANCELLED} else "resumed"
     if change.items:
         text += f" with {_items(change.items)}"

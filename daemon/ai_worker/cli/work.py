@@ -167,11 +167,13 @@ def _report(summary: Summary, as_json: bool) -> int:
     if waiting and waiting.pending:
         items = "1 item waits" if waiting.pending == 1 else f"{waiting.pending} items wait"
         click.echo(f"{items}: no model can take them now; see `ai-worker status`", err=True)
+    for id_task, reason in waiting.paused.items() if waiting else ():
+        click.echo(f"task {id_task} is paused: {reason}; see `ai-worker status {id_task}`", err=True)
     if as_json:
         context.emit_json(counts)
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-    if summary.stopped_models or summary.unusable_models or (waiting and waiting.pending):
+    if summary.stopped_models or summary.unusable_models or (waiting and (waiting.pending or waiting.paused)):
         return EXIT_FAILED
     return EXIT_ITEMS_FAILED if summary.failed else EXIT_DONE
 

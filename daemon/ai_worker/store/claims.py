@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
+from ai_worker.log import Event, Log
 from ai_worker.models import NOTHING, Filters, Item, Lane, Task, TaskStatus
+from ai_worker.store.budgets import Estimator, SetAside, is_limited, set_aside
 from ai_worker.store.chains import model_columns, model_states, successor, variants
 from ai_worker.store.crowd import Crowd
-from ai_worker.store.ledger import document, new_claim_token, operation_uuid, settle
+from ai_worker.store.ledger import decimal_text, document, new_claim_token, operation_uuid, settle
 
 PROBE_LOOK: Final = 20  # items looked at for one that a stopped model has not refused before
 PROBE_SECONDS: Final = 60  # nobody else tries it meanwhile
+SHORT_SECONDS: Final = 0.5  # a task all of whose money is set aside is left alone so long, or until one of its items is stored
+SPENT_SECONDS: Final = 10.0  # a model whose day is spent: its budget may be raised
 
 _ANY_MODEL: Final = Filters()
+
+log = Log()
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -29,16 +36,36 @@ class Claims:
         self._db = db
         self._crowd = Crowd(db)
         self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
+        self._estimate: Estimator | None = None
+        self.limited: set[int] = set()  # tasks with a budget that this worker has come across
+        self._short: dict[int, float] = {}  # task -> until when it is left alone: the money for it is set aside
+        self._spent: dict[int, float] = {}  # model -> the same: its day is spent, and other models stand in for it
+
+    def estimate_with(self, estimate: Estimator) -> None:
+        self._estimate = estimate
+
+    def paid(self, tasks: Iterable[int]) -> None:
+        """Items of these tasks have been stored: money that was set aside may have come back. Callable from any thread."""
+        for each in tasks if self._short else ():
+            self._short.pop(each, None)
+
+    @property
+    def spent_models(self) -> list[int]:
+        """Models whose day is spent while others stand in for them, as far as this worker knows."""
+        return _lasting(self._spent)
 
     def runnable(self, filters: Filters, busy: Collection[int]) -> list[Task]:
         self._resolve_doubts()
         rows = self._db.query("runnable_tasks", {**filter_columns(filters), "busy_models": (0, *busy)})
         rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
-        tasks = [task_of_row(row) for row in rows]
+        short = _lasting(self._short)
+        tasks = [task_of_row(row) for row in rows if row["id_task"] not in short]
+        self.limited.update([task.id_task for task in tasks if is_limited(task)])
         if not any(row["fallbacks"] for row in rows):
             return tasks
         states = model_states(self._db.query("model_states", filter_columns(filters)))
-        return [each for task in tasks for each in (variants(task, states, busy, ()) if _has_chain(task) else [task])]
+        spent = self.spent_models
+        return [each for task in tasks for each in (variants(task, states, busy, spent) if _has_chain(task) else [task])]
 
     def claim(
         self,
@@ -52,12 +79,16 @@ class Claims:
     ) -> list[Item]:
         self._resolve_doubts()
         by_id = {task.id_task: task for task in tasks}
-        is_plain = not any(_has_chain(task) for task in tasks)
+        is_plain = not any(_has_chain(task) or is_limited(task) for task in tasks)
         looked_at = size if is_plain or not tasks[0].is_probe else max(size, PROBE_LOOK)
         token = new_claim_token()
+        if not is_plain and self._estimate is not None:
+            self._estimate.prepare({each for task in tasks for each in task.chain})
         chosen: dict[int, Task] = {}  # by item; survives a repeat of the transaction
+        aside = SetAside()  # the same
 
         def work(tx: Transaction) -> Iterable[tuple[Any, ...]]:
+            nonlocal aside
             fence = {"id_worker": id_worker, "claim_token": token}
             if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
                 return landed
@@ -70,10 +101,14 @@ class Claims:
             allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
             chosen.update((row[0], by_id[row[1]]) for row in rows if row[1] in allowed)
             if not is_plain:
-                _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, size, busy)
+                _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, size, busy, self.spent_models)
+                if any(is_limited(task) for task in chosen.values()):
+                    aside = self._set_aside(tx, [_item(row, chosen[row[0]], token) for row in sorted(rows) if row[0] in chosen])
+                    for item in chosen.keys() - aside.items.keys():
+                        del chosen[item]
             if not chosen:
                 return []
-            marked = _mark(tx, chosen, fence, is_plain)
+            marked = tx.execute("mark_claimed", {"items": list(chosen), **fence}) if is_plain else _mark(tx, chosen, aside, fence)
             if starting := sorted({each.id_task for each in chosen.values() if states[each.id_task] != TaskStatus.IN_PROGRESS}):
                 tx.execute("start_tasks", {"tasks": starting})
             if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
@@ -87,6 +122,11 @@ class Claims:
             if chosen:
                 self._doubtful.append(_Claim(token, {item: task.id_task for item, task in chosen.items()}))
             raise
+        for id_task, reason in aside.paused.items():
+            log(Event.TASK_PAUSED, task=id_task, reason=reason)
+        now = time.monotonic()
+        self._short.update(dict.fromkeys(aside.short, now + SHORT_SECONDS))
+        self._spent.update(dict.fromkeys(aside.spent, now + SPENT_SECONDS))
         return [_item(row, chosen[row[0]], token) for row in claimed]
 
     def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy: Collection[int]) -> list[Item]:
@@ -101,6 +141,11 @@ class Claims:
             raise
         columns = ("id_task_item", "id_task", "text_original", "context", "attempt_before", "lost_count", "refused", "is_single")
         return [_item(tuple(row[name] for name in columns), task_of_row(row), token) for row in rows]
+
+    def _set_aside(self, tx: Transaction, items: Sequence[Item]) -> SetAside:
+        if self._estimate is None:
+            raise RuntimeError("items of tasks with a budget are claimed by those alone who can tell what they will cost")
+        return set_aside(tx, items, self._estimate, self.spent_models)
 
     def _resolve_doubts(self) -> None:
         """Gives back what earlier claims took without our hearing of it: nobody else would, as long as this worker lives."""
@@ -141,7 +186,12 @@ def _lock_pending(
 
 
 def _choose_models(
-    tx: Transaction, refused: Mapping[int, int], chosen: dict[int, Task], size: int, busy: Collection[int]
+    tx: Transaction,
+    refused: Mapping[int, int],
+    chosen: dict[int, Task],
+    size: int,
+    busy: Collection[int],
+    spent: Collection[int],
 ) -> None:
     """Gives items that have gone past the claim's model to the next one, or puts them off; leaves `size` items in `chosen`.
 
@@ -166,7 +216,7 @@ def _choose_models(
             continue
         if states is None:
             states = model_states(tx.query("model_states", filter_columns(_ANY_MODEL)))
-        target = successor(task, refused[item], states, busy, (), take_probe)
+        target = successor(task, refused[item], states, busy, spent, take_probe)
         if isinstance(target, Task):
             chosen[item] = target
         else:
@@ -178,15 +228,22 @@ def _choose_models(
         tx.execute("put_off_items", {"items": items, "delay_us": int(delay * 1e6)})
 
 
-def _mark(tx: Transaction, chosen: Mapping[int, Task], fence: Mapping[str, Any], is_plain: bool) -> int:
-    """Makes the items ours; how many."""
-    if is_plain:
-        return tx.execute("mark_claimed", {"items": list(chosen), **fence})
+def _mark(tx: Transaction, chosen: Mapping[int, Task], aside: SetAside, fence: Mapping[str, Any]) -> int:
+    """Makes items ours that are for another model than their task's own, or that money is set aside for; how many."""
     rows = [
-        {"id": item, "mo": None if task.id_ai_model == task.chain[0] else task.id_ai_model, "re": None}
+        {
+            "id": item,
+            "mo": None if task.id_ai_model == task.chain[0] else task.id_ai_model,
+            "re": decimal_text(aside.items.get(item)),
+        }
         for item, task in sorted(chosen.items())
     ]
     return tx.execute("mark_claimed_each", {"rows": document(rows), **fence})
+
+
+def _lasting(until: Mapping[int, float]) -> list[int]:
+    now = time.monotonic()
+    return [each for each, end in list(until.items()) if end > now]
 
 
 def _has_chain(task: Task) -> bool:

@@ -141,7 +141,7 @@ class Changes:
                 "si": int(outcome.single),
                 "ti": usage.tokens_input,
                 "to": usage.tokens_output,
-                "co": _decimal(outcome.cost),
+                "co": decimal_text(outcome.cost),
                 "ek": outcome.error_kind,
                 "em": _short(outcome.error_message),
                 "tc": text,
@@ -272,7 +272,7 @@ class Counters:
             self.cost = outcome.cost if self.cost is None else self.cost + outcome.cost
 
     def row(self, key: int, ended_as: TaskStatus | None = None) -> dict[str, Any]:
-        tokens = {"ti": self.tokens_input, "to": self.tokens_output, "co": _decimal(self.cost)}
+        tokens = {"ti": self.tokens_input, "to": self.tokens_output, "co": decimal_text(self.cost)}
         return {"id": key, "pr": self.processed, "fa": self.failed, **tokens, "en": ended_as}
 
 
@@ -391,7 +391,8 @@ def _json(value: Any) -> str:
     return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def _decimal(value: Decimal | None) -> str | None:
+def decimal_text(value: Decimal | None) -> str | None:
+    """As a JSON document for JSON_TABLE takes it: exactly."""
     return None if value is None else str(value)
 
 

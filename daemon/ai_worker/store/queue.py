@@ -6,13 +6,14 @@ commits names both, and a new claim overwrites them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task
+from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
 from ai_worker.store.claims import Claims, filter_columns, json_object, task_of_row
@@ -53,12 +54,14 @@ class Rescued:
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """What filters leave open: pending items, `blocked` ones of them, that no model can take now, and deferred ones, with the
-    seconds until the first of these is due."""
+    seconds until the first of these is due. `paused` are tasks that wait for money, with the reason: those that this worker has
+    come across, or was asked for."""
 
     pending: int
     blocked: int
     deferred: int
     due_seconds: float | None
+    paused: Mapping[int, str] = field(default_factory=dict)
 
 
 class Queue:
@@ -99,6 +102,10 @@ class Queue:
         self._db.execute("end_worker", {"id_worker": id_worker, "items_processed": processed, "items_failed": failed})
 
     # ----- claim
+
+    def estimate_with(self, estimate: Estimator) -> None:
+        """From now on money is set aside by this: USD that an item will cost, rather too high than too low; None: not known."""
+        self._claims.estimate_with(estimate)
 
     def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
         """Tasks with pending items that may be worked on now, the best first; what only `busy_models` could take is left out.
@@ -159,10 +166,14 @@ class Queue:
                 changes.add_result(outcome)
             return Committed(list(group), [], changes.write(tx, touched))
 
+        committed = None
         if all(outcome.kind is OutcomeKind.PROCESSED for outcome in group):
             with suppress(NotAsClaimed):
-                return self._db.transaction(at_once)
-        return self._db.transaction(lambda tx: self._commit_one_by_one(tx, id_worker, group, touched))
+                committed = self._db.transaction(at_once)
+        if committed is None:
+            committed = self._db.transaction(lambda tx: self._commit_one_by_one(tx, id_worker, group, touched))
+        self._claims.paid(outcome.item.task.id_task for outcome in group)
+        return committed
 
     @staticmethod
     def _commit_one_by_one(tx: Transaction, id_worker: int, group: Sequence[Outcome], touched: Iterable[int]) -> Committed:
@@ -260,6 +271,11 @@ class Queue:
         tasks = {row["id_task"] for row in self._db.query("open_tasks_without_open_items")}
         return self._db.transaction(lambda tx: settle(tx, {}, tasks, {})) if tasks else []
 
+    def resume_due(self) -> int:
+        """Goes on with tasks that were paused for the day, when that is over; how many."""
+        tasks = [row["id_task"] for row in self._db.query("tasks_to_resume")]
+        return self._db.execute("resume_tasks", {"tasks": tasks}) if tasks else 0
+
     def take_probe(self, id_ai_model: int, seconds: int = 60) -> bool:
         """Whether this worker may try a stopped model with one item; nobody else may for the next `seconds`."""
         return bool(self._db.execute("take_probe", {"id_ai_model": id_ai_model, "seconds": seconds}))
@@ -268,11 +284,15 @@ class Queue:
 
     def waiting(self, filters: Filters, busy_models: Iterable[int] = ()) -> Waiting:
         """What is left open for these filters; `busy_models` take no items now, as stopped ones do."""
-        models = {"busy_models": (0, *busy_models), "spent_models": (0,)}
+        spent = self._claims.spent_models
+        models = {"busy_models": (0, *busy_models, *spent), "spent_models": (0, *spent)}
         row = self._db.query("waiting_items", {**filter_columns(filters), **models})[0]
         pending, blocked, deferred = (int(row[name] or 0) for name in ("pending", "blocked", "deferred"))
         due = row["due_seconds"]
-        return Waiting(pending, blocked, deferred, None if due is None else float(due))
+        known = {*self._claims.limited, filters.id_task}
+        unpaid = self._db.query("unpaid_tasks", filter_columns(filters))
+        paused = {row["id_task"]: row["status_reason"] for row in unpaid if row["id_task"] in known}
+        return Waiting(pending, blocked, deferred, None if due is None else float(due), paused)
 
     def others_at_work(self, id_worker: int, filters: Filters) -> list[float]:
         """For each other worker that holds items these filters want: the seconds since its last heartbeat."""

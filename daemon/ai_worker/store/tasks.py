@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import ItemStatus, Lane, TaskStatus
+from ai_worker.store.budgets import usd
 from ai_worker.store.ledger import settle
 
 BATCH: Final = 1000  # items that a verb locks at once
@@ -183,24 +184,27 @@ class Tasks:
         return UsageError(f"item {id_task_item} is {status}; only an item in ERROR can be retried")
 
     def pause(self, id_task: int) -> Change:
-        """Stops claims; what is in flight is finished and stored. Pausing a paused task changes nothing."""
+        """Stops claims; what is in flight is finished and stored. One that was paused for its budget now waits for a person."""
 
         def work(tx: Transaction) -> Change:
             before = _lock(tx, id_task)
             if before is TaskStatus.CANCELLED or (before in _ENDED and not _is_open(tx, id_task)):
                 raise UsageError(f"task {id_task} is {before.name}: there is nothing to pause")
-            if before is not TaskStatus.PAUSED:
-                tx.execute("pause_task", {"id_task": id_task})
+            tx.execute("pause_task", {"id_task": id_task})
             return Change(id_task, before, TaskStatus.PAUSED)
 
         return self._db.transaction(work)
 
-    def resume(self, id_task: int) -> Change:
-        """Goes on with a paused or a cancelled task, whose cancelled items wait again. A running task just goes on."""
+    def resume(self, id_task: int, budget: Decimal | None = None) -> Change:
+        """Goes on with a paused or a cancelled task, whose cancelled items wait again. A running task just goes on.
+
+        `budget` is what it may cost from now on, in USD, with what it has cost so far. Raises UsageError also when what is left
+        of its budget would not pay for one item, as they have cost on average.
+        """
         items = 0
         if self._state(id_task) is TaskStatus.CANCELLED:
             items += self._in_batches(id_task, ItemStatus.CANCELLED, _restore)
-        while (change := self._db.transaction(partial(_resume, id_task))) is None:
+        while (change := self._db.transaction(partial(_resume, id_task, budget))) is None:
             items += self._in_batches(id_task, ItemStatus.CANCELLED, _restore)  # cancelled by somebody in the meantime
         return Change(id_task, change.before, change.after, items)
 
@@ -336,7 +340,7 @@ def _end_if_done(tx: Transaction, id_task: int) -> None:
         settle(tx, {}, [id_task], {})
 
 
-def _resume(id_task: int, tx: Transaction) -> Change | None:
+def _resume(id_task: int, budget: Decimal | None, tx: Transaction) -> Change | None:
     """None when items have yet to be restored first."""
     before = _lock(tx, id_task)
     if before in _ENDED:
@@ -344,11 +348,27 @@ def _resume(id_task: int, tx: Transaction) -> Change | None:
     look = tx.query("look_into_task", {"id_task": id_task})[0]
     if before is TaskStatus.CANCELLED and look["has_cancelled"]:
         return None
+    if budget is not None:
+        tx.execute("set_budget", {"id_task": id_task, "budget": budget})
     if before in (TaskStatus.PAUSED, TaskStatus.CANCELLED):
+        if look["is_waiting"]:
+            _refuse_unpaid(tx, id_task)
         tx.execute("resume_task", {"id_task": id_task})
         if look["has_items"]:  # a task that was never given any waits for them
             _end_if_done(tx, id_task)
     return Change(id_task, before, _lock(tx, id_task))
+
+
+def _refuse_unpaid(tx: Transaction, id_task: int) -> None:
+    """A worker would pause it again at once."""
+    row = tx.query("lock_task", {"id_task": id_task})[0]
+    budget, cost = row["budget"], row["cost"] or Decimal(0)
+    average = cost / (row["records_processed"] or 1)
+    if budget is not None and (budget <= cost or budget - cost < average):
+        raise UsageError(
+            f"task {id_task} has spent {usd(cost)} of its budget of {usd(budget)} USD; "
+            f"`ai-worker resume {id_task} --budget {usd(budget * 2)}` gives it more"
+        )
 
 
 def _cancel(items: list[int], tx: Transaction) -> int:

@@ -27,15 +27,25 @@ _REASON_AT_MOST = 400
 Settings = Mapping[str, Any]
 
 
-def _markers() -> Iterator[str]:
-    """Lines that no text can foresee, each used once. Drawn many at a time: asking the kernel takes longer than all else here."""
-    while True:
-        digits = secrets.token_hex(4096)
-        for start in range(0, len(digits), 16):
-            yield f"<<<{digits[start : start + 16]}>>>"
+class _Markers(Iterator[str]):
+    """Lines that no text can foresee, each used once. Drawn many at a time: asking the kernel takes longer than all else here.
+
+    No generator: prompts are made in more than one thread.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: list[str] = []
+
+    def __next__(self) -> str:
+        try:
+            return self._drawn.pop()
+        except IndexError:
+            digits = secrets.token_hex(4096)
+            self._drawn.extend([f"<<<{digits[start : start + 16]}>>>" for start in range(16, len(digits), 16)])
+            return f"<<<{digits[:16]}>>>"
 
 
-_MARKERS = _markers()
+_MARKERS: Iterator[str] = _Markers()
 
 
 def marker_outside(text: str) -> str:

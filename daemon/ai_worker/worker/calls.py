@@ -23,7 +23,7 @@ from ai_worker.errors import (
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import task_type
+from ai_worker.task_types import TaskType, task_type
 from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds, plausible
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
@@ -84,11 +84,9 @@ class Caller:
         try:
             kind = task_type(item.task.task_type)
             try:
-                prompt = kind.prompt(item)
+                prompt = _prompt(kind, item)
             except ItemRejected as error:  # by its own text, whichever model it were for
                 return attempt.failed(error.kind, str(error))
-            if item.task.lane is Lane.FLEX and not item.is_single:
-                prompt = prompt._replace(lane=Lane.FLEX)
             key = self._twins.key(item, endpoint.model, prompt)
             if key is not None and (known := await self._twins.answer(item, key)) is not None:
                 return attempt.from_cache(known)
@@ -230,3 +228,9 @@ class Caller:
         self._throttle.restart(attempt.item.task.id_ai_model)
         await self._breaker.trip(attempt.item.task, error, bounded(error.retry_after or PROBE_SECONDS))
         return attempt.given_back(error.kind)
+
+
+def _prompt(kind: TaskType, item: Item) -> Prompt:
+    prompt = kind.prompt(item)
+    is_flex = item.task.lane is Lane.FLEX and not item.is_single
+    return prompt._replace(lane=Lane.FLEX) if is_flex else prompt

@@ -21,6 +21,7 @@ from ai_worker.log import ERROR, Event, of_item
 from ai_worker.models import NO_USAGE, Filters, Item, Outcome, OutcomeKind, Secret, Task
 from ai_worker.retry import attempt_delay
 from ai_worker.store.batches import Batches
+from ai_worker.store.budgets import is_limited
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
 from ai_worker.worker.batches import BatchLane
@@ -29,6 +30,7 @@ from ai_worker.worker.calls import Caller
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoints
+from ai_worker.worker.estimates import Estimates
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.pacer import Pacer
@@ -148,6 +150,8 @@ class Worker:
             lambda: self._lease.log,
             self._look_again,
         )
+        self._estimates = Estimates(models.all)
+        queue.estimate_with(self._estimates)
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
         self._pacer = Pacer(
             lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
@@ -348,6 +352,8 @@ class Worker:
         return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
+        if is_limited(item.task):
+            self._estimates.learn(outcome)
         self._commits.put(self._twins.keyed(outcome))
         if self._slots.has_limit(item.task.id_ai_model) or self._throttle.caps(item.task.id_ai_model):
             self._wake()  # the claim may be waiting for just this model

@@ -126,9 +126,14 @@ class Picker:
         return self._queue.reopen_for_new_items(after) > 0
 
     def _next_group(self) -> list[Task]:
-        """The best task alone when it is big, stopped, or named item by item; else it and its equals."""
+        """The best task alone when it is big, stopped, has a budget, or is named item by item; else it and its equals."""
         first = self._tasks[0]
-        if first.is_probe or first.id_task in self._watermarks or self._filters.id_task_item is not None:
+        if (
+            first.is_probe
+            or first.budget is not None
+            or first.id_task in self._watermarks
+            or self._filters.id_task_item is not None
+        ):
             return [first]
         if self._is_for_batches(first):
             return [first]
@@ -137,6 +142,7 @@ class Picker:
             for task in self._tasks
             if (task.priority, task.id_ai_model) == (first.priority, first.id_ai_model)
             and not task.is_probe
+            and task.budget is None
             and task.id_task not in self._watermarks
             and not self._is_for_batches(task)
         ]

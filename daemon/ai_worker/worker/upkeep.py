@@ -55,6 +55,8 @@ class Upkeep:
                     pass
         if self._round % FORGET_EVERY == 0:
             self._queue.cache.forget()
+        if self._queue.resume_due():
+            self._on_work()
         self._page = self._queue.reopen_page(self._page)
         log_ended(self._lease.log, self._queue.end_forgotten())
 

@@ -1,0 +1,80 @@
+"""What an item will cost, told before it is sent: the money that a claim sets aside where there is a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from decimal import ROUND_UP, Decimal
+from typing import Final
+
+from ai_worker import prices
+from ai_worker.models import Item, Lane, Model, Outcome, Usage
+from ai_worker.task_types import task_type
+from ai_worker.text import estimate_tokens
+
+FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again
+MARGIN: Final = Decimal("1.2")  # on estimates, and on the dearest of the latest items
+LATEST: Final = 100
+FEW: Final = 20  # so many items must have cost less than was estimated before less is set aside for the next ones
+MOST_TASKS: Final = 1000  # remembered; the oldest are forgotten
+
+_COLUMN: Final = Decimal("0.000000001")  # task_item.reserved is DECIMAL(18,9)
+_NOTHING, _ONE = Decimal(0), Decimal(1)
+
+
+class Estimates:
+    """Estimates by the rendered prompt and the prices, corrected by what the task's latest items have cost.
+
+    `fetch` gives all models. Claims ask in one thread; `learn` may be called in another.
+    """
+
+    def __init__(self, fetch: Callable[[], Iterable[Model]]) -> None:
+        self._fetch = fetch
+        self._models: dict[int, Model] = {}
+        self._fetched_at = float("-inf")
+        # (task, model) -> of the latest items, the real cost, by its estimate and as it is
+        self._seen: dict[tuple[int, int], tuple[tuple[Decimal, Decimal], ...]] = {}
+
+    def prepare(self, models: Collection[int]) -> None:
+        """Reads the prices of these models, if they are not at hand: afterwards an estimate asks nobody."""
+        if time.monotonic() - self._fetched_at > FRESH_SECONDS or not self._models.keys() >= set(models):
+            self._models = {model.id_ai_model: model for model in self._fetch()}
+            self._fetched_at = time.monotonic()
+
+    def __call__(self, item: Item) -> Decimal | None:
+        """USD that one item will cost on its task's model, rather too high than too low; None where the price is not known."""
+        raw = self._raw(item)
+        if raw is None:
+            return None
+        seen = self._seen.get((item.task.id_task, item.task.id_ai_model), ())
+        ratio = max([each for each, _ in seen], default=_ONE)
+        if len(seen) < FEW:
+            ratio = max(ratio, _ONE)
+        dearest = max([cost for _, cost in seen], default=_NOTHING)
+        return (MARGIN * max(raw * ratio, dearest)).quantize(_COLUMN, ROUND_UP)
+
+    def learn(self, outcome: Outcome) -> None:
+        """An item has cost so much: the next ones of its task are estimated accordingly."""
+        item = outcome.item
+        if not outcome.cost or outcome.lane is Lane.CACHE or not (raw := self._raw(item)):
+            return
+        key = (item.task.id_task, item.task.id_ai_model)
+        self._seen[key] = (*self._seen.pop(key, ())[1 - LATEST :], (outcome.cost / raw, outcome.cost))
+        if len(self._seen) > MOST_TASKS:
+            del self._seen[next(iter(self._seen))]
+
+    def _raw(self, item: Item) -> Decimal | None:
+        model = self._models.get(item.task.id_ai_model)
+        if model is None or prices.price(model) is None:
+            return None
+        try:
+            prompt = task_type(item.task.task_type).prompt(item)
+        except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
+            return _NOTHING
+        usage = Usage(
+            estimate_tokens(prompt.system) + estimate_tokens(prompt.user),
+            prompt.tokens_output_expected or estimate_tokens(prompt.text),
+        )
+        # The cheaper synchronous tier may be shed, and is then paid as the usual one.
+        lane = Lane.BATCH if item.task.lane is Lane.BATCH and not item.is_single else Lane.ONLINE
+        return prices.cost(model, usage, lane)

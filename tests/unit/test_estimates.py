@@ -1,0 +1,95 @@
+"""What an item will cost, told before it is sent."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from ai_worker.models import Item, Lane, Model, Outcome, Result, Task, TaskStatus, Usage
+from ai_worker.worker import estimates as estimates_module
+from ai_worker.worker.estimates import MARGIN, Estimates
+
+MODEL = Model(1, "m", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))
+UNPRICED = Model(2, "n", "openai", "fake", "http://127.0.0.1:1/v1")
+TEXT = "Zażółć gęślą jaźń. " * 10
+
+
+def item(text: str = TEXT, id_task: int = 1, model: int = 1, lane: Lane = Lane.ONLINE, is_single: bool = False) -> Item:
+    task = Task(id_task, model, "correction", "", {}, 3, 0, TaskStatus.NEW, lane=lane, budget=Decimal(1), chain=(model,))
+    return Item(7, task, text, {}, 1, 0, b"x" * 16, "", is_single=is_single)
+
+
+def done(of: Item, cost: Decimal | None, lane: Lane = Lane.ONLINE) -> Outcome:
+    return Outcome.processed(of, Result(None, None, {}), Usage(1, 1), cost, 1)._replace(lane=lane)
+
+
+@pytest.fixture
+def estimates() -> Estimates:
+    estimates = Estimates(lambda: [MODEL, UNPRICED])
+    estimates.prepare([1, 2])
+    return estimates
+
+
+def known(estimate: Decimal | None) -> Decimal:
+    assert estimate is not None
+    return estimate
+
+
+def test_longer_texts_cost_more(estimates: Estimates) -> None:
+    assert 0 < known(estimates(item("Krótko."))) < known(estimates(item())) < known(estimates(item(TEXT * 5)))
+
+
+def test_an_unknown_price_is_unknown_and_not_nothing(estimates: Estimates) -> None:
+    assert estimates(item(model=2)) is None
+    assert estimates(item(model=3)) is None
+
+
+def test_what_items_really_cost_corrects_the_next_ones_of_their_task(estimates: Estimates) -> None:
+    first = known(estimates(item()))
+    raw = first / MARGIN
+    estimates.learn(done(item(), raw * 3))
+    assert known(estimates(item())) == pytest.approx(raw * 3 * MARGIN)
+    estimates.learn(done(item(), raw / 2))
+    assert known(estimates(item())) == pytest.approx(raw * 3 * MARGIN)  # never below what has been seen lately
+    assert estimates(item(id_task=2)) == first
+    for _ in range(estimates_module.LATEST):
+        estimates.learn(done(item(), raw / 2))
+    assert known(estimates(item())) == pytest.approx(raw / 2 * MARGIN)
+    assert known(estimates(item("Krótko."))) == pytest.approx(raw / 2 * MARGIN)  # nor below what the dearest one has cost
+
+
+def test_few_items_that_cost_less_prove_nothing(estimates: Estimates) -> None:
+    first = known(estimates(item()))
+    for _ in range(estimates_module.FEW - 1):
+        estimates.learn(done(item(), first / 10))
+    assert estimates(item()) == first
+    estimates.learn(done(item(), first / 10))
+    assert known(estimates(item())) < first / 5
+
+
+@pytest.mark.parametrize("outcome", [done(item(), None), done(item(), Decimal(0)), done(item(), Decimal(5), Lane.CACHE)])
+def test_what_was_not_sent_or_has_no_price_teaches_nothing(estimates: Estimates, outcome: Outcome) -> None:
+    before = estimates(item())
+    estimates.learn(outcome)
+    assert estimates(item()) == before
+
+
+def test_lanes(estimates: Estimates) -> None:
+    online = known(estimates(item()))
+    assert known(estimates(item(lane=Lane.BATCH))) < online
+    assert estimates(item(lane=Lane.BATCH, is_single=True)) == online
+    assert estimates(item(lane=Lane.FLEX)) == online  # it may be shed
+
+
+def test_prices_are_read_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [UNPRICED]
+    estimates = Estimates(lambda: models)
+    estimates.prepare([2])
+    assert estimates(item(model=2)) is None
+    models[:] = [Model(2, "n", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))]
+    estimates.prepare([2])
+    assert estimates(item(model=2)) is None
+    monkeypatch.setattr(estimates_module, "FRESH_SECONDS", 0.0)
+    estimates.prepare([2])
+    assert estimates(item(model=2)) is not None
