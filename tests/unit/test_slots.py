@@ -271,3 +271,59 @@ def test_too_many_away_take_slots_after_all() -> None:
         await held.give_up()
 
     asyncio.run(run())
+
+
+class Asking(Waiting):
+    """Calls that give their slot away for a moment, before they begin."""
+
+    async def _call(self, item: Item) -> Outcome:
+        key = item.id_task_item
+        self.backs[key] = asyncio.Event()
+        async with self.slots.away(soon=True) as not_so_soon:
+            await self.backs[key].wait()
+            if item.text_original == "długo":
+                not_so_soon()
+                self.ends[key] = asyncio.Event()
+                await self.ends[key].wait()
+        return await Held._call(self, item)
+
+
+def test_what_will_be_back_soon_counts_as_ready_and_is_given_back_like_it() -> None:
+    async def run() -> None:
+        limited = replace(TASK, max_in_flight=9)
+        held = Asking(1)
+        held.slots.fill(items(1, 2, 3, task=limited))
+        await held.come_back()
+        assert (held.slots.in_flight, held.slots.free(0), held.slots.room(limited)) == (0, -2, 6)
+        await held.come_back(1, 2, 3)
+        assert (held.slots.in_flight, held.slots.free(0), held.slots.room(limited)) == (1, -2, 6)
+        held.slots.give_back([99])
+        await held.come_back()
+        assert held.outcomes == []
+        held.slots.give_back([TASK.id_ai_model])
+        await held.come_back()
+        assert held.outcomes == [(2, OutcomeKind.RELEASED), (3, OutcomeKind.RELEASED)], "1 has its slot, and goes on"
+        assert (len(held.slots), held.slots.in_flight, held.slots.room(limited)) == (1, 1, 8)
+        await held.end(1)
+        assert held.slots.free(0) == 1
+
+    asyncio.run(run())
+
+
+def test_what_was_to_be_back_soon_and_is_not_leaves_its_place_to_another() -> None:
+    async def run() -> None:
+        limited = replace(TASK, max_in_flight=9)
+        held = Asking(1)
+        held.slots.fill(items(1, task=limited, text="długo"))
+        await held.come_back()
+        await held.come_back(1)
+        assert (held.slots.in_flight, held.slots.free(0), held.slots.room(limited)) == (0, 1, 9)
+        held.slots.give_back()
+        await held.come_back()
+        assert (held.outcomes, len(held.slots)) == ([], 1)
+        await held.end(1)
+        await held.end(1)
+        assert held.outcomes == [(1, OutcomeKind.PROCESSED)]
+        assert (held.slots.in_flight, held.slots.free(0), held.slots.room(limited)) == (0, 1, 9)
+
+    asyncio.run(run())

@@ -57,7 +57,7 @@ class Caller:
         pacer: Pacer,
         throttle: Throttle,
         twins: Twins,
-        away: Callable[[], AbstractAsyncContextManager[None]],
+        away: Callable[[], AbstractAsyncContextManager[object]],
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints

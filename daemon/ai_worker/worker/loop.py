@@ -551,8 +551,8 @@ class Worker:
     def _held(self, id_ai_model: int) -> int:
         return self._slots.held(id_ai_model)
 
-    def _away(self) -> AbstractAsyncContextManager[None]:
-        return self._slots.away()  # the slots are made after those who make their calls
+    def _away(self, *, soon: bool = False) -> AbstractAsyncContextManager[Callable[[], None]]:
+        return self._slots.away(soon=soon)  # the slots are made after those who make their calls
 
     def _wake(self) -> None:
         self._work_seen.set()

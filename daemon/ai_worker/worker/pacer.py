@@ -130,7 +130,7 @@ class Pacer:
         *,
         slots: int,
         held: Callable[[int], int],
-        away: Callable[[], AbstractAsyncContextManager[None]],
+        away: Callable[[], AbstractAsyncContextManager[object]],
         on_ready: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

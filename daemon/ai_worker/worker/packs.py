@@ -41,7 +41,7 @@ class Packs:
     def __init__(
         self,
         call: Callable[[Attempt, Endpoint, Prompt], Awaitable[Completion]],
-        away: Callable[[], AbstractAsyncContextManager[None]],
+        away: Callable[[], AbstractAsyncContextManager[object]],
     ) -> None:
         self._call = call
         self._away = away

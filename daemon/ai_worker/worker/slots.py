@@ -1,7 +1,7 @@
 """The items that a worker holds: those whose calls are under way, one in each slot, and a few claimed ahead for the next ones.
 
 A call that waits for something else than its provider (for its retry, for another item's answer) is *away*: its slot is free for
-another, and it gets one again before it goes on.
+another, and it gets one again before it goes on. One that will be back *soon* counts as an item that is ready.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Slots:
         self._calls: dict[asyncio.Task[Outcome], Item] = {}
         self._away: dict[asyncio.Task[Outcome], asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
         self._returning: deque[asyncio.Task[Outcome]] = deque()
+        self._soon: set[asyncio.Task[Outcome]] = set()  # of those away: back in a moment, their first call still to be made
         self._ready: deque[Item] = deque()
         self._needed = 0  # ahead, by the latest rate
         self._rate_since, self._ended_since = time.monotonic(), 0
@@ -72,7 +73,8 @@ class Slots:
         """How many more items may be claimed. Results in hand take no slots, until there are as many of them as slots: then it is
         the database that is slow."""
         too_many_away = max(0, len(self._away) - AWAY_PER_SLOT * self._slots)
-        return self._slots + self._ahead - self.in_flight - len(self._ready) - too_many_away - max(0, in_hand - self._slots)
+        ready = len(self._ready) + len(self._soon)
+        return self._slots + self._ahead - self.in_flight - ready - too_many_away - max(0, in_hand - self._slots)
 
     @property
     def _ahead(self) -> int:
@@ -85,7 +87,7 @@ class Slots:
 
     def tidy(self) -> None:
         """Gives back what is ready while no call ends: another worker may have free slots. Call it every few seconds."""
-        if self._ready and self._is_slow:
+        if (self._ready or self._soon) and self._is_slow:
             self.give_back()
 
     async def changed(self) -> None:
@@ -136,6 +138,9 @@ class Slots:
                 self._end(item, Outcome.released(item))
             else:
                 self._ready.append(item)
+        for call in self._returning:
+            if call in self._soon and (wanted is None or self._calls[call].task.id_ai_model in wanted):
+                call.cancel()
 
     def cancel(self) -> None:
         """Breaks off all calls; their items are given back."""
@@ -143,20 +148,30 @@ class Slots:
             call.cancel()
 
     @asynccontextmanager
-    async def away(self) -> AsyncIterator[None]:
+    async def away(self, *, soon: bool = False) -> AsyncIterator[Callable[[], None]]:
         """For a call's own task: the slot is another's inside the block, and one is waited for at its end.
 
-        When the block is left by an exception the call goes on without a slot: it is about to end.
+        `soon` says that the wait is short, and before the first call; the value is a function that says that it is not short
+        after all. When the block is left by an exception the call goes on without a slot: it is about to end.
         """
         call = asyncio.current_task()
         item = self._calls.get(call) if call is not None else None
         if call is None or item is None or call in self._away:
             raise RuntimeError("only a call that has a slot can give it away")
         self._away[call] = None
-        self._held[item.task.id_ai_model] -= 1
+        if soon:
+            self._soon.add(call)
+        else:
+            self._held[item.task.id_ai_model] -= 1
         self._start()
         self._has_room.set()
-        yield
+
+        def not_so_soon() -> None:
+            self._soon.remove(call)
+            self._held[item.task.id_ai_model] -= 1
+            self._has_room.set()
+
+        yield not_so_soon
         if not self._returning and self.in_flight < self._slots:
             self._come_back(call)
             return
@@ -166,7 +181,13 @@ class Slots:
 
     def _come_back(self, call: asyncio.Task[Outcome]) -> None:
         del self._away[call]
-        self._held[self._calls[call].task.id_ai_model] += 1
+        self._hold_again(call, self._calls[call])
+
+    def _hold_again(self, call: asyncio.Task[Outcome], item: Item) -> None:
+        if call in self._soon:
+            self._soon.remove(call)
+        else:
+            self._held[item.task.id_ai_model] += 1
 
     def _start(self) -> None:
         if not self._may_start():
@@ -188,7 +209,7 @@ class Slots:
         item = self._calls.pop(call)
         if call in self._away:
             del self._away[call]
-            self._held[item.task.id_ai_model] += 1  # for `_end`, which takes it off
+            self._hold_again(call, item)  # for `_end`, which takes it off
         if self._ready or self._returning:
             self._start()
         if call.cancelled():

@@ -51,7 +51,7 @@ class Twins:
         self,
         ask: Callable[[Sequence[Question]], Awaitable[dict[bytes, Answer | Standing]]],
         abandon: Callable[[Sequence[Question]], Awaitable[None]],
-        away: Callable[[], AbstractAsyncContextManager[None]],
+        away: Callable[..., AbstractAsyncContextManager[Callable[[], None]]],
         most: int,
         log: Callable[[], Log],
     ) -> None:
@@ -91,26 +91,21 @@ class Twins:
             return None
         if self._is_draining:
             raise GivenBackError("drained")
-        twin = _Twin(item, is_away=work is not None)
+        is_first = work is None
         if work is None:
             work = self._works[key] = _Work(key)
-            work.twins.append(twin)
             self._question(work)
-            verdict = await self._verdict(work, twin)
-            if verdict is not Standing.UNDER_WAY:
-                return _result(verdict)
-        else:
-            work.twins.append(twin)
-        if self._waiting >= self._most:
-            work.forget(twin)
-            raise TooManyTwinsError
-        self._waiting += 1
+        twin = _Twin(item, is_away=not is_first)
+        work.twins.append(twin)
         try:
-            await self._without_slot(work, twin)
+            async with self._away(soon=is_first) as not_so_soon:  # also for the question: another call can be made meanwhile
+                verdict = await (self._verdict if is_first else self._patiently)(work, twin)
+                if verdict is Standing.UNDER_WAY:
+                    not_so_soon()
+                    verdict = await self._patiently(work, twin)
+                _leave_with(verdict)
         except _AnsweredError as answered:
             return answered.result
-        finally:
-            self._waiting -= 1
         return None
 
     def keyed(self, outcome: Outcome) -> Outcome:
@@ -147,11 +142,16 @@ class Twins:
             work.forget(twin)
             raise
 
-    async def _without_slot(self, work: _Work, twin: _Twin) -> None:
-        """Waits for a verdict, and for a slot where that is to lead. Raises _AnsweredError else: there is no call to be made."""
-        async with self._away():
-            if (result := _result(await self._verdict(work, twin))) is not None:
-                raise _AnsweredError(result)
+    async def _patiently(self, work: _Work, twin: _Twin) -> Answer | Standing:
+        """The same, where another item makes the call."""
+        if self._waiting >= self._most:
+            work.forget(twin)
+            raise TooManyTwinsError
+        self._waiting += 1
+        try:
+            return await self._verdict(work, twin)
+        finally:
+            self._waiting -= 1
 
     def _question(self, work: _Work) -> None:
         self._new.append(work)
@@ -280,7 +280,7 @@ class _Twin:
 
     def __init__(self, item: Item, *, is_away: bool) -> None:
         self.item = item
-        self.is_away = is_away  # has given its slot away, or has been told to
+        self.is_away = is_away  # waits for another item's call, or has been told to
         self.verdict: asyncio.Future[Answer | Standing] = asyncio.get_running_loop().create_future()
 
     def tell(self, verdict: Answer | Standing) -> None:
@@ -288,7 +288,7 @@ class _Twin:
             self.verdict.set_result(verdict)
 
     def send_away(self) -> None:
-        """Another worker is at it: that is no verdict but to one that has its slot. The next one is the last."""
+        """Another worker is at it: that is no verdict but to one that knows of no other item. The next one is the last."""
         if not self.is_away:
             self.is_away = True
             self.tell(Standing.UNDER_WAY)
@@ -300,14 +300,15 @@ class _Twin:
 
 
 class _AnsweredError(Exception):
-    """Ends the wait of a twin that has its answer."""
+    """Ends the wait of a twin that has its answer, and needs no slot for it."""
 
     def __init__(self, result: Result) -> None:
         self.result = result
 
 
-def _result(verdict: Answer | Standing) -> Result | None:
-    return verdict.result if isinstance(verdict, Answer) else None
+def _leave_with(verdict: Answer | Standing) -> None:
+    if isinstance(verdict, Answer):
+        raise _AnsweredError(verdict.result)
 
 
 def _digest(model: Model) -> bytes | None:
