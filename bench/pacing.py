@@ -129,8 +129,8 @@ def measure(server: Server, case: Case, seconds: float) -> Done:
             cursor.execute("SET GLOBAL general_log = 0")
         cursor.execute("SELECT COUNT(*) FROM task_item WHERE status_id = 1 AND text_corrected = CONCAT(text_original, ' ✓')")
         ((right,),) = cursor.fetchall()
-    if not 0 < counts["answered"] <= right:
-        raise WrongResultError(f"{case}: {counts['answered']} answers, {right} right results")
+    if not 0 < counts["per_status"]["200"] <= right:
+        raise WrongResultError(f"{case}: {counts['per_status']} answers, {right} right results")
     if dump := os.environ.get("AI_WORKER_BENCH_TIMELINE"):
         Path(dump).write_text(json.dumps(timeline), encoding="utf-8")
     late = [row for row in timeline if WARM_UP <= row["at"] < int(seconds)] or timeline

@@ -11,7 +11,12 @@
 -- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
-        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
+        m.max_requests_per_minute, m.max_tokens_per_minute,
+        (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
+                       TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
+          FROM ai_model_pace p FORCE INDEX (PRIMARY)
+         WHERE p.id_ai_model = m.id_ai_model AND (p.requests_per_minute IS NOT NULL OR p.tokens_per_minute IS NOT NULL)) AS learnt,
+        m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
@@ -37,7 +42,12 @@
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
-        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
+        m.max_requests_per_minute, m.max_tokens_per_minute,
+        (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
+                       TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
+          FROM ai_model_pace p FORCE INDEX (PRIMARY)
+         WHERE p.id_ai_model = m.id_ai_model AND (p.requests_per_minute IS NOT NULL OR p.tokens_per_minute IS NOT NULL)) AS learnt,
+        m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
    FROM task t FORCE INDEX (k_task_runnable)
@@ -138,6 +148,10 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
 SELECT id_ai_model, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(probe_at <= NOW(6), 0) AS is_due,
        TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds, max_in_flight, budget_per_day,
        max_requests_per_minute, max_tokens_per_minute,
+       (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
+                       TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
+          FROM ai_model_pace p FORCE INDEX (PRIMARY)
+         WHERE p.id_ai_model = ai_model.id_ai_model AND (p.requests_per_minute IS NOT NULL OR p.tokens_per_minute IS NOT NULL)) AS learnt,
        %(any_model)s OR name IN %(model_names)s AS is_wanted
   FROM ai_model;
 
@@ -438,7 +452,12 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
-       m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe,
+       m.max_requests_per_minute, m.max_tokens_per_minute,
+        (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
+                       TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
+          FROM ai_model_pace p FORCE INDEX (PRIMARY)
+         WHERE p.id_ai_model = m.id_ai_model AND (p.requests_per_minute IS NOT NULL OR p.tokens_per_minute IS NOT NULL)) AS learnt,
+        0 AS is_probe,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
          WHERE f.id_task = t.id_task) AS fallbacks
   FROM task_item i FORCE INDEX (PRIMARY)
@@ -926,7 +945,7 @@ UPDATE ai_model SET stopped_kind = NULL, stopped_reason = NULL, stopped_at = NUL
 
 -- name: forget_pace
 -- What was learnt of a model's limits, and the sending time leased so far: a person knows better.
-UPDATE ai_model_pace SET requests_per_minute = NULL, tokens_per_minute = NULL, slowed_at = NULL, paced_until = NOW(6)
+UPDATE ai_model_pace SET requests_per_minute = NULL, tokens_per_minute = NULL, growth = 0, slowed_at = NULL, paced_until = NOW(6)
  WHERE id_ai_model = %(id_ai_model)s;
 
 -- ===== pace: what the fleet may send =====
@@ -944,9 +963,37 @@ UPDATE ai_model_pace FORCE INDEX (PRIMARY)
    AND LAST_INSERT_ID(1 + GREATEST(0, TIMESTAMPDIFF(MICROSECOND, NOW(6), paced_until))) <= 1 + %(ahead_us)s;
 
 -- name: hold_pace
--- A provider has asked for a pause: the line goes on behind it.
+-- A provider has asked for a pause: the line goes on behind it, and a learnt limit does not grow before.
 UPDATE ai_model_pace FORCE INDEX (PRIMARY)
-   SET paced_until = GREATEST(paced_until, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
+   SET paced_until = GREATEST(paced_until, NOW(6) + INTERVAL %(hold_us)s MICROSECOND),
+       slowed_at = GREATEST(slowed_at, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
+ WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: tell_pace
+-- Limits as the provider names them, unless a lower one was learnt from refusals; and sending time for what was sent before.
+UPDATE ai_model_pace FORCE INDEX (PRIMARY)
+   SET requests_per_minute = IF(growth > 0, requests_per_minute, %(requests_per_minute)s),
+       tokens_per_minute = %(tokens_per_minute)s,
+       paced_until = GREATEST(paced_until, NOW(6)) + INTERVAL %(pay_us)s MICROSECOND
+ WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: count_pace
+-- The first guess of a limit that only refusals tell of: each worker adds what it got answered. Columns are set from left to right.
+UPDATE ai_model_pace FORCE INDEX (PRIMARY)
+   SET growth = IF(requests_per_minute IS NULL OR slowed_at < NOW(6) - INTERVAL %(forget_us)s MICROSECOND, %(growth)s, growth),
+       requests_per_minute = CASE WHEN requests_per_minute IS NULL OR slowed_at < NOW(6) - INTERVAL %(forget_us)s MICROSECOND
+                                  THEN %(answers)s
+                                  WHEN growth IN %(growths)s THEN requests_per_minute + %(answers)s
+                                  ELSE requests_per_minute END,
+       slowed_at = GREATEST(COALESCE(slowed_at, NOW(6)), NOW(6) + INTERVAL %(pause_us)s MICROSECOND)
+ WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: lower_pace
+-- A refusal lowers a learnt limit, once for all workers that meet it in the same moment: the others' statements change nothing.
+UPDATE ai_model_pace FORCE INDEX (PRIMARY)
+   SET requests_per_minute = IF(slowed_at > NOW(6) - INTERVAL %(window_us)s MICROSECOND, requests_per_minute, %(requests_per_minute)s),
+       growth = IF(slowed_at > NOW(6) - INTERVAL %(window_us)s MICROSECOND, growth, %(growth)s),
+       slowed_at = IF(slowed_at > NOW(6) - INTERVAL %(window_us)s MICROSECOND, slowed_at, NOW(6) + INTERVAL %(pause_us)s MICROSECOND)
  WHERE id_ai_model = %(id_ai_model)s;
 
 -- ===== tasks: what people do with them =====

@@ -129,6 +129,19 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class Learnt(NamedTuple):
+    """What workers have learnt of a model's limits per minute.
+
+    `growth` is by how much per second the requests grow, at first, from the moment `since` on (of `time.monotonic`; where that is
+    later than now, not yet); 0 where the provider has named the limits.
+    """
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    growth: float
+    since: float
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a worker needs to know of a `task` row. `id_ai_model` is the model that a claim is for: one of `chain`.
@@ -146,7 +159,8 @@ class Task:
     priority: int
     status: TaskStatus
     max_in_flight: int | None = None  # of its model
-    limits: Limits = NO_LIMITS  # of its model, for the whole fleet
+    limits: Limits = NO_LIMITS  # of its model, for the whole fleet, as they were configured
+    learnt: Learnt | None = None
     is_probe: bool = False  # its model is stopped and due to be tried again, with one item
     lane: Lane = Lane.ONLINE
     pack: int = 1  # items in one call, at most

@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS ai_model_pace (
   paced_until         DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   requests_per_minute INT UNSIGNED NULL,
   tokens_per_minute   INT UNSIGNED NULL,
+  growth              DOUBLE NOT NULL DEFAULT 0,
   slowed_at           DATETIME(6) NULL,
   PRIMARY KEY (id_ai_model)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;

@@ -216,7 +216,9 @@ def test_plan(busy: Busy, name: str) -> None:
             assert row["type"] in {"const", "eq_ref", "ref", "range"} or key == LEASE, row
             assert int(row["rows"]) <= most, row
         else:
-            assert row["table"] in {"r", "m", "w", "look"} or row["table"].startswith("<"), row  # JSON; a model; a union's result
+            assert row["table"] in {"r", "m", "p", "w", "look"} or row["table"].startswith("<"), (
+                row
+            )  # JSON; a model, its pace; a union
     # Where a server sees before it starts that no row can match, it says no more.
     assert seen == EXPECTED[name].keys() or name in {
         "landed_operations",

@@ -6,12 +6,13 @@ a model that is out of order, it does not share the load. An item that was refus
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ai_worker.db import Row
-from ai_worker.models import Limits, Task
+from ai_worker.models import Learnt, Limits, Task
 
 BUSY_SECONDS: Final = 2.0  # until an item is tried again whose own model is busy
 SHORTEST_PUT_OFF: Final = 5.0
@@ -33,7 +34,16 @@ class ModelState:
 def model_columns(row: Row) -> dict[str, Any]:
     """What a Task says of its model, by the names of the fields."""
     plain = {name: row[name] for name in ("id_ai_model", "max_in_flight", "budget_per_day")}
-    return {**plain, "limits": Limits(row["max_requests_per_minute"], row["max_tokens_per_minute"])}
+    limits = Limits(row["max_requests_per_minute"], row["max_tokens_per_minute"])
+    learnt = row.get("learnt")
+    return {**plain, "limits": limits, "learnt": None if learnt is None else _learnt(learnt)}
+
+
+def _learnt(text: str) -> Learnt:
+    """From the column `learnt` of the statements that tell of models: four numbers, of which the first two may be missing."""
+    requests, tokens, growth, age = text.split("/")
+    since = time.monotonic() - float(age) / 1e6
+    return Learnt(int(requests) if requests else None, int(tokens) if tokens else None, float(growth), since)
 
 
 def model_states(rows: Iterable[Row]) -> dict[int, ModelState]:

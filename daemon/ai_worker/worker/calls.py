@@ -28,6 +28,7 @@ from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds, plau
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.learning import Learner
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 from ai_worker.worker.twins import TooManyTwinsError, Twins
@@ -45,6 +46,7 @@ class Caller:
     breaker: which models must not be called now; told when no item can succeed on one, before the item is given back.
     pacer: whose turn it is, of models that take so many calls a minute.
     throttle: told how calls end, and asked whether one may be made again.
+    learner: told how calls end, for the next ones' pace.
     twins: whether a call need be made at all.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     """
@@ -56,6 +58,7 @@ class Caller:
         breaker: Breaker,
         pacer: Pacer,
         throttle: Throttle,
+        learner: Learner,
         twins: Twins,
         away: Callable[[], AbstractAsyncContextManager[object]],
         log: Callable[[], Log],
@@ -66,6 +69,7 @@ class Caller:
         self._breaker = breaker
         self._pacer = pacer
         self._throttle = throttle
+        self._learner = learner
         self._away = away
         self._packs = Packs(self._complete, away)
         self._log = log
@@ -167,8 +171,11 @@ class Caller:
         except Transient as error:
             if not isinstance(error, Shed):  # else it is the cheap tier that is full
                 self._throttle.failed(model, error)
+            if isinstance(error, RateLimited):
+                self._learner.refused(attempt.item.task, error, began, self._throttle.of(model).latency)
             raise
         self._throttle.answered(model, began)
+        self._learner.answered(model, completion.limits, began)
         return completion
 
     async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:

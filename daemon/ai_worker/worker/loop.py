@@ -31,6 +31,7 @@ from ai_worker.worker.commits import Commits
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.estimates import Estimates
+from ai_worker.worker.learning import Learner
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.pacer import Pacer
@@ -155,6 +156,7 @@ class Worker:
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
         self._pacer = Pacer(
             lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
+            lambda task: self._learner.limits(task),  # noqa: PLW0108 -- made later
             slots=options.concurrency,
             held=self._held,
             away=self._away,
@@ -167,6 +169,13 @@ class Worker:
             WAITING_PER_SLOT * options.concurrency,
             lambda: self._lease.log,
         )
+        self._learner = Learner(
+            lambda verb, *subject, **values: self._in_background(
+                self._pace_thread, getattr(queue.pace, verb), *subject, **values
+            ),
+            self._pacer.hold,
+            lambda seconds, action: self._loop.call_later(seconds, action),  # noqa: PLW0108 -- there is no loop yet
+        )
         self._throttle = Throttle(options.concurrency, self._held)
         caller = Caller(
             self._endpoints,
@@ -174,6 +183,7 @@ class Worker:
             self._breaker,
             self._pacer,
             self._throttle,
+            self._learner,
             self._twins,
             self._away,
             lambda: self._lease.log,
@@ -530,6 +540,16 @@ class Worker:
 
     async def _in_thread(self, executor: ThreadPoolExecutor, verb: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(executor, verb, *arguments)
+
+    def _in_background(self, executor: ThreadPoolExecutor, verb: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Does what nobody waits for; without a database it is not worth doing later."""
+
+        def work() -> None:
+            with contextlib.suppress(DatabaseError):
+                verb(*arguments, **named)
+
+        with contextlib.suppress(RuntimeError):  # the worker has just ended
+            executor.submit(work)
 
     async def _pause(self, seconds: float) -> None:
         """Waits for work to appear, a drain, or the time to pass."""

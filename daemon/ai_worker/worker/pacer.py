@@ -118,6 +118,7 @@ class Pacer:
     Parameters
     ----------
     lease: gets the next free seconds of a model's sending time, see `store.pace.Pace.lease`.
+    limits: what a task's model takes per minute now. Called from any thread.
     slots: how many calls can be in flight.
     held: how many items of a model have a slot or wait for one.
     away: gives the slot of the running call away, for a turn that takes long to come.
@@ -127,6 +128,7 @@ class Pacer:
     def __init__(
         self,
         lease: Callable[[int, float], Awaitable[Stretch]],
+        limits: Callable[[Task], Limits],
         *,
         slots: int,
         held: Callable[[int], int],
@@ -135,6 +137,7 @@ class Pacer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease = lease
+        self._limits_of = limits
         self._slots = slots
         self._held = held
         self._away = away
@@ -230,7 +233,7 @@ class Pacer:
 
     def _paced(self, task: Task) -> _Paced | None:
         paced = self._models.get(task.id_ai_model)
-        limits = self._limits(task)
+        limits = self._limits_of(task)
         if limits == NO_LIMITS:
             if paced is not None:
                 paced.line = None
@@ -242,10 +245,6 @@ class Pacer:
         elif paced.line.limits != limits:
             paced.line.limits = limits
         return paced
-
-    @staticmethod
-    def _limits(task: Task) -> Limits:
-        return task.limits
 
     def _unsent(self, paced: _Paced) -> int:
         return max(0, self._held(paced.id_ai_model) - paced.sent) + paced.away + paced.companions

@@ -1,0 +1,226 @@
+"""What a model takes per minute where nobody has configured it: learnt from what its provider says, or from what it refuses.
+
+A provider that names its limits is believed. Of one that only refuses, the fleet's answers of the last minute are the first
+guess: a limit that counts by the minute lets just so many in, and a bucket that is refilled about as many. From there the limit
+grows, first fast and then slower with each refusal, is lowered a little by the next one, and stays just below the wall for most
+of the time, as TCP's CUBIC does (https://www.rfc-editor.org/rfc/rfc9438). What was not refused for long is forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ai_worker.errors import ProviderError, RateLimited
+from ai_worker.models import Learnt, Limits, Task
+from ai_worker.retry import CALL_CAP
+from ai_worker.worker.line import MARGIN
+
+RAMP: Final = 0.35  # growth per second of a first guess, which may be far too low
+COUNTED: Final = 0.0003  # ... of one whose provider has named a long wait: it counts by the minute, and the guess is right
+SLOWEST: Final = 0.0002
+CALMING: Final = 6.0  # growth is divided by that at each refusal
+FASTER: Final = 60.0  # seconds, after which growth itself has doubled
+MOST: Final = 8.0  # times as much as at the latest refusal; but for the ramp
+FORGET: Final = 400.0  # seconds without a refusal
+STEP: Final = 0.03  # by which a limit is lowered at least
+LONG: Final = 5.0  # seconds: whoever asks for such a wait counts by the minute
+MANY: Final = 5  # refusals in five seconds, from which on there is something to learn
+FEWEST: Final = 30  # requests per minute of a first guess: it grows fast
+WINDOW: Final = 2.0  # seconds in which the whole fleet's refusals are one, and more where calls take long
+COUNTING: Final = 1.5  # seconds from the first refusal until all calls that were let in before have been answered
+LONGEST_BLOCK: Final = 8.0  # seconds between two tries of a model that refuses everything
+
+
+def grown(learnt: Learnt, now: float) -> float:
+    """Requests per minute now, of a limit that was learnt from refusals."""
+    age = max(0.0, now - learnt.since)
+    exponent = min(learnt.growth * age * (1 + (age / FASTER) ** 2), 50.0)
+    factor = math.exp(exponent)
+    return (learnt.requests_per_minute or 0) * (factor if learnt.growth >= RAMP else min(factor, MOST))
+
+
+@dataclass(slots=True)
+class _Known:
+    """One model, as this worker sees it."""
+
+    learnt: Learnt | None = None
+    told: Limits | None = None
+    counted_at: float = -math.inf
+    is_counting: bool = False
+    blocks: int = 0  # refusals of everything, in a row
+    has_answered: bool = True  # since the latest refusal that counted
+    held_until: float = -math.inf
+
+
+class Learner:
+    """Used in the loop, but for `limits`, which the claim's thread may ask.
+
+    Parameters
+    ----------
+    store: does one of the verbs of `store.pace.Pace` in the background: `store(verb's name, id_ai_model, **its parameters)`.
+    hold: lets no call of a model begin in this worker for so many seconds.
+    later: calls a function after some seconds.
+    """
+
+    def __init__(
+        self,
+        store: Callable[..., None],
+        hold: Callable[[int, float], None],
+        later: Callable[[float, Callable[[], None]], Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._hold = hold
+        self._later = later
+        self._clock = clock
+        self._known: dict[int, _Known] = {}
+        self._answers: dict[int, deque[list[float]]] = {}  # by model: a second, and how many calls were answered in it
+        self._latest: dict[int, deque[tuple[float, bool]]] = {}  # by model: when one ended, and whether it was refused
+
+    # ----- what holds
+
+    def limits(self, task: Task) -> Limits:
+        """What holds for the task's model now: configured, or learnt."""
+        if task.learnt is None and task.id_ai_model not in self._known:
+            return task.limits
+        known = self._of(task.id_ai_model)
+        if task.learnt is not None and (
+            known.learnt is None or task.learnt.since > known.learnt.since + 0.05 or not task.learnt.growth
+        ):
+            self._see(task.id_ai_model, known, task.learnt)
+        learnt = known.learnt
+        if learnt is None:
+            return task.limits
+        requests: float | None = learnt.requests_per_minute
+        if learnt.growth and requests is not None:
+            now = self._clock()
+            requests = None if now - learnt.since > FORGET else grown(learnt, now) / MARGIN
+            if requests is not None and known.told is not None and known.told.requests_per_minute is not None:
+                requests = min(requests, known.told.requests_per_minute)
+        return Limits(
+            task.limits.requests_per_minute or (None if requests is None else max(1, round(requests))),
+            task.limits.tokens_per_minute or learnt.tokens_per_minute,
+        )
+
+    def _see(self, id_ai_model: int, known: _Known, learnt: Learnt) -> None:
+        """Somebody has stored something newer."""
+        if known.learnt is None:
+            known.has_answered = False
+        known.learnt = learnt
+        now = self._clock()
+        is_first_guess = learnt.growth in {RAMP, COUNTED} and now - learnt.since < 2 * WINDOW
+        if is_first_guess and not known.is_counting and now - known.counted_at > 10 * WINDOW:
+            self._count(id_ai_model, known, 0.0)  # the guess is the sum of what all workers got
+
+    # ----- what is seen
+
+    def answered(self, id_ai_model: int, limits: Limits | None, began: float) -> None:
+        """A call that began then was answered, and its provider said that these were its limits."""
+        now = self._clock()
+        answers = self._answers.get(id_ai_model)
+        if answers is None:
+            answers = self._answers[id_ai_model] = deque([[now, 0]], maxlen=61)
+        if now - answers[-1][0] >= 1.0:
+            answers.append([now, 0])
+        answers[-1][1] += 1
+        if limits is not None:
+            self._told(id_ai_model, limits)
+        if (known := self._known.get(id_ai_model)) is not None:
+            if known.learnt is None or began > known.learnt.since:
+                known.has_answered, known.blocks = True, 0
+            self._note(id_ai_model, now, False)
+
+    def refused(self, task: Task, error: ProviderError, began: float, latency: float) -> None:
+        """A call that began then was answered with a 429, or with the wish for a pause; others take so many seconds."""
+        id_ai_model, now = task.id_ai_model, self._clock()
+        known = self._of(id_ai_model)
+        if error.limits is not None:
+            self._told(id_ai_model, error.limits)
+        pause = error.retry_after
+        if pause is not None:
+            pause = min(pause, CALL_CAP)
+            self._pause(id_ai_model, known, now, pause)
+        if not isinstance(error, RateLimited) or task.limits.requests_per_minute is not None:
+            return
+        self._note(id_ai_model, now, True)
+        learnt = known.learnt
+        if learnt is None or (learnt.growth and now - learnt.since > FORGET):
+            if not known.is_counting and now - known.counted_at > 2 * WINDOW and self._is_much(id_ai_model, now):
+                wait = max(COUNTING, 2 * latency)
+                self._hold(id_ai_model, wait + 1.0)  # until the sum is there
+                known.is_counting = True
+                self._later(wait, lambda: self._count(id_ai_model, known, pause or 0.0))
+        elif learnt.requests_per_minute is not None and began > learnt.since and now - learnt.since > max(WINDOW, 2 * latency):
+            self._lower(id_ai_model, known, learnt, now, pause)
+
+    def _is_much(self, id_ai_model: int, now: float) -> bool:
+        """Whether enough was refused lately to do something about it: a stray refusal is a matter of its own call."""
+        refused = sum(is_refused for at, is_refused in self._latest[id_ai_model] if at > now - 5.0)
+        answered = sum(count for at, count in self._answers.get(id_ai_model, ()) if at > now - 6.0)
+        return refused >= max(MANY, 0.02 * answered)
+
+    def _told(self, id_ai_model: int, limits: Limits) -> None:
+        known = self._of(id_ai_model)
+        if limits == known.told:
+            return
+        known.told = limits
+        if known.learnt is not None and known.learnt[:2] == limits:
+            return  # somebody has stored it already, and this worker has kept to it
+        # What was sent before anybody knew of the limit is paid for now, in sending time.
+        pay = 60.0 * self._last_minute(id_ai_model) / limits.requests_per_minute if limits.requests_per_minute else 0.0
+        if known.learnt is None or not known.learnt.growth:
+            known.learnt = Learnt(*limits, 0.0, self._clock())
+        self._store("told", id_ai_model, limits=limits, pay=min(pay, 60.0))
+
+    def _count(self, id_ai_model: int, known: _Known, pause: float) -> None:
+        """This worker's part of the first guess."""
+        known.is_counting = known.has_answered = False
+        known.counted_at = self._clock()
+        answers = round((1 - STEP) * max(FEWEST, self._last_minute(id_ai_model)))
+        growth = COUNTED if pause > LONG else RAMP
+        self._store("count", id_ai_model, answers=answers, growth=growth, pause=pause, growths=(RAMP, COUNTED), forget=FORGET)
+
+    def _lower(self, id_ai_model: int, known: _Known, learnt: Learnt, now: float, pause: float | None) -> None:
+        rate = grown(learnt, now) if learnt.growth else float(learnt.requests_per_minute or 0)
+        base = float(learnt.requests_per_minute or 0)
+        if known.has_answered:  # else it refuses everything, and that is no measure of how much it takes
+            base = rate * math.exp(-(STEP + 3 * learnt.growth))
+            latest = [is_refused for at, is_refused in self._latest[id_ai_model] if at > max(learnt.since, now - 5.0)]
+            share = sum(latest) / len(latest)
+            if len(latest) >= 10 and share > 0.1:
+                base = min(base, rate * max(0.5, (1 - share) * 0.98))
+        else:
+            known.blocks += 1
+        known.has_answered = False
+        if pause is None and known.blocks:
+            self._pause(id_ai_model, known, now, min(0.5 * 2.0**known.blocks, LONGEST_BLOCK))
+        growth = max(SLOWEST, learnt.growth / CALMING)
+        lowered = max(1, round(base))
+        known.learnt = Learnt(lowered, learnt.tokens_per_minute, growth, max(now, known.held_until))
+        wait = max(0.0, known.held_until - now)
+        self._store("lower", id_ai_model, requests_per_minute=lowered, growth=growth, pause=wait, window=WINDOW)
+
+    # ----- small helpers
+
+    def _of(self, id_ai_model: int) -> _Known:
+        return self._known.setdefault(id_ai_model, _Known())
+
+    def _pause(self, id_ai_model: int, known: _Known, now: float, seconds: float) -> None:
+        """For this worker at once, and for the fleet; not again for each call that is told the same."""
+        self._hold(id_ai_model, seconds)
+        if now + seconds > known.held_until + 0.25:
+            known.held_until = now + seconds
+            self._store("hold", id_ai_model, seconds=seconds)
+
+    def _note(self, id_ai_model: int, now: float, is_refused: bool) -> None:
+        self._latest.setdefault(id_ai_model, deque(maxlen=100)).append((now, is_refused))
+
+    def _last_minute(self, id_ai_model: int) -> int:
+        """How many calls were answered in it."""
+        since = self._clock() - 60.0
+        return round(sum(count for at, count in self._answers.get(id_ai_model, ()) if at > since))
