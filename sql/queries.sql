@@ -441,7 +441,7 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
  WHERE i.id_task_item = %(new_item)s AND i.status_id = 0 AND i.refused = 0
    AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch' AND t.budget IS NULL AND m.budget_per_day IS NULL
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
-   AND m.is_active = 1 AND m.stopped_at IS NULL AND m.id_ai_model NOT IN %(busy_models)s
+   AND m.is_active = 1 AND m.stopped_at IS NULL AND m.max_in_flight IS NULL AND m.id_ai_model NOT IN %(busy_models)s
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
@@ -968,6 +968,27 @@ UPDATE ai_model_pace FORCE INDEX (PRIMARY)
    SET paced_until = GREATEST(paced_until, NOW(6) + INTERVAL %(hold_us)s MICROSECOND),
        slowed_at = GREATEST(slowed_at, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
  WHERE id_ai_model = %(id_ai_model)s;
+
+-- name: lock_pace
+-- Who shares out a model's calls in flight does so alone. Not on `ai_model`, whose rows every INSERT of a task locks.
+SELECT id_ai_model FROM ai_model_pace FORCE INDEX (PRIMARY) WHERE id_ai_model = %(id_ai_model)s FOR UPDATE;
+
+-- name: shares
+-- All shares of a model; those of workers whose lease is over do not count.
+SELECT s.id_worker, s.wanted, s.granted, COALESCE(w.ended_at IS NULL AND w.lease_until > NOW(6), 0) AS is_alive
+  FROM ai_model_share s FORCE INDEX (PRIMARY)
+  LEFT JOIN worker w ON w.id_worker = s.id_worker
+ WHERE s.id_ai_model = %(id_ai_model)s;
+
+-- name: put_share
+-- A worker's share, under the lock of `lock_pace`.
+INSERT INTO ai_model_share (id_ai_model, id_worker, wanted, granted)
+VALUES (%(id_ai_model)s, %(id_worker)s, %(wanted)s, %(granted)s)
+    ON DUPLICATE KEY UPDATE wanted = %(wanted)s, granted = %(granted)s;
+
+-- name: end_shares
+-- Of workers that want nothing any more, or have died.
+DELETE FROM ai_model_share WHERE id_ai_model = %(id_ai_model)s AND id_worker IN %(workers)s;
 
 -- name: tell_pace
 -- Limits as the provider names them, unless a lower one was learnt from refusals; and sending time for what was sent before.

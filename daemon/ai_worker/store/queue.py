@@ -27,6 +27,7 @@ from ai_worker.store.ledger import (
     uuid_bytes,
 )
 from ai_worker.store.pace import Pace
+from ai_worker.store.shares import Shares
 from ai_worker.store.turns import Turns
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
@@ -71,6 +72,7 @@ class Queue:
         self.db = self._db = db
         self._claims = Claims(db)
         self.pace: Final = Pace(db)
+        self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
 
     def turns(self) -> Turns:

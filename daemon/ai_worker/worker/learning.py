@@ -58,7 +58,7 @@ class _Known:
 
 
 class Learner:
-    """Used in the loop, but for `limits`, which the claim's thread may ask.
+    """Used in the loop, but for `limits` and `held_until`, which the claim's thread may ask.
 
     Parameters
     ----------
@@ -107,11 +107,14 @@ class Learner:
             task.limits.tokens_per_minute or learnt.tokens_per_minute,
         )
 
+    def held_until(self, id_ai_model: int) -> float:
+        """No call of the model is to begin before: whichever worker was refused, its provider wants a pause."""
+        known = self._known.get(id_ai_model)
+        return known.learnt.since if known is not None and known.learnt is not None and known.learnt.growth else -math.inf
+
     def _see(self, id_ai_model: int, known: _Known, learnt: Learnt) -> None:
         """Somebody has stored something newer."""
-        if known.learnt is None:
-            known.has_answered = False
-        known.learnt = learnt
+        known.learnt, known.has_answered = learnt, False
         now = self._clock()
         is_first_guess = learnt.growth in {RAMP, COUNTED} and now - learnt.since < 2 * WINDOW
         if is_first_guess and not known.is_counting and now - known.counted_at > 10 * WINDOW:

@@ -36,6 +36,7 @@ from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
+from ai_worker.worker.shares import Shares
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
@@ -157,6 +158,7 @@ class Worker:
         self._pacer = Pacer(
             lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
             lambda task: self._learner.limits(task),  # noqa: PLW0108 -- made later
+            lambda id_ai_model: self._learner.held_until(id_ai_model),  # noqa: PLW0108
             slots=options.concurrency,
             held=self._held,
             away=self._away,
@@ -168,6 +170,14 @@ class Worker:
             self._away,
             WAITING_PER_SLOT * options.concurrency,
             lambda: self._lease.log,
+        )
+        self._shares = Shares(
+            lambda id_ai_model, *numbers: self._in_thread(
+                self._pace_thread, queue.shares.renew, id_ai_model, self._lease.id_worker, *numbers
+            ),
+            slots=options.concurrency,
+            held=self._held,
+            on_ready=self._look_now,
         )
         self._learner = Learner(
             lambda verb, *subject, **values: self._in_background(
@@ -222,7 +232,7 @@ class Worker:
             mode="daemon" if options.forever else "run",
             concurrency=options.concurrency,
         )
-        helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up())]
+        helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up(), self._shares.keep())]
         claiming = asyncio.create_task(self._claim_loop())
         committing = asyncio.create_task(self._commits.run())
         batching = asyncio.create_task(self._batches.run())
@@ -332,14 +342,14 @@ class Worker:
         return bool(self._slots or self._commits or self._breaker.is_resuming)
 
     def _busy_models(self) -> list[int]:
-        return self._blocked_models() + self._pacer.busy_models()
+        return self._blocked_models() + self._pacer.busy_models() + self._shares.full_models()
 
     def _blocked_models(self) -> list[int]:
         """Those that may take no more for a while; others only wait for their sending time."""
         return self._slots.full_models() + self._throttle.full_models() + self._breaker.shunned()
 
     def _room(self, task: Task) -> int:
-        return min(self._slots.room(task), self._throttle.room(task.id_ai_model), self._pacer.room(task))
+        return min(self._slots.room(task), self._throttle.room(task.id_ai_model), self._shares.room(task), self._pacer.room(task))
 
     def _begin(self, items: list[Item]) -> None:
         counts = Counter(item.task.id_task for item in items)

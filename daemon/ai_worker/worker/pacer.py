@@ -118,7 +118,7 @@ class Pacer:
     Parameters
     ----------
     lease: gets the next free seconds of a model's sending time, see `store.pace.Pace.lease`.
-    limits: what a task's model takes per minute now. Called from any thread.
+    limits, held_until: what a task's model takes per minute now, and from when on. Called from any thread.
     slots: how many calls can be in flight.
     held: how many items of a model have a slot or wait for one.
     away: gives the slot of the running call away, for a turn that takes long to come.
@@ -129,6 +129,7 @@ class Pacer:
         self,
         lease: Callable[[int, float], Awaitable[Stretch]],
         limits: Callable[[Task], Limits],
+        held_until: Callable[[int], float],
         *,
         slots: int,
         held: Callable[[int], int],
@@ -138,6 +139,7 @@ class Pacer:
     ) -> None:
         self._lease = lease
         self._limits_of = limits
+        self._held_until = held_until
         self._slots = slots
         self._held = held
         self._away = away
@@ -244,6 +246,7 @@ class Pacer:
             paced.line = Line(limits, self._slots)
         elif paced.line.limits != limits:
             paced.line.limits = limits
+        paced.held_until = max(paced.held_until, self._held_until(task.id_ai_model))
         return paced
 
     def _unsent(self, paced: _Paced) -> int:
