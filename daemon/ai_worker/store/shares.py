@@ -23,7 +23,9 @@ class Shares:
 
         def work(tx: Transaction) -> int:
             tx.query("lock_pace", {"id_ai_model": id_ai_model})  # one after the other
-            others, before, dead = [], 0, []
+            before = 0
+            others: list[tuple[int, int]] = []
+            dead: list[int] = []
             for row in tx.query("shares", {"id_ai_model": id_ai_model}):
                 if row["id_worker"] == id_worker:
                     before = row["granted"]
@@ -32,7 +34,7 @@ class Shares:
                 else:
                     dead.append(row["id_worker"])
             taken = sum(granted for _, granted in others)
-            fair = max(0, min(fair_share(limit, wanted, [each for each, _ in others]), limit - taken))
+            fair: int = max(0, min(fair_share(limit, wanted, [each for each, _ in others]), limit - taken))
             granted = max(fair, min(held, before))  # what it still has is nobody else's yet
             if wanted or held:
                 tx.execute(
