@@ -969,10 +969,6 @@ UPDATE ai_model_pace FORCE INDEX (PRIMARY)
        slowed_at = GREATEST(slowed_at, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
  WHERE id_ai_model = %(id_ai_model)s;
 
--- name: lock_pace
--- Who shares out a model's calls in flight does so alone. Not on `ai_model`, whose rows every INSERT of a task locks.
-SELECT id_ai_model FROM ai_model_pace FORCE INDEX (PRIMARY) WHERE id_ai_model = %(id_ai_model)s FOR UPDATE;
-
 -- name: shares
 -- All shares of a model; those of workers whose lease is over do not count.
 SELECT s.id_worker, s.wanted, s.granted, COALESCE(w.ended_at IS NULL AND w.lease_until > NOW(6), 0) AS is_alive

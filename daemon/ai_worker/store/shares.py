@@ -19,10 +19,9 @@ class Shares:
         The shares of all living workers together are no more than the limit: what one is to give up, another gets when the calls
         have ended, and it asks again. With nothing wanted and nothing held, the share ends.
         """
-        self._db.execute("add_pace", {"id_ai_model": id_ai_model})
 
         def work(tx: Transaction) -> int:
-            tx.query("lock_pace", {"id_ai_model": id_ai_model})  # one after the other
+            tx.execute("lock_pace", {"id_ai_model": id_ai_model})  # one after the other
             before = 0
             others: list[tuple[int, int]] = []
             dead: list[int] = []
