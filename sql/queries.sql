@@ -1127,17 +1127,29 @@ SELECT id_task, status_id FROM task_item WHERE id_task_item = %(id_task_item)s;
 SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
        t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
        TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
-       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at,
+       IF(t.budget IS NULL, NULL, (SELECT SUM(i.reserved) FROM task_item i FORCE INDEX (k_task_item_claim)
+                                    WHERE i.id_task = t.id_task AND i.status_id = 2)) AS reserved
   FROM task t
   JOIN ai_model m ON m.id_ai_model = t.id_ai_model
  WHERE t.id_task = %(id_task)s;
+
+-- name: fallbacks_of_task
+-- The further models of a task by their names, in order.
+SELECT m.name
+  FROM task_fallback f FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = f.id_ai_model
+ WHERE f.id_task = %(id_task)s
+ ORDER BY f.position;
 
 -- name: task_reports
 -- A page of tasks, the newest first, read down the primary key.
 SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
        t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
        TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
-       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at,
+       IF(t.budget IS NULL, NULL, (SELECT SUM(i.reserved) FROM task_item i FORCE INDEX (k_task_item_claim)
+                                    WHERE i.id_task = t.id_task AND i.status_id = 2)) AS reserved
   FROM task t FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
  WHERE t.id_task < %(before)s

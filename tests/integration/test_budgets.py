@@ -18,6 +18,7 @@ from ai_worker.errors import UsageError
 from ai_worker.models import Filters, Item, ItemStatus, Lane, Outcome, TaskStatus
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
+from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import Tasks
 from tests.conftest import Sql
 from tests.integration.lifecycle import Application, assert_ledger, claim, done, failed, postponed, register
@@ -217,6 +218,23 @@ def test_claims_of_eight_workers_at_once_keep_to_the_budget(
         processed * Decimal("0.09"),
     )
     assert processed == 27  # 27 * 0.09 = 2.43: the next one would need 0.10
+
+
+def test_a_report_tells_budget_reserve_and_models(
+    application: Application, queue: Queue, database: Database, worker: int, model: int, sql: Sql
+) -> None:
+    task = application.task(model, budget=Decimal("0.35"))
+    add_fallbacks(sql, task, application.model("następny"))
+    application.items(task, 10)
+    items = look(queue, worker)
+    queue.commit(worker, [paid(items[0])])
+    reports = Reports(database)
+    report = reports.task(task)
+    assert (report.budget, report.reserved, report.cost) == (Decimal("0.35"), Decimal("0.20"), Decimal("0.10"))
+    assert (report.fallbacks, report.resume_at) == (("następny",), None)
+    assert reports.tasks()[0].reserved == Decimal("0.20")
+    (today,) = reports.model_days()
+    assert (today.id_ai_model, today.is_today, today.attempts, today.cost) == (model, True, 1, Decimal("0.10"))
 
 
 # ----- resume

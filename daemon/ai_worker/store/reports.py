@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -37,7 +37,9 @@ class ErrorGroup:
 class TaskReport:
     """A task as it stands. Times are in UTC without a zone; `seconds` is how long it has been, or was, at work.
 
-    `is_ahead` says that its scheduled time has not come yet; `model_stopped` is why its model is stopped, None when it is not.
+    `is_ahead` says that its scheduled time has not come yet; `model_stopped` is why its model is stopped.
+    `budget` is in USD, `reserved` what of it is set aside for items in flight; paused for a model's day, it goes on by itself at
+    `resume_at`. `fallbacks` are its further models; left out where many tasks are listed.
     """
 
     id_task: int
@@ -62,6 +64,10 @@ class TaskReport:
     seconds: float | None
     is_ahead: bool
     errors: list[ErrorGroup] = field(default_factory=list)
+    budget: Decimal | None = None
+    reserved: Decimal | None = None
+    resume_at: datetime | None = None
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -185,7 +191,8 @@ class Reports:
         counts = {row["status_id"]: row["items"] for row in self._db.query("task_counts", {"id_task": id_task})}
         has_reasons = counts.get(ItemStatus.ERROR) or counts.get(ItemStatus.DEFERRED)
         errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []
-        return _task(rows[0], counts, [_error(row) for row in errors])
+        fallbacks = tuple(row["name"] for row in self._db.query("fallbacks_of_task", {"id_task": id_task}))
+        return replace(_task(rows[0], counts, [_error(row) for row in errors]), fallbacks=fallbacks)
 
     def tasks(self, size: int = 20, before: int = _LAST) -> list[TaskReport]:
         """Tasks with an id below `before`, the newest first, at most `size`. Their errors are not looked at."""
@@ -269,6 +276,9 @@ def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> Task
         seconds=None if row["seconds"] is None else float(row["seconds"]),
         is_ahead=bool(row["is_ahead"]),
         errors=errors,
+        budget=row["budget"],
+        reserved=row["reserved"],
+        resume_at=row["resume_at"],
     )
 
 
