@@ -593,10 +593,11 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 
 -- name: others_at_work
 -- Who else holds items that these filters want, and how long ago each showed a sign of life: `run` waits for the silent ones.
--- Batches are no processes, and waited for in their own way.
+-- Batches are no processes, and waited for in their own way, unless they were given up.
 SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000 AS silent_seconds
   FROM worker w FORCE INDEX (k_worker_lease)
- WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s AND w.mode <> 'batch'
+ WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s
+   AND (w.mode <> 'batch' OR w.lost_at IS NOT NULL)
    AND (SELECT i.id_task_item
           FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
