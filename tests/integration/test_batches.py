@@ -262,7 +262,7 @@ def test_a_batch_of_a_provider_that_nobody_reaches_is_given_up_after_its_lease(
     let_holds_end(sql)
     fake.script(Rule("503", at="poll", contains=fake.batches.created[0].id))
     fake.set_batches(hold=False)
-    Run(database_url, lease_seconds=1.0)
+    Run(database_url, lease_seconds=4.0)
     first, second = batches_of(sql, task)
     assert first["message"].startswith("given up: overloaded: ")
     assert first["failures"] == batch_steps.FAILURES_AT_LEAST - 1

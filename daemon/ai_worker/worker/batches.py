@@ -162,7 +162,9 @@ class BatchLane:
     async def _round(self) -> bool:
         """One look, and a step or more of each batch that is due; whether there may be more."""
         await self._commits.settled()
-        self._steps.holder = self._lease.id_worker
+        self._steps.holder = (
+            self._steps.holder or self._lease.id_worker
+        )  # the first one, also after a lost lease: it holds the same
         self._looked_at = time.monotonic()
         due = await self._in_thread(self._batches.due, self._steps.holder, self._filters, self._breaker.shunned())
         self._steps.due = {each: at for each, at in self._steps.due.items() if at > time.monotonic()}
