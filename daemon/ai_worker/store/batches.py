@@ -155,7 +155,7 @@ class Batches:
 
         A claim whose COMMIT had no answer is left as it is: if it landed, its items are the batch's, which is read from the rows.
         """
-        return Queue(self._db).claim(batch.id_worker, [task], size, after=after, single=False)
+        return self._queue.beside().claim(batch.id_worker, [task], size, after=after, single=False)
 
     def task(self, batch: Batch) -> Task | None:
         """Its task, for its model; None when somebody has deleted it."""

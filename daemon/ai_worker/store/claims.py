@@ -44,6 +44,10 @@ class Claims:
     def estimate_with(self, estimate: Estimator) -> None:
         self._estimate = estimate
 
+    def share_money(self, other: Claims) -> None:
+        """What is known of money from now on is known to both."""
+        self._estimate, self.limited, self._short, self._spent = other._estimate, other.limited, other._short, other._spent
+
     def paid(self, tasks: Iterable[int]) -> None:
         """Items of these tasks have been stored: money that was set aside may have come back. Callable from any thread."""
         for each in tasks if self._short else ():

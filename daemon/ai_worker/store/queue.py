@@ -109,6 +109,12 @@ class Queue:
         """From now on money is set aside by this: USD that an item will cost, rather too high than too low; None: not known."""
         self._claims.estimate_with(estimate)
 
+    def beside(self) -> Queue:
+        """A queue that sets money aside as this one does, for claims that are not this one's to resolve when they are in doubt."""
+        beside = Queue(self._db)
+        beside._claims.share_money(self._claims)  # noqa: SLF001 -- its own class
+        return beside
+
     def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
         """Tasks with pending items that may be worked on now, the best first; what only `busy_models` could take is left out.
 
