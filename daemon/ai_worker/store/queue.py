@@ -110,9 +110,9 @@ class Queue:
         self._claims.estimate_with(estimate)
 
     def beside(self) -> Queue:
-        """A queue that sets money aside as this one does, for claims that are not this one's to resolve when they are in doubt."""
+        """A queue that sets money aside as this one does, for claims that are not this one's to resolve when in doubt."""
         beside = Queue(self._db)
-        beside._claims.share_money(self._claims)  # noqa: SLF001 -- its own class
+        beside._claims.share_money(self._claims)
         return beside
 
     def runnable(self, filters: Filters, busy_models: Iterable[int] = ()) -> list[Task]:
