@@ -200,6 +200,8 @@ class Pacer:
 
         So many `companions` are sent in the same call, and have no slot.
         """
+        if self._is_stopping:
+            return None
         paced = self._models[task.id_ai_model]
         turn = Turn(paced, task, prompt, asyncio.get_running_loop().create_future())
         paced.turns.append(turn)
@@ -267,9 +269,11 @@ class Pacer:
         ready_at = paced.held_until - AHEAD
         if paced.line is not None and self._room(paced, pack) <= 0:  # else it has changed since somebody looked
             until = paced.line.until(now)
-            if math.isinf(until):  # the answer to `_ask` will tell
-                paced.ready_at = math.inf
-                return
+            if math.isinf(until):
+                if paced.asked is not None:  # the answer will tell
+                    paced.ready_at = math.inf
+                    return
+                until = 0.0  # nothing is asked for now: it is when that pause is over
             # Some at a time: a claim for each single one would cost a transaction each.
             some = max(1, int(AHEAD / 2 / paced.line.per_call))
             some_more = self._unsent(paced) / pack + some - 1
@@ -319,17 +323,21 @@ class Pacer:
         except DatabaseError:  # said by whoever lost the connection
             stretch = Stretch(False, AHEAD_SECONDS + AGAIN)
         paced.asked = None
+        again = 0.0
         if stretch.is_leased:
             line.add(began + stretch.wait, seconds, stretch.wait)
         else:
-            wait = max(0.0, stretch.wait - AHEAD_SECONDS) + random.uniform(0.0, 2 * seconds)  # noqa: S311 -- jitter
-            self._at(paced, "ask", began + wait, self._ask)
-        if line is not paced.line:
-            return
-        self._serve(paced)
-        until = line.until(self._clock())
-        if paced.ready_at == math.inf and until < math.inf:
-            self._get_ready(paced, max(self._clock() + until, paced.held_until) - AHEAD)
+            again = max(0.0, stretch.wait - AHEAD_SECONDS) + random.uniform(0.0, 2 * seconds)  # noqa: S311 -- jitter
+            self._at(paced, "ask", began + again, self._ask)
+        until = 0.0
+        if line is paced.line:
+            self._serve(paced)
+            until = line.until(self._clock())
+            if stretch.is_leased and math.isinf(until):  # earlier calls have cost more than the whole stretch is worth
+                self._ask(paced)
+        if paced.ready_at == math.inf and paced.asked is None:  # somebody waits for this answer, and no other is to come
+            wait = again + AHEAD if math.isinf(until) else until
+            self._get_ready(paced, max(self._clock() + wait, paced.held_until) - AHEAD)
 
     def _at(self, paced: _Paced, what: str, when: float, action: Callable[[_Paced], None]) -> None:
         if self._is_stopping or self._loop is None:
