@@ -964,10 +964,10 @@ UPDATE ai_model_pace FORCE INDEX (PRIMARY)
    AND LAST_INSERT_ID(1 + GREATEST(0, TIMESTAMPDIFF(MICROSECOND, NOW(6), paced_until))) <= 1 + %(ahead_us)s;
 
 -- name: hold_pace
--- A provider has asked for a pause: the line goes on behind it, and a learnt limit does not grow before.
+-- A provider has asked for a pause: the line goes on behind it, and after a longer one a learnt limit does not grow before.
 UPDATE ai_model_pace FORCE INDEX (PRIMARY)
    SET paced_until = GREATEST(paced_until, NOW(6) + INTERVAL %(hold_us)s MICROSECOND),
-       slowed_at = GREATEST(slowed_at, NOW(6) + INTERVAL %(hold_us)s MICROSECOND)
+       slowed_at = IF(%(hold_us)s > 2000000, GREATEST(slowed_at, NOW(6) + INTERVAL %(hold_us)s MICROSECOND), slowed_at)
  WHERE id_ai_model = %(id_ai_model)s;
 
 -- name: shares

@@ -30,11 +30,12 @@ class World:
     growth: float = 0.0
     slowed_at: float | None = None
     held_until: float = 0.0
+    in_flight: int = 0
     said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     timers: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
 
     def learner(self, hold: Callable[[int, float], None] = lambda *_: None) -> Learner:
-        return Learner(self.store, hold, self.later, lambda: self.now)
+        return Learner(self.store, hold, lambda _: self.in_flight, self.later, lambda: self.now)
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (self.now + seconds, len(self.timers), action))
@@ -50,6 +51,8 @@ class World:
             self.requests, self.tokens = values["limits"]
         elif verb == "hold":
             self.held_until = max(self.held_until, self.now + values["seconds"])
+            if self.slowed_at is not None and values["seconds"] > 2.0:
+                self.slowed_at = max(self.slowed_at, self.now + values["seconds"])
         elif verb == "count":
             is_new = self.requests is None or (self.slowed_at or 0) < self.now - values["forget"]
             if is_new:
@@ -162,12 +165,12 @@ def test_a_limit_that_is_named_is_believed_and_stored_once() -> None:
 
 
 def test_what_was_sent_before_it_was_named_is_paid_for() -> None:
-    world = World()
+    world = World(in_flight=50)
     learner = world.learner()
     for _ in range(100):
         learner.answered(1, None, world.now)
     learner.answered(1, Limits(600, None), world.now)
-    assert world.said[0][1]["pay"] == pytest.approx(10.1)
+    assert world.said[0][1]["pay"] == pytest.approx(15.1)
     other = world.learner()  # one that has heard of it before
     other.limits(world.task())
     other.answered(1, Limits(600, None), world.now)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ai_worker.errors import ProviderError, RateLimited
+from ai_worker.errors import RateLimited
 from ai_worker.models import Learnt, Limits, Task
 from ai_worker.retry import CALL_CAP
 from ai_worker.worker.line import MARGIN
@@ -32,6 +32,7 @@ LONG: Final = 5.0  # seconds: whoever asks for such a wait counts by the minute
 MANY: Final = 5  # refusals in five seconds, from which on there is something to learn
 FEWEST: Final = 30  # requests per minute of a first guess: it grows fast
 WINDOW: Final = 2.0  # seconds in which the whole fleet's refusals are one, and more where calls take long
+BLOCKED: Final = 0.1  # the same while nothing at all is let in: after a pause, one call is tried
 COUNTING: Final = 1.5  # seconds from the first refusal until all calls that were let in before have been answered
 LONGEST_BLOCK: Final = 8.0  # seconds between two tries of a model that refuses everything
 
@@ -64,6 +65,7 @@ class Learner:
     ----------
     store: does one of the verbs of `store.pace.Pace` in the background: `store(verb's name, id_ai_model, **its parameters)`.
     hold: lets no call of a model begin in this worker for so many seconds.
+    held: how many calls of a model are under way, about.
     later: calls a function after some seconds.
     """
 
@@ -71,11 +73,13 @@ class Learner:
         self,
         store: Callable[..., None],
         hold: Callable[[int, float], None],
+        held: Callable[[int], int],
         later: Callable[[float, Callable[[], None]], Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._hold = hold
+        self._held = held
         self._later = later
         self._clock = clock
         self._known: dict[int, _Known] = {}
@@ -138,18 +142,20 @@ class Learner:
                 known.has_answered, known.blocks = True, 0
             self._note(id_ai_model, now, False)
 
-    def refused(self, task: Task, error: ProviderError, began: float, latency: float) -> None:
-        """A call that began then was answered with a 429, or with the wish for a pause; others take so many seconds."""
+    def refused(self, task: Task, error: RateLimited, began: float, latency: float) -> None:
+        """A call that began then was answered with a 429; calls take so many seconds."""
         id_ai_model, now = task.id_ai_model, self._clock()
         known = self._of(id_ai_model)
         if error.limits is not None:
             self._told(id_ai_model, error.limits)
-        pause = error.retry_after
+        pause = None if error.retry_after is None else min(error.retry_after, CALL_CAP)
+        if task.limits.requests_per_minute is None:
+            self._learn(id_ai_model, known, pause, began, latency)
         if pause is not None:
-            pause = min(pause, CALL_CAP)
             self._pause(id_ai_model, known, now, pause)
-        if not isinstance(error, RateLimited) or task.limits.requests_per_minute is not None:
-            return
+
+    def _learn(self, id_ai_model: int, known: _Known, pause: float | None, began: float, latency: float) -> None:
+        now = self._clock()
         self._note(id_ai_model, now, True)
         learnt = known.learnt
         if learnt is None or (learnt.growth and now - learnt.since > FORGET):
@@ -158,8 +164,10 @@ class Learner:
                 self._hold(id_ai_model, wait + 1.0)  # until the sum is there
                 known.is_counting = True
                 self._later(wait, lambda: self._count(id_ai_model, known, pause or 0.0))
-        elif learnt.requests_per_minute is not None and began > learnt.since and now - learnt.since > max(WINDOW, 2 * latency):
-            self._lower(id_ai_model, known, learnt, now, pause)
+        elif learnt.requests_per_minute is not None and began > learnt.since:
+            window = max(WINDOW, 2 * latency) if known.has_answered else BLOCKED
+            if now - learnt.since > window:
+                self._lower(id_ai_model, known, learnt, pause, window)
 
     def _is_much(self, id_ai_model: int, now: float) -> bool:
         """Whether enough was refused lately to do something about it: a stray refusal is a matter of its own call."""
@@ -175,7 +183,8 @@ class Learner:
         if known.learnt is not None and known.learnt[:2] == limits:
             return  # somebody has stored it already, and this worker has kept to it
         # What was sent before anybody knew of the limit is paid for now, in sending time.
-        pay = 60.0 * self._last_minute(id_ai_model) / limits.requests_per_minute if limits.requests_per_minute else 0.0
+        sent = self._last_minute(id_ai_model) + self._held(id_ai_model)
+        pay = 60.0 * sent / limits.requests_per_minute if limits.requests_per_minute else 0.0
         if known.learnt is None or not known.learnt.growth:
             known.learnt = Learnt(*limits, 0.0, self._clock())
         self._store("told", id_ai_model, limits=limits, pay=min(pay, 60.0))
@@ -188,7 +197,8 @@ class Learner:
         growth = COUNTED if pause > LONG else RAMP
         self._store("count", id_ai_model, answers=answers, growth=growth, pause=pause, growths=(RAMP, COUNTED), forget=FORGET)
 
-    def _lower(self, id_ai_model: int, known: _Known, learnt: Learnt, now: float, pause: float | None) -> None:
+    def _lower(self, id_ai_model: int, known: _Known, learnt: Learnt, pause: float | None, window: float) -> None:
+        now = self._clock()
         rate = grown(learnt, now) if learnt.growth else float(learnt.requests_per_minute or 0)
         base = float(learnt.requests_per_minute or 0)
         if known.has_answered:  # else it refuses everything, and that is no measure of how much it takes
@@ -200,13 +210,13 @@ class Learner:
         else:
             known.blocks += 1
         known.has_answered = False
-        if pause is None and known.blocks:
-            self._pause(id_ai_model, known, now, min(0.5 * 2.0**known.blocks, LONGEST_BLOCK))
+        wait = pause or (min(0.5 * 2.0**known.blocks, LONGEST_BLOCK) if known.blocks else 0.0)
         growth = max(SLOWEST, learnt.growth / CALMING)
         lowered = max(1, round(base))
-        known.learnt = Learnt(lowered, learnt.tokens_per_minute, growth, max(now, known.held_until))
-        wait = max(0.0, known.held_until - now)
-        self._store("lower", id_ai_model, requests_per_minute=lowered, growth=growth, pause=wait, window=WINDOW)
+        known.learnt = Learnt(lowered, learnt.tokens_per_minute, growth, now + wait)
+        self._store("lower", id_ai_model, requests_per_minute=lowered, growth=growth, pause=wait, window=window)
+        if wait:
+            self._pause(id_ai_model, known, now, wait)
 
     # ----- small helpers
 

@@ -184,6 +184,7 @@ class Worker:
                 self._pace_thread, getattr(queue.pace, verb), *subject, **values
             ),
             self._pacer.hold,
+            self._held,
             lambda seconds, action: self._loop.call_later(seconds, action),  # noqa: PLW0108 -- there is no loop yet
         )
         self._throttle = Throttle(options.concurrency, self._held)
