@@ -125,7 +125,7 @@ def test_tokens_count_as_well(sql: Sql, database_url: str) -> None:
 def test_other_models_items_flow_on(sql: Sql, database_url: str) -> None:
     with FakeProvider() as fake:
         slow = add_task(
-            sql, add_model(sql, fake, "chat", "slow", max_requests_per_minute=60), [f"slow{n}" for n in range(4)], priority=9
+            sql, add_model(sql, fake, "chat", "slow", max_requests_per_minute=30), [f"slow{n}" for n in range(4)], priority=9
         )
         fast = add_task(sql, add_model(sql, fake, "chat", "fast"), [f"fast{n}" for n in range(300)])
         assert Run(database_url).summary.processed == 304

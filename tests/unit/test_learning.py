@@ -93,7 +93,7 @@ def run(limits: provider.Limits, seconds: float, workers: int = 4, latency: floa
             _, worker, is_let_in, at, wait = heapq.heappop(answers)
             in_flight[worker] -= 1
             if is_let_in:
-                learners[worker].answered(1, None, at)
+                learners[worker].answered(1, None)
                 limiter.release("")
             else:
                 error = RateLimited("slower", retry_after=wait if limits.retry_after else None)
@@ -155,11 +155,11 @@ def test_a_limit_that_is_named_is_believed_and_stored_once() -> None:
     world = World()
     learner = world.learner()
     for _ in range(20):
-        learner.answered(1, Limits(600, 60_000), world.now)
+        learner.answered(1, Limits(600, 60_000))
     assert [verb for verb, _ in world.said] == ["told"]
     assert learner.limits(TASK) == (600, 60_000)
     assert learner.limits(replace(TASK, limits=Limits(60, None))) == (60, 60_000)  # what is configured counts
-    learner.answered(1, Limits(1200, 60_000), world.now)
+    learner.answered(1, Limits(1200, 60_000))
     assert [verb for verb, _ in world.said] == ["told", "told"]
     assert learner.limits(TASK) == (1200, 60_000)
 
@@ -168,12 +168,12 @@ def test_what_was_sent_before_it_was_named_is_paid_for() -> None:
     world = World(in_flight=50)
     learner = world.learner()
     for _ in range(100):
-        learner.answered(1, None, world.now)
-    learner.answered(1, Limits(600, None), world.now)
+        learner.answered(1, None)
+    learner.answered(1, Limits(600, None))
     assert world.said[0][1]["pay"] == pytest.approx(15.1)
     other = world.learner()  # one that has heard of it before
     other.limits(world.task())
-    other.answered(1, Limits(600, None), world.now)
+    other.answered(1, Limits(600, None))
     assert len(world.said) == 1
 
 
@@ -203,7 +203,7 @@ def test_all_refusals_of_a_moment_lower_the_limit_once() -> None:
     learner = world.learner()
     task = world.task()
     learner.limits(task)
-    learner.answered(1, None, world.now)
+    learner.answered(1, None)
     for _ in range(100):
         learner.refused(task, RateLimited("slower"), world.now, 0.1)
     assert [verb for verb, _ in world.said] == ["lower"]

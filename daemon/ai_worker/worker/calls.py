@@ -175,7 +175,7 @@ class Caller:
                 self._learner.refused(attempt.item.task, error, began, self._throttle.of(model).latency)
             raise
         self._throttle.answered(model, began)
-        self._learner.answered(model, completion.limits, began)
+        self._learner.answered(model, completion.limits)
         return completion
 
     async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:

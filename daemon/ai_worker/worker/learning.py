@@ -54,7 +54,7 @@ class _Known:
     counted_at: float = -math.inf
     is_counting: bool = False
     blocks: int = 0  # refusals of everything, in a row
-    has_answered: bool = True  # since the latest refusal that counted
+    trying_since: float | None = None  # when the first call was made of those that were refused since the latest answer
     held_until: float = -math.inf
 
 
@@ -118,7 +118,7 @@ class Learner:
 
     def _see(self, id_ai_model: int, known: _Known, learnt: Learnt) -> None:
         """Somebody has stored something newer."""
-        known.learnt, known.has_answered = learnt, False
+        known.learnt = learnt
         now = self._clock()
         is_first_guess = learnt.growth in {RAMP, COUNTED} and now - learnt.since < 2 * WINDOW
         if is_first_guess and not known.is_counting and now - known.counted_at > 10 * WINDOW:
@@ -126,8 +126,8 @@ class Learner:
 
     # ----- what is seen
 
-    def answered(self, id_ai_model: int, limits: Limits | None, began: float) -> None:
-        """A call that began then was answered, and its provider said that these were its limits."""
+    def answered(self, id_ai_model: int, limits: Limits | None) -> None:
+        """A call was answered, and its provider said that these were its limits."""
         now = self._clock()
         answers = self._answers.get(id_ai_model)
         if answers is None:
@@ -138,8 +138,7 @@ class Learner:
         if limits is not None:
             self._told(id_ai_model, limits)
         if (known := self._known.get(id_ai_model)) is not None:
-            if known.learnt is None or began > known.learnt.since:
-                known.has_answered, known.blocks = True, 0
+            known.trying_since, known.blocks = None, 0
             self._note(id_ai_model, now, False)
 
     def refused(self, task: Task, error: RateLimited, began: float, latency: float) -> None:
@@ -157,6 +156,8 @@ class Learner:
     def _learn(self, id_ai_model: int, known: _Known, pause: float | None, began: float, latency: float) -> None:
         now = self._clock()
         self._note(id_ai_model, now, True)
+        if known.trying_since is None:
+            known.trying_since = began
         learnt = known.learnt
         if learnt is None or (learnt.growth and now - learnt.since > FORGET):
             if not known.is_counting and now - known.counted_at > 2 * WINDOW and self._is_much(id_ai_model, now):
@@ -165,9 +166,11 @@ class Learner:
                 known.is_counting = True
                 self._later(wait, lambda: self._count(id_ai_model, known, pause or 0.0))
         elif learnt.requests_per_minute is not None and began > learnt.since:
-            window = max(WINDOW, 2 * latency) if known.has_answered else BLOCKED
+            # It refuses everything when no call that was made together with a refused one has been answered since.
+            is_blocked = now - known.trying_since > 1.25 * latency + BLOCKED
+            window = BLOCKED if is_blocked else max(WINDOW, 2 * latency)
             if now - learnt.since > window:
-                self._lower(id_ai_model, known, learnt, pause, window)
+                self._lower(id_ai_model, known, learnt, is_blocked, pause, window)
 
     def _is_much(self, id_ai_model: int, now: float) -> bool:
         """Whether enough was refused lately to do something about it: a stray refusal is a matter of its own call."""
@@ -191,25 +194,26 @@ class Learner:
 
     def _count(self, id_ai_model: int, known: _Known, pause: float) -> None:
         """This worker's part of the first guess."""
-        known.is_counting = known.has_answered = False
+        known.is_counting = False
         known.counted_at = self._clock()
         answers = round((1 - STEP) * max(FEWEST, self._last_minute(id_ai_model)))
         growth = COUNTED if pause > LONG else RAMP
         self._store("count", id_ai_model, answers=answers, growth=growth, pause=pause, growths=(RAMP, COUNTED), forget=FORGET)
 
-    def _lower(self, id_ai_model: int, known: _Known, learnt: Learnt, pause: float | None, window: float) -> None:
+    def _lower(
+        self, id_ai_model: int, known: _Known, learnt: Learnt, is_blocked: bool, pause: float | None, window: float
+    ) -> None:
         now = self._clock()
         rate = grown(learnt, now) if learnt.growth else float(learnt.requests_per_minute or 0)
         base = float(learnt.requests_per_minute or 0)
-        if known.has_answered:  # else it refuses everything, and that is no measure of how much it takes
+        if is_blocked:  # which is no measure of how much it takes
+            known.blocks += 1
+        else:
             base = rate * math.exp(-(STEP + 3 * learnt.growth))
             latest = [is_refused for at, is_refused in self._latest[id_ai_model] if at > max(learnt.since, now - 5.0)]
             share = sum(latest) / len(latest)
             if len(latest) >= 10 and share > 0.1:
                 base = min(base, rate * max(0.5, (1 - share) * 0.98))
-        else:
-            known.blocks += 1
-        known.has_answered = False
         wait = pause or (min(0.5 * 2.0**known.blocks, LONGEST_BLOCK) if known.blocks else 0.0)
         growth = max(SLOWEST, learnt.growth / CALMING)
         lowered = max(1, round(base))
