@@ -17,7 +17,7 @@ from ai_worker.config import parse_database_url
 from ai_worker.errors import AccessDenied, Overloaded, ProviderError
 from ai_worker.models import Completion, Filters, Item, Outcome, Prompt, Usage
 from ai_worker.providers import ProviderConfig
-from ai_worker.worker import Worker, calls, loop
+from ai_worker.worker import Worker, attempt, calls, endpoints, loop
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
 from tests.integration.lifecycle import assert_ledger
@@ -107,7 +107,7 @@ def test_a_run_that_is_told_to_slow_down_for_ever_ends(sql: Sql, database_url: s
 
     monkeypatch.setattr(loop, "STUCK_SECONDS", 1.5)
     monkeypatch.setattr(calls.Caller, "_sleep", no_wait)
-    monkeypatch.setattr(calls, "attempt_delay", lambda *_: 0.3)
+    monkeypatch.setattr(attempt, "attempt_delay", lambda *_: 0.3)
     with FakeProvider() as fake:
         model = add_model(sql, fake, "chat", "chat")
         add_task(sql, model, TEXTS[1:2])
@@ -175,7 +175,7 @@ class Billing:
 def billing(monkeypatch: pytest.MonkeyPatch) -> type[Billing]:
     monkeypatch.setattr(Billing, "calls", 0)
     monkeypatch.setattr(Billing, "asked", threading.Event())
-    monkeypatch.setattr(calls, "provider_class", lambda _: Billing)
+    monkeypatch.setattr(endpoints, "provider_class", lambda _: Billing)
     return Billing
 
 
