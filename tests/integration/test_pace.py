@@ -111,7 +111,7 @@ def test_two_workers_share_a_models_rate(sql: Sql, database_url: str) -> None:
         assert sum(run.summary.processed for run in runs) == 80
         assert min(run.summary.processed for run in runs) > 0
         for start in range(80 - 25):
-            assert times[start + 25] - times[start] > 24 * 0.05 - 0.8  # at no time much faster: some of it is late, the machine busy
+            assert times[start + 25] - times[start] > 24 * 0.05 - 0.8  # never much faster: some is late, the machine busy
 
 
 def test_tokens_count_as_well(sql: Sql, database_url: str) -> None:
