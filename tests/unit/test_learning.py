@@ -12,7 +12,7 @@ import pytest
 
 from ai_worker.errors import RateLimited
 from ai_worker.models import Learnt, Limits, Task, TaskStatus
-from ai_worker.worker.learning import FORGET, MANY, MOST, RAMP, SLOWEST, Learner, grown
+from ai_worker.worker.learning import FASTER, FORGET, MANY, MOST, RAMP, SLOWEST, Learner, grown
 from ai_worker.worker.line import MARGIN
 from tests.fake_provider import limits as provider
 from tests.fake_provider.wire import Tokens
@@ -214,10 +214,10 @@ def test_all_refusals_of_a_moment_lower_the_limit_once() -> None:
 def test_growth_is_slow_near_the_wall_faster_later_and_forgotten_in_the_end() -> None:
     learnt = Learnt(600, None, SLOWEST, 1000.0)
     assert grown(learnt, 900.0) == 600
-    assert grown(learnt, 1030.0) < 610
+    assert grown(learnt, 1030.0) < 615
     assert grown(learnt, 1300.0) > 2000
     assert grown(learnt, 1e6) == pytest.approx(600 * MOST)
-    assert grown(Learnt(30, None, RAMP, 1000.0), 1010.0) == pytest.approx(30 * math.exp(RAMP * 10 * (1 + 1 / 36)))
+    assert grown(Learnt(30, None, RAMP, 1000.0), 1010.0) == pytest.approx(30 * math.exp(RAMP * 10 * (1 + (10 / FASTER) ** 2)))
     world = World(requests=600, growth=SLOWEST, slowed_at=1000.0)
     learner, task = world.learner(), world.task()
     assert learner.limits(task).requests_per_minute == round(600 / MARGIN)

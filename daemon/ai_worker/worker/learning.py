@@ -21,10 +21,10 @@ from ai_worker.retry import CALL_CAP
 from ai_worker.worker.line import MARGIN
 
 RAMP: Final = 0.35  # growth per second of a first guess, which may be far too low
-COUNTED: Final = 0.0003  # ... of one whose provider has named a long wait: it counts by the minute, and the guess is right
-SLOWEST: Final = 0.0002
-CALMING: Final = 6.0  # growth is divided by that at each refusal
-FASTER: Final = 60.0  # seconds, after which growth itself has doubled
+COUNTED: Final = 0.0006  # ... of one whose provider has named a long wait: it counts by the minute, and the guess is right
+SLOWEST: Final = 0.0005
+CALMING: Final = 5.0  # growth is divided by that at each refusal
+FASTER: Final = 90.0  # seconds, after which growth itself has doubled
 MOST: Final = 8.0  # times as much as at the latest refusal; but for the ramp
 FORGET: Final = 400.0  # seconds without a refusal
 STEP: Final = 0.03  # by which a limit is lowered at least
