@@ -199,7 +199,7 @@ def test_a_refusal_does_not_lower_what_is_configured() -> None:
 
 
 def test_all_refusals_of_a_moment_lower_the_limit_once() -> None:
-    world = World(requests=600, growth=SLOWEST, slowed_at=950.0)
+    world = World(requests=600, growth=SLOWEST, slowed_at=990.0)
     learner = world.learner()
     task = world.task()
     learner.limits(task)
