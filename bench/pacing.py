@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.drain import daemons
+from bench.drain import daemons, wait_for
 from bench.report import Report, WrongResultError, median
 from bench.servers import Server
 
@@ -120,6 +120,7 @@ def measure(server: Server, case: Case, seconds: float) -> Done:
                 cursor.executemany("INSERT INTO task_item (id_task, text_original) VALUES (%s, %s)", rows)
                 cursor.execute("SET GLOBAL general_log = 1")
                 connection.commit()
+                wait_for(lambda: asked(f"{url}/_counts")["answered"], "the first answer")
                 time.sleep(seconds)
                 counts, timeline = asked(f"{url}/_counts"), asked(f"{url}/_timeline")["rows"]
                 cursor.execute("SET GLOBAL general_log = 0")
