@@ -49,7 +49,7 @@ class Fleet:
         )
         self.pacer.start()
 
-    async def _lease(self, id_ai_model: int, seconds: float) -> Stretch:  # noqa: ARG002 -- there is one model
+    async def _lease(self, id_ai_model: int, seconds: float) -> Stretch:
         await self.may_answer.wait()
         begins = max(time.monotonic(), self.line_ends)
         self.line_ends = begins + seconds

@@ -261,6 +261,39 @@ def test_calls_cancelled_or_failing_while_away_are_told_of_and_hold_nothing() ->
     asyncio.run(run())
 
 
+class Retrying(Waiting):
+    """Calls that are made again after a while."""
+
+    async def _call(self, item: Item) -> Outcome:
+        self.backs[item.id_task_item] = asyncio.Event()
+        async with self.slots.away(keeps_place=True):
+            await self.backs[item.id_task_item].wait()
+        return await Held._call(self, item)
+
+
+def test_who_will_call_again_keeps_its_place_at_the_model_but_not_its_slot() -> None:
+    """Else all that come back together would be in flight beside those that were claimed in their places."""
+
+    async def run() -> None:
+        limited = replace(TASK, max_in_flight=3)
+        held = Retrying(2)
+        held.slots.fill(items(1, 2, task=limited))
+        await held.come_back()
+        assert (held.slots.in_flight, held.slots.free(0), held.slots.held(1), held.slots.places(1)) == (0, 2, 0, 2)
+        assert held.slots.room(limited) == 1
+        held.slots.fill(items(3, task=limited))
+        assert held.slots.full_models() == [1]
+        await held.come_back()
+        await held.come_back(1, 2, 3)
+        assert (held.slots.in_flight, held.slots.places(1), held.slots.room(limited)) == (2, 3, 0)
+        held.slots.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (len(held.slots), held.slots.places(1), held.slots.room(limited)) == (0, 0, 3)
+
+    asyncio.run(run())
+
+
 def test_too_many_away_take_slots_after_all() -> None:
     async def run() -> None:
         held = Waiting(2)

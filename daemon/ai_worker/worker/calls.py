@@ -49,6 +49,7 @@ class Caller:
     learner: told how calls end, for the next ones' pace.
     twins: whether a call need be made at all.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
+    pause: the same between two calls, where its place at the model is kept.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Caller:
         learner: Learner,
         twins: Twins,
         away: Callable[[], AbstractAsyncContextManager[object]],
+        pause: Callable[[], AbstractAsyncContextManager[object]],
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints
@@ -70,7 +72,7 @@ class Caller:
         self._pacer = pacer
         self._throttle = throttle
         self._learner = learner
-        self._away = away
+        self._pause = pause
         self._packs = Packs(self._complete, away)
         self._log = log
 
@@ -223,7 +225,7 @@ class Caller:
 
     async def _sleep(self, seconds: float) -> None:
         """A wait without a slot, that a drain ends: the item is given back then, since nobody has been paid for it."""
-        async with self._away():
+        async with self._pause():
             try:
                 await asyncio.wait_for(self._stopping.wait(), seconds)
             except TimeoutError:

@@ -161,7 +161,7 @@ class Worker:
             lambda id_ai_model: self._learner.held_until(id_ai_model),  # noqa: PLW0108
             slots=options.concurrency,
             held=self._held,
-            away=self._away,
+            away=self._pause_call,
             on_ready=self._look_now,
         )
         self._twins = Twins(
@@ -176,7 +176,7 @@ class Worker:
                 self._pace_thread, queue.shares.renew, id_ai_model, self._lease.id_worker, *numbers
             ),
             slots=options.concurrency,
-            held=self._held,
+            held=self._places,
             on_ready=self._look_now,
         )
         self._learner = Learner(
@@ -197,6 +197,7 @@ class Worker:
             self._learner,
             self._twins,
             self._away,
+            self._pause_call,
             lambda: self._lease.log,
         )
         self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
@@ -582,8 +583,14 @@ class Worker:
     def _held(self, id_ai_model: int) -> int:
         return self._slots.held(id_ai_model)
 
+    def _places(self, id_ai_model: int) -> int:
+        return self._slots.places(id_ai_model)
+
     def _away(self, *, soon: bool = False) -> AbstractAsyncContextManager[Callable[[], None]]:
         return self._slots.away(soon=soon)  # the slots are made after those who make their calls
+
+    def _pause_call(self) -> AbstractAsyncContextManager[object]:
+        return self._slots.away(keeps_place=True)
 
     def _wake(self) -> None:
         self._work_seen.set()

@@ -58,6 +58,8 @@ class Slots:
         self._rate_since, self._ended_since = time.monotonic(), 0
         self._held: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
+        self._keeping: set[asyncio.Task[Outcome]] = set()  # of those away, who will make their call again
+        self._kept: Counter[int] = Counter()  # how many these are, by model
         self._has_room = asyncio.Event()
 
     def __len__(self) -> int:
@@ -102,15 +104,19 @@ class Slots:
     def room(self, task: Task) -> int:
         """How many more items of this task's model may be held now."""
         limit = task.max_in_flight
-        return self._slots + self._ahead if limit is None else limit - self._held[task.id_ai_model]
+        return self._slots + self._ahead if limit is None else limit - self.places(task.id_ai_model)
 
     def held(self, id_ai_model: int) -> int:
         """How many of its items have a slot, or wait for their first."""
         return self._held[id_ai_model]
 
+    def places(self, id_ai_model: int) -> int:
+        """The same, with those whose call will be made again: so many may be in flight at the model, all at once."""
+        return self._held[id_ai_model] + self._kept[id_ai_model]
+
     def full_models(self) -> list[int]:
         """Models that take no more items now."""
-        return [each for each, limit in list(self._limits.items()) if self._held[each] >= limit]
+        return [each for each, limit in list(self._limits.items()) if self.places(each) >= limit]
 
     def has_limit(self, id_ai_model: int) -> bool:
         """Whether one of the model's items having ended may make room for another that could not be claimed."""
@@ -148,11 +154,12 @@ class Slots:
             call.cancel()
 
     @asynccontextmanager
-    async def away(self, *, soon: bool = False) -> AsyncIterator[Callable[[], None]]:
+    async def away(self, *, soon: bool = False, keeps_place: bool = False) -> AsyncIterator[Callable[[], None]]:
         """For a call's own task: the slot is another's inside the block, and one is waited for at its end.
 
         `soon` says that the wait is short, and before the first call; the value is a function that says that it is not short
-        after all. When the block is left by an exception the call goes on without a slot: it is about to end.
+        after all. `keeps_place` says that the wait is between two calls: nobody else's takes its
+        place at the model. When the block is left by an exception the call goes on without a slot: it is about to end.
         """
         call = asyncio.current_task()
         item = self._calls.get(call) if call is not None else None
@@ -163,6 +170,9 @@ class Slots:
             self._soon.add(call)
         else:
             self._held[item.task.id_ai_model] -= 1
+        if keeps_place:
+            self._keeping.add(call)
+            self._kept[item.task.id_ai_model] += 1
         self._start()
         self._has_room.set()
 
@@ -184,6 +194,9 @@ class Slots:
         self._hold_again(call, self._calls[call])
 
     def _hold_again(self, call: asyncio.Task[Outcome], item: Item) -> None:
+        if call in self._keeping:
+            self._keeping.remove(call)
+            self._kept[item.task.id_ai_model] -= 1
         if call in self._soon:
             self._soon.remove(call)
         else:
