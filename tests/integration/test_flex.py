@@ -22,12 +22,12 @@ def fake() -> Iterator[FakeProvider]:
 
 def _add(sql: Sql, fake: FakeProvider, api: str) -> int:
     options = {"chat": '{"flex": "on"}', "responses": '{"api": "responses", "flex": "on"}', "gemini": "{}"}
-    return add_task(sql, add_model(sql, fake, api, api, options=options[api]), TEXTS, lane="flex")
+    return add_task(sql, add_model(sql, fake, api, api, options=options[api]), TEXTS, lane="flex", cache_seconds=0)
 
 
 @pytest.mark.parametrize("api", APIS)
 def test_flex_is_asked_for_recorded_and_costs_less(sql: Sql, database_url: str, fake: FakeProvider, api: str) -> None:
-    flex, online = _add(sql, fake, api), add_task(sql, add_model(sql, fake, api, "online"), TEXTS)
+    flex, online = _add(sql, fake, api), add_task(sql, add_model(sql, fake, api, "online"), TEXTS, cache_seconds=0)
     assert Run(database_url).summary.processed == 4
     assert {row["lane"] for row in attempts_of(sql, flex)} == {"flex"}
     assert {row["lane"] for row in attempts_of(sql, online)} == {"online"}

@@ -98,10 +98,13 @@ class Twins:
         twin = _Twin(item, is_away=not is_first)
         work.twins.append(twin)
         try:
-            async with self._away(soon=is_first) as not_so_soon:  # also for the question: another call can be made meanwhile
+            # Also for the question: another call can be made meanwhile. Those that go into packs are more than there are slots.
+            is_soon = is_first and item.task.pack == 1
+            async with self._away(soon=is_soon) as not_so_soon:
                 verdict = await (self._verdict if is_first else self._patiently)(work, twin)
                 if verdict is Standing.UNDER_WAY:
-                    not_so_soon()
+                    if is_soon:
+                        not_so_soon()
                     verdict = await self._patiently(work, twin)
                 _leave_with(verdict)
         except _AnsweredError as answered:
