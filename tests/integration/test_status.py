@@ -173,3 +173,19 @@ def test_watch_of_all_tasks_tells_of_the_models_in_use(ai_worker: Commands, prog
     assert "stopped: quota_exhausted" in shown
     assert "of 600 calls/min" in shown
     assert "$1.00 of $5.00 usd today" in shown
+
+
+def test_a_task_tells_its_budget_and_its_further_models(ai_worker: Commands, task: int, sql: Sql) -> None:
+    sql("INSERT INTO ai_model (name, provider) VALUES ('druga', 'echo')")
+    sql("INSERT INTO task_fallback (id_task, position, id_ai_model) SELECT %s, 1, MAX(id_ai_model) FROM ai_model", [task])
+    sql(
+        "UPDATE task SET budget = 2, cost = 1.99, status_id = 4, finished_at = NULL,"
+        " status_reason = 'the budget of 2.00 USD is spent' WHERE id_task = %s",
+        [task],
+    )
+    shown = ai_worker("status", str(task)).out
+    assert re.search(r"^  fallbacks +druga$", shown, re.M)
+    assert re.search(r"^  budget +\$1\.99 of \$2\.00 spent$", shown, re.M)
+    assert f"`ai-worker resume {task} --budget USD` goes on" in shown
+    found = ai_worker("status", str(task), "--json").json
+    assert (found["budget"], found["fallbacks"], found["resume_at"]) == ("2", ["druga"], None)

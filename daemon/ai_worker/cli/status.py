@@ -119,6 +119,10 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
         "description": task.description,
         "priority": task.priority,
         "max_attempts": task.max_attempts,
+        "budget": plain(task.budget),
+        "reserved": plain(task.reserved),
+        "resume_at": task.resume_at,
+        "fallbacks": list(task.fallbacks),
         "created_at": task.created_at,
         "scheduled_at": task.scheduled_at,
         "rate": None if task.rate is None else round(task.rate, 3),
@@ -172,10 +176,15 @@ def _show_task(task: TaskReport, workers: Sequence[WorkerReport], stopped: Seque
     if task.started_at is not None:
         rows.append(("tokens", f"{context.number(task.tokens_input)} in, {context.number(task.tokens_output)} out"))
         rows.append(("cost", context.money(task.cost)))
+    if task.fallbacks:
+        rows.append(("fallbacks", ", ".join(map(visible, task.fallbacks))))
+    if task.budget is not None:
+        reserved = f", {context.money(task.reserved)} reserved for items in flight" if task.reserved else ""
+        rows.append(("budget", f"{context.money(task.cost or Decimal(0))} of {context.money(task.budget)} spent{reserved}"))
     if task.priority:
         rows.append(("priority", str(task.priority)))
     moments = {"created": task.created_at, "scheduled": task.scheduled_at}
-    for name, moment in (moments | {"started": task.started_at, "finished": task.finished_at}).items():
+    for name, moment in (moments | {"started": task.started_at, "finished": task.finished_at, "goes on": task.resume_at}).items():
         if moment is not None:
             rows.append((name, context.iso(moment) or ""))
     for name, text in rows:
@@ -215,7 +224,10 @@ def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[
     """Why nothing moves, or what can be done next."""
     hints = []
     if task.open and task.status is TaskStatus.PAUSED:
-        hints.append(f"`ai-worker resume {task.id_task}` goes on")
+        more = (
+            " --budget USD" if task.budget is not None and "budget" in (task.status_reason or "") and not task.resume_at else ""
+        )
+        hints.append(f"`ai-worker resume {task.id_task}{more}` goes on")
     elif task.open and task.model_stopped:
         for each in stopped:
             if each.name == task.model:
