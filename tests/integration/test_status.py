@@ -189,3 +189,12 @@ def test_a_task_tells_its_budget_and_its_further_models(ai_worker: Commands, tas
     assert f"`ai-worker resume {task} --budget USD` goes on" in shown
     found = ai_worker("status", str(task), "--json").json
     assert (found["budget"], found["fallbacks"], found["resume_at"]) == ("2", ["druga"], None)
+
+
+def test_a_task_tells_of_its_batches(ai_worker: Commands, task: int, sql: Sql) -> None:
+    sql(
+        "INSERT INTO batch (batch_key, id_task, id_ai_model, id_worker, state, items, provider_batch_id, submitted_at)"
+        " SELECT 'b', id_task, id_ai_model, 7, 'submitted', 5000, 'batch_abc', UTC_TIMESTAMP(6) FROM task WHERE id_task = %s",
+        [task],
+    )
+    assert re.search(r"^  batch +submitted, 5,000 items, batch_abc$", ai_worker("status", str(task)).out, re.M)

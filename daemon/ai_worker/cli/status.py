@@ -15,7 +15,7 @@ from ai_worker.cli import context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.errors import EXIT_DONE
 from ai_worker.models import ItemStatus, TaskStatus
-from ai_worker.store.reports import ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
+from ai_worker.store.reports import BatchReport, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
 
 # What stops a model (errors.ModelStopped and below), and what to do about it.
 WHY_STOPPED = {
@@ -44,7 +44,8 @@ def status(id_task: int | None, limit: int, as_json: bool) -> None:
             if as_json:
                 context.emit_json(as_dict(task))
             else:
-                _show_task(task, reports.workers(), reports.stopped_models() if task.model_stopped else [])
+                stopped = reports.stopped_models() if task.model_stopped else []
+                _show_task(task, reports.batches(id_task), reports.workers(), stopped)
             return
         tasks = reports.tasks(limit)
         if as_json:
@@ -161,10 +162,25 @@ def _eta(task: TaskReport) -> float | None:
     return round(task.open / task.rate, 1)
 
 
-def _show_task(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]) -> None:
+def _show_task(
+    task: TaskReport, batches: Sequence[BatchReport], workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]
+) -> None:
     click.echo(
         click.style(f"task {task.id_task}  {task.status.name}", bold=True) + f"  {task.task_type} by {visible(task.model)}"
     )
+    for name, text in [*_numbers(task), *map(_batch, batches), *_moments(task)]:
+        click.echo(f"  {name:<12} {text}")
+    for title, wanted in (("failed", ItemStatus.ERROR), ("waiting", ItemStatus.DEFERRED)):
+        groups = [group for group in task.errors if group.status is wanted]
+        if groups:
+            click.echo(f"  {title}")
+            for group in groups:
+                click.echo(f"    {_group(group)}")
+    for hint in _hints(task, workers, stopped):
+        click.echo(f"  → {hint}")
+
+
+def _numbers(task: TaskReport) -> list[tuple[str, str]]:
     rows = [("items", _items(task))]
     if task.description:
         rows.insert(0, ("instruction", visible(task.description[:200])))
@@ -183,20 +199,23 @@ def _show_task(task: TaskReport, workers: Sequence[WorkerReport], stopped: Seque
         rows.append(("budget", f"{context.money(task.cost or Decimal(0))} of {context.money(task.budget)} spent{reserved}"))
     if task.priority:
         rows.append(("priority", str(task.priority)))
-    moments = {"created": task.created_at, "scheduled": task.scheduled_at}
-    for name, moment in (moments | {"started": task.started_at, "finished": task.finished_at, "goes on": task.resume_at}).items():
-        if moment is not None:
-            rows.append((name, context.iso(moment) or ""))
-    for name, text in rows:
-        click.echo(f"  {name:<12} {text}")
-    for title, wanted in (("failed", ItemStatus.ERROR), ("waiting", ItemStatus.DEFERRED)):
-        groups = [group for group in task.errors if group.status is wanted]
-        if groups:
-            click.echo(f"  {title}")
-            for group in groups:
-                click.echo(f"    {_group(group)}")
-    for hint in _hints(task, workers, stopped):
-        click.echo(f"  → {hint}")
+    return rows
+
+
+def _batch(batch: BatchReport) -> tuple[str, str]:
+    parts = [batch.state, f"{context.number(batch.items)} items", batch.provider_batch_id, batch.message]
+    return "batch", ", ".join(visible(part) for part in parts if part)
+
+
+def _moments(task: TaskReport) -> list[tuple[str, str]]:
+    moments = {
+        "created": task.created_at,
+        "scheduled": task.scheduled_at,
+        "started": task.started_at,
+        "finished": task.finished_at,
+        "goes on": task.resume_at,
+    }
+    return [(name, context.iso(moment) or "") for name, moment in moments.items() if moment is not None]
 
 
 def _items(task: TaskReport) -> str:

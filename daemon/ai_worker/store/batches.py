@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -76,22 +75,6 @@ class OpenBatches:
 
     batches: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """A batch for people to look at. Times are in UTC without a zone."""
-
-    id_batch: int
-    state: str
-    provider_batch_id: str | None
-    items: int
-    message: str | None
-    failures: int
-    created_at: datetime
-    submitted_at: datetime | None
-    cancelled_at: datetime | None
-    ended_at: datetime | None
 
 
 class Batches:
@@ -236,10 +219,6 @@ class Batches:
         """What a worker with these filters may wait for."""
         row = self._db.query("open_batches", filter_columns(filters))[0]
         return OpenBatches(row["batches"], float(row["seconds"] or 0.0))
-
-    def of_task(self, id_task: int) -> list[BatchReport]:
-        """A task's batches, for people, in the order in which they were made."""
-        return [BatchReport(**row) for row in self._db.query("batches_of_task", {"id_task": id_task})]
 
     def _get(self, id_batch: int) -> Batch:
         (row,) = self._db.query("batch_row", {"id_batch": id_batch})

@@ -161,6 +161,22 @@ class ModelDay:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchReport:
+    """A batch for people to look at. Times are in UTC without a zone."""
+
+    id_batch: int
+    state: str
+    provider_batch_id: str | None
+    items: int
+    message: str | None
+    failures: int
+    created_at: datetime
+    submitted_at: datetime | None
+    cancelled_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class ItemResult:
     """One item with its result. `error` is why it failed or waits, None where nothing is wrong."""
 
@@ -241,6 +257,10 @@ class Reports:
             )
             for row in rows
         ]
+
+    def batches(self, id_task: int) -> list[BatchReport]:
+        """A task's batches, in the order in which they were made."""
+        return [BatchReport(**row) for row in self._db.query("batches_of_task", {"id_task": id_task})]
 
     def results(self, id_task: int, only: ItemStatus | None = None) -> Iterator[ItemResult]:
         """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time.
