@@ -171,7 +171,8 @@ class Caller:
         try:
             completion = await endpoint.provider.complete(prompt)
         except Transient as error:
-            if not isinstance(error, Shed):  # else it is the cheap tier that is full
+            is_rate = isinstance(error, RateLimited) and self._pacer.paces(model)
+            if not is_rate and not isinstance(error, Shed):  # else the pace is to be mended, or the cheap tier is full
                 self._throttle.failed(model, error)
             if isinstance(error, RateLimited):
                 self._learner.refused(attempt.item.task, error, began, self._throttle.of(model).latency)

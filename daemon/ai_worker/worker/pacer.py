@@ -195,6 +195,11 @@ class Pacer:
         """Whether the model's calls have to wait for their turn."""
         return id_ai_model in self._models
 
+    def paces(self, id_ai_model: int) -> bool:
+        """Whether the model has a limit per minute, configured or learnt."""
+        paced = self._models.get(id_ai_model)
+        return paced is not None and paced.line is not None
+
     async def turn(self, task: Task, prompt: Prompt, companions: int = 0) -> Turn | None:
         """Returns when the call may be made; `Turn.end` must follow it. None when the worker is stopping.
 
