@@ -24,6 +24,7 @@ RAMP: Final = 0.35  # growth per second of a first guess, which may be far too l
 COUNTED: Final = 0.0006  # ... of one whose provider has named a long wait: it counts by the minute, and the guess is right
 SLOWEST: Final = 0.0005
 CALMING: Final = 5.0  # growth is divided by that at each refusal
+DOUBT: Final = 60.0  # seconds in which what was taken off beyond STEP would grow back
 FASTER: Final = 90.0  # seconds, after which growth itself has doubled
 MOST: Final = 8.0  # times as much as at the latest refusal; but for the ramp
 FORGET: Final = 400.0  # seconds without a refusal
@@ -215,8 +216,10 @@ class Learner:
             if len(latest) >= 10 and share > 0.1:
                 base = min(base, rate * max(0.5, (1 - share) * 0.98))
         wait = pause or (min(0.5 * 2.0**known.blocks, LONGEST_BLOCK) if known.blocks else 0.0)
-        growth = max(SLOWEST, learnt.growth / CALMING)
         lowered = max(1, round(base))
+        # The more is taken off at once, the less sure it is that it was not too much.
+        doubt = 0.0 if is_blocked else (math.log(rate / lowered) - STEP) / DOUBT
+        growth = max(SLOWEST, learnt.growth / CALMING, doubt)
         known.learnt = Learnt(lowered, learnt.tokens_per_minute, growth, now + wait)
         self._store("lower", id_ai_model, requests_per_minute=lowered, growth=growth, pause=wait, window=window)
         if wait:
