@@ -818,6 +818,7 @@ SELECT COUNT(*) AS batches,
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = b.id_ai_model
   LEFT JOIN task t ON t.id_task = b.id_task
  WHERE b.ended_at IS NULL
+   AND (%(any_batch)s OR b.id_batch IN %(batches)s)
    AND (%(id_task)s IS NULL OR b.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_model)s OR m.name IN %(model_names)s);

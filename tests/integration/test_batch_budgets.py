@@ -51,3 +51,16 @@ def test_what_cannot_be_paid_is_not_handed_in(sql: Sql, database_url: str, fake:
     row = task_of(sql, task)
     assert (row["status"], row["status_reason"][:10]) == ("PAUSED", "the budget")
     assert_ledger(sql)
+
+
+def test_no_batch_is_begun_again_and_again_while_all_the_money_is_set_aside(
+    sql: Sql, database_url: str, fake: FakeProvider
+) -> None:
+    """What is under way takes up to a day: each try leaves a batch, and the worker that it is, behind."""
+    fake.set_batches(seconds=4)
+    task = add_task(sql, add_model(sql, fake, "chat", "m"), TEXTS[:4], lane="batch", budget=Decimal("0.0012"))
+    assert Run(database_url).summary.processed == 4
+    assert len(fake.batches.created) == 2, "the budget pays for two at a time"
+    rows = sql("SELECT items FROM batch WHERE id_task = %s", [task])
+    assert sum(row["items"] == 0 for row in rows) <= 1
+    assert_ledger(sql)

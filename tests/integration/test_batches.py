@@ -228,6 +228,24 @@ def test_a_run_takes_no_more_than_it_was_told_to(sql: Sql, database_url: str, fa
     assert [item["status"] for item in items_of(sql, task)] == ["PROCESSED"] * 3 + ["PENDING"] * 5
 
 
+def test_a_run_that_was_told_how_many_does_not_wait_for_batches_of_others(
+    sql: Sql, database_url: str, fake: FakeProvider
+) -> None:
+    """They take up to a day, and a run for a few items is what cron starts every minute."""
+    fake.set_batches(hold=True)
+    model = add_model(sql, fake, "chat", "m")
+    theirs = add_task(sql, model, TEXTS[:4], lane="batch")
+
+    def stop(worker: Worker, running: asyncio.AbstractEventLoop) -> None:
+        assert fake.wait_until(lambda: batches_of(sql, theirs) != [] and batches_of(sql, theirs)[0]["state"] == "submitted")
+        running.call_soon_threadsafe(worker.drain)
+
+    Run(database_url, meanwhile=stop)
+    add_task(sql, model, TEXTS[4:])
+    assert Run(database_url, max_items=2).summary.processed == 2
+    assert [batch["state"] for batch in batches_of(sql, theirs)] == ["submitted"]
+
+
 def test_a_named_item_is_done_at_once(sql: Sql, database_url: str, fake: FakeProvider) -> None:
     task = add_task(sql, add_model(sql, fake, "chat", "m"), TEXTS, lane="batch")
     named = items_of(sql, task)[4]["id_task_item"]

@@ -11,7 +11,7 @@ In `submitting` the provider may or may not have it: who comes to it without hav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -215,9 +215,10 @@ class Batches:
 
     # ----- looking
 
-    def open(self, filters: Filters) -> OpenBatches:
-        """What a worker with these filters may wait for."""
-        row = self._db.query("open_batches", filter_columns(filters))[0]
+    def open(self, filters: Filters, among: Collection[int] | None = None) -> OpenBatches:
+        """What a worker with these filters may wait for; of some batches only, if any are named."""
+        which = {"any_batch": among is None, "batches": tuple(among or (0,))}
+        row = self._db.query("open_batches", {**filter_columns(filters), **which})[0]
         return OpenBatches(row["batches"], float(row["seconds"] or 0.0))
 
     def _get(self, id_batch: int) -> Batch:

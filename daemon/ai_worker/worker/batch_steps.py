@@ -94,6 +94,7 @@ class BatchSteps:
         self.holder = 0  # this worker, under the id that it had when it took the batch
         self.online: set[int] = set()  # models whose provider takes no batches
         self.unsent: set[int] = set()  # batches that this process has made, and certainly not handed in
+        self.fruitless: set[int] = set()  # tasks whose latest batch got no item: others were quicker, or no money was left
         self.due: dict[int, float] = {}  # those that it has let go of: when they may go on
         self.processed = self.failed = 0  # of the present batch's items
 
@@ -155,6 +156,8 @@ class BatchSteps:
                 await self._sleep(LINGER_SECONDS)
             if not await self._in_thread(self._batches.renew, batch, self.holder, HOLD_SECONDS):
                 return None
+        if not rows:
+            self.fruitless.add(batch.id_task)
         if not rows or self._is_off(batch):
             return await self._end(batch, task, "not handed in", Outcome.released)
         if not await self._in_thread(self._batches.submitting, batch, self.holder, rows):

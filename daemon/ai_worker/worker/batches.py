@@ -32,6 +32,9 @@ from ai_worker.worker.lease import Lease
 T = TypeVar("T")
 
 LOOK_SECONDS: Final = 3.0  # between looks for other workers' batches
+# After a batch that got no item: all the money of its task may be set aside for one under way, which takes up to a day, and
+# each try leaves a row.
+FRUITLESS_SECONDS: Final = 60.0
 
 
 class BatchLane:
@@ -87,6 +90,7 @@ class BatchLane:
         self._woken = asyncio.Event()
         self._offered: Sequence[Task] = ()
         self._tried: dict[int, float] = {}  # tasks of which no batch could be begun: when to try again
+        self._own: set[int] = set()  # batches that were begun here
         self._driving: Batch | None = None
         self._current: Batch | None = None  # whose outcomes are being committed
         self._looked_at = float("-inf")
@@ -127,6 +131,12 @@ class BatchLane:
     async def open(self) -> OpenBatches:
         """The batches that a worker with these filters may wait for."""
         return await self._in_thread(self._batches.open, self._filters)
+
+    async def has_own(self) -> bool:
+        """Whether a batch is open that was begun here."""
+        if self._own and not (await self._in_thread(self._batches.open, self._filters, tuple(self._own))).batches:
+            self._own.clear()
+        return bool(self._own)
 
     async def run(self) -> None:
         """Until it is told to stop: the step that is under way then is ended first, as far as it is needed."""
@@ -193,7 +203,11 @@ class BatchLane:
             self._tried[task.id_task] = time.monotonic() + LOOK_SECONDS
         else:
             self._steps.unsent.add(batch.id_batch)
+            self._own.add(batch.id_batch)
             await self._drive(batch)
+            if task.id_task in self._steps.fruitless:
+                self._steps.fruitless.remove(task.id_task)
+                self._tried[task.id_task] = time.monotonic() + FRUITLESS_SECONDS
 
     async def _drive(self, batch: Batch) -> None:
         """Takes a batch as far as it goes now."""
@@ -221,6 +235,7 @@ class BatchLane:
         return await self._in_thread(self._batches.commit, self._current, group)
 
     def _stored(self, committed: Committed) -> None:
+        self._tried.clear()  # money may have come back
         self._steps.processed += sum(outcome.kind is OutcomeKind.PROCESSED for outcome in committed.stored)
         self._steps.failed += sum(outcome.kind is OutcomeKind.FAILED for outcome in committed.stored)
         self._on_stored(committed)

@@ -318,7 +318,7 @@ class Worker:
             left = self._left
             free = self._slots.free(len(self._commits))
             if left <= 0:
-                has_batches = not self._is_holding and bool((await self._batches.open()).batches)
+                has_batches = not self._is_holding and await self._batches.has_own()
                 if not self._is_holding and not has_batches:
                     return None
                 self._listener.leave()
