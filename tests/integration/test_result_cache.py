@@ -249,6 +249,8 @@ def test_too_many_twins_are_put_off_uncharged(
     outcomes = [each["outcome"] for each in attempts_of(sql, task)]
     assert outcomes.count("postponed") > 0
     assert {item["attempt"] for item in items_of(sql, task)} == {1}
+    assert {each["lane"] for each in attempts_of(sql, task) if each["outcome"] == "postponed"} == {"cache"}
+    assert sql("SELECT SUM(attempts) AS n FROM ai_model_day")[0]["n"] == 1, "nothing else was sent"
 
 
 def test_a_database_that_refuses_the_cache_costs_money_not_work(

@@ -66,7 +66,8 @@ class Attempt:
         return self.processed(result)
 
     def put_off(self, kind: str, message: str, delay: float) -> Outcome:
-        """Not now, in `delay` seconds, for a reason of our own: not charged."""
+        """Not now, in `delay` seconds, for what became of identical work: nothing was sent, and nothing is charged."""
+        self.lane = Lane.CACHE
         return self._postponed(kind, message, delay)
 
     def postponed(self, error: Transient) -> Outcome:

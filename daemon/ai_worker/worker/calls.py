@@ -34,6 +34,7 @@ from ai_worker.worker.packs import Packs
 from ai_worker.worker.twins import TooManyTwinsError, Twins
 
 PUT_OFF_SECONDS = 3.0  # one of too many twins
+PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
 
@@ -104,8 +105,9 @@ class Caller:
             return attempt.given_back(str(error))
         except DatabaseError:  # the same: nobody could say whether a call need be made
             return attempt.given_back("database_away")
-        except TooManyTwinsError:
-            return attempt.put_off("twin", "too many items wait for the same work", PUT_OFF_SECONDS)
+        except TooManyTwinsError as error:
+            delay = min(PUT_OFF_MOST, PUT_OFF_SECONDS * error.turn)
+            return attempt.put_off("twin", "too many items wait for the same work", delay)
         except ModelStopped as error:
             return await self._stopped(attempt, error)
         except UsageError as error:  # of the task's type or parameters: `submit` would have refused them

@@ -29,11 +29,19 @@ LOOK_SECONDS: Final = 0.1  # until the first look whether other workers are done
 LOOK_GROWTH: Final = 1.5
 LOOK_SECONDS_MOST: Final = 1.0
 WAITING_PER_SLOT: Final = 8  # below `slots.AWAY_PER_SLOT`, so that waiting twins do not keep other items from being claimed
+TURN: Final = 4  # times as many as may wait come back at a time, of those that were turned away
 MILLION: Final = Usage(tokens_input=1_000_000, tokens_output=1_000_000)
 
 
 class TooManyTwinsError(Exception):
-    """So many items wait for others here that this one had better wait in the database."""
+    """So many items wait for others here that this one had better wait in the database.
+
+    `turn` is 1 for the first ones that were told so, 2 for as many again, and so on.
+    """
+
+    def __init__(self, turn: int) -> None:
+        super().__init__()
+        self.turn = turn
 
 
 class Twins:
@@ -65,6 +73,7 @@ class Twins:
         self._elsewhere: set[_Work] = set()  # to be asked about again
         self._leading: dict[str, _Work] = {}  # by the leader's operation_uuid
         self._waiting = 0
+        self._turned_away = 0  # since there was much room to wait in
         self._is_draining = False
         self._asking: asyncio.Task[None] | None = None
         self._has_new = asyncio.Event()
@@ -149,12 +158,15 @@ class Twins:
         """The same, where another item makes the call."""
         if self._waiting >= self._most:
             work.forget(twin)
-            raise TooManyTwinsError
+            self._turned_away += 1
+            raise TooManyTwinsError(1 + self._turned_away // (TURN * max(1, self._most)))
         self._waiting += 1
         try:
             return await self._verdict(work, twin)
         finally:
             self._waiting -= 1
+            if self._waiting < self._most / 2:
+                self._turned_away = 0
 
     def _question(self, work: _Work) -> None:
         self._new.append(work)
