@@ -693,6 +693,11 @@ SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_
 UPDATE ai_model SET probe_at = NOW(6) + INTERVAL %(seconds)s SECOND
  WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL AND probe_at <= NOW(6);
 
+-- name: leave_probe
+-- It was taken and there was nothing to make it with. Not where the model has been stopped for longer since.
+UPDATE ai_model SET probe_at = NOW(6)
+ WHERE id_ai_model = %(id_ai_model)s AND stopped_at IS NOT NULL AND probe_at BETWEEN NOW(6) AND NOW(6) + INTERVAL %(seconds)s SECOND;
+
 
 -- ===== batches: what is handed in at a provider =====
 

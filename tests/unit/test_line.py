@@ -153,7 +153,7 @@ def test_new_limits_count_from_now_on() -> None:
 @pytest.mark.parametrize("workers", [1, 4, 12])
 def test_no_minute_gets_more_than_its_worth_and_a_busy_fleet_uses_nearly_all(workers: int) -> None:
     """Workers with one line between them, as the database keeps it; late now and then; with guesses that are wrong."""
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)  # noqa: S311 -- no secret
     limits = Limits(600, 60_000)
     lines = [Line(limits, 50) for _ in range(workers)]
     paced_until, now, calls = 0.0, 0.0, []

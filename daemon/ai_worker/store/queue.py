@@ -16,7 +16,7 @@ from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Ta
 from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
-from ai_worker.store.claims import Claims, filter_columns, json_object, task_of_row
+from ai_worker.store.claims import PROBE_SECONDS, Claims, filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import (
     MESSAGE_CHARACTERS,
     Changes,
@@ -284,9 +284,13 @@ class Queue:
         tasks = [row["id_task"] for row in self._db.query("tasks_to_resume")]
         return self._db.execute("resume_tasks", {"tasks": tasks}) if tasks else 0
 
-    def take_probe(self, id_ai_model: int, seconds: int = 60) -> bool:
+    def take_probe(self, id_ai_model: int, seconds: int = PROBE_SECONDS) -> bool:
         """Whether this worker may try a stopped model with one item; nobody else may for the next `seconds`."""
         return bool(self._db.execute("take_probe", {"id_ai_model": id_ai_model, "seconds": seconds}))
+
+    def leave_probe(self, id_ai_model: int) -> None:
+        """This worker has found nothing to try the model with: whoever has something may, at once."""
+        self._db.execute("leave_probe", {"id_ai_model": id_ai_model, "seconds": PROBE_SECONDS})
 
     # ----- looking ahead
 

@@ -158,7 +158,7 @@ class Worker:
         self._pacer = Pacer(
             lambda *wanted: self._in_thread(self._pace_thread, queue.pace.lease, *wanted),
             lambda task: self._learner.limits(task),  # noqa: PLW0108 -- made later
-            lambda id_ai_model: self._learner.held_until(id_ai_model),  # noqa: PLW0108
+            lambda id_ai_model: self._learner.held_until(id_ai_model),  # noqa: PLW0108 -- the same
             slots=options.concurrency,
             held=self._held,
             away=self._pause_call,

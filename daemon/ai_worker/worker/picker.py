@@ -84,6 +84,8 @@ class Picker:
             if count > 0:
                 self._claim(id_worker, group, count, taken)
             claimed = len(taken) - before
+            if group[0].is_probe and count > 0 and not claimed:  # all was refused by that model: another task may have something
+                self._queue.leave_probe(model)
             of_model[model] += claimed
             if claimed < count or count <= 0 or group[0].is_probe:
                 done = {(task.id_task, model) for task in group}
