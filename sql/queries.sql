@@ -1106,9 +1106,10 @@ UPDATE task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND status_id IN (0, 4);
 
 -- name: restore_items
--- Cancelled items wait again. Their task is still cancelled then, so that no worker finishes it half-way.
+-- Cancelled items wait again. Their task is still cancelled then, so that no worker finishes it half-way. What came back from a
+-- batch because it was cancelled may go into another one, at that lane's price.
 UPDATE task_item FORCE INDEX (PRIMARY)
-   SET status_id = 0
+   SET status_id = 0, is_single = 0
  WHERE id_task_item IN %(items)s AND status_id = 5;
 
 -- name: retry_items

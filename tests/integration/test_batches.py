@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
 
+from ai_worker.config import parse_database_url
+from ai_worker.db import Database
 from ai_worker.models import Filters, ItemStatus
 from ai_worker.store.batches import Batches
 from ai_worker.store.queue import Queue
+from ai_worker.store.tasks import Tasks
 from ai_worker.worker import Worker, batch_rows, batch_steps
 from tests.conftest import Sql
 from tests.fake_provider import BatchSettings, FakeProvider, Rule
@@ -184,6 +188,16 @@ def test_a_cancelled_task_is_cancelled_at_the_provider(sql: Sql, database_url: s
     assert (row["status"], row["records_processed"], row["finished_at"] is not None) == ("CANCELLED", done, True)
     assert batches_of(sql, task)[0]["cancelled_at"] is not None
     assert fake.batches.created[0].status == "cancelled"
+    assert_ledger(sql)
+
+    # Nothing was wrong with what came back: resumed, it is handed in again, at that lane's price.
+    fake.set_batches(hold=False)
+    with closing(Database(parse_database_url(database_url))) as db:
+        assert Tasks(db).resume(task).items == len(TEXTS) - done
+    Run(database_url)
+    assert [len(batch.rows) for batch in fake.batches.created] == [len(TEXTS), len(TEXTS) - done]
+    assert not fake.requests
+    assert task_of(sql, task)["status"] == "COMPLETED"
     assert_ledger(sql)
 
 

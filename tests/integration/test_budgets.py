@@ -249,8 +249,9 @@ def test_resume_needs_more_money(application: Application, queue: Queue, databas
     tasks = Tasks(database)
     with pytest.raises(UsageError, match=rf"has spent 0.24 of its budget of 0.25 USD; `ai-worker resume {task} --budget 0.50`"):
         tasks.resume(task)
-    with pytest.raises(UsageError, match="has spent"):
-        tasks.resume(task, Decimal("0.26"))
+    for too_little, enough in (("0.26", "0.52"), ("0.10", "0.48")):
+        with pytest.raises(UsageError, match=f"has spent 0.24 of its budget of {too_little} USD; .* --budget {enough}`"):
+            tasks.resume(task, Decimal(too_little))
     assert application.task_status(task) is TaskStatus.PAUSED
     assert application.task_row(task)["budget"] == Decimal("0.25")
     change = tasks.resume(task, Decimal("0.60"))

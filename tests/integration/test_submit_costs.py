@@ -61,6 +61,8 @@ def test_without_them_a_task_is_online_alone_and_takes_answers_of_a_month(ai_wor
         (["--fallback", "unpriced", "--budget", "1"], "the price of model 'unpriced' is not known"),
         (["--budget", "0"], "'0' is not an amount above zero"),
         (["--budget", "NaN"], "'NaN' is not an amount above zero"),
+        (["--budget", "sNaN"], "'sNaN' is not an amount above zero"),
+        (["--budget", "0.0000000001"], "'0.0000000001' is less than the smallest amount that is kept, 0.000000001"),
         (["--fallback", "echo", "--lane", "batch"], "the provider 'echo' of model 'echo' takes no batches"),
         (["--pack", "101"], "101 is not in the range 1<=x<=100"),
         (["--cache-age", "30 days"], "--cache-age '30 days' is not a length of time"),
@@ -97,10 +99,16 @@ def test_an_estimate_knows_what_saves_money(ai_worker: Commands, texts: str) -> 
     plain = estimate(ai_worker, texts)
     anew = estimate(ai_worker, texts, "--cache-age", "0")
     packed = estimate(ai_worker, texts, "--pack", "10")
-    batch = estimate(ai_worker, texts, "--lane", "batch")
     assert (anew["calls"], anew["twins"], packed["calls"]) == (40, 0, 3)
     assert int(str(anew["tokens_input"])) > int(str(plain["tokens_input"])) > 2 * int(str(packed["tokens_input"]))
-    assert Decimal(str(batch["cost"])) == Decimal(str(plain["cost"])) / 2
+
+
+def test_an_estimate_of_a_batch_counts_every_item_at_half_price(ai_worker: Commands, texts: str) -> None:
+    """A batch neither packs nor asks the cache: an estimate that did would promise a fraction of the bill."""
+    anew = estimate(ai_worker, texts, "--cache-age", "0")
+    batch = estimate(ai_worker, texts, "--lane", "batch", "--pack", "10")
+    assert (batch["calls"], batch["twins"], batch["tokens_input"]) == (40, 0, anew["tokens_input"])
+    assert Decimal(str(batch["cost"])) == Decimal(str(anew["cost"])) / 2
 
 
 def test_a_dry_run_shows_prompts_and_a_budget_too_small(ai_worker: Commands, texts: str, sql: Sql) -> None:

@@ -1,7 +1,8 @@
 """How many tokens some items will take, and what that costs: reckoned before anything is sent.
 
 Tokens are estimated from the prompts, item by item; the same work is counted once where the task takes an earlier answer, and
-what goes into one call is counted as one call. What lies in the result cache already is not looked at.
+what goes into one call is counted as one call. Items of a batch are each sent, whatever they have in common. What lies in the
+result cache already is not looked at.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Estimate:
         prompt = prompt._replace(lane=Lane.ONLINE if item.is_single else item.task.lane)
         usage = tokens_of(prompt)
         cost = prices.cost(model, usage, prompt.lane)
-        if self._is_twin(item, model, prompt):
+        if prompt.lane is Lane.BATCH:
+            self._call(model, [prompt])
+        elif self._is_twin(item, model, prompt):
             self.twins += 1
         elif (key := companions_key(item, model, prompt)) is not None:
             _, prompts = self._packs.setdefault(key, (model, []))

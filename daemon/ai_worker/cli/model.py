@@ -22,7 +22,7 @@ from ai_worker.models import Model, Secret
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_PRICE = Usd("a price; give US dollars per million tokens, for example 0.25", zero=True)
+_PRICE = Usd("a price; give US dollars per million tokens, for example 0.25", zero=True, places=6)
 
 # Options of `add` and `set` alike: click's name of the parameter -> the field of Model.
 _FIELDS = {

@@ -14,6 +14,7 @@ from ai_worker.config import Settings
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, UsageError
 from ai_worker.models import Filters, ItemStatus
+from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker import Summary, Worker, WorkerOptions, runtime
@@ -80,7 +81,8 @@ def run(
     """Process what is there, the oldest task of the highest priority first, and exit when nothing is left.
 
     Items that wait for a retry due within a minute are waited for; later ones stay DEFERRED for the next run. Any number of
-    runs and daemons may work at the same time. Exit code 3: done, but some items ended in ERROR; 1: a model has stopped.
+    runs and daemons may work at the same time. Exit code 3: done, but some items ended in ERROR; 1: items wait for a model that
+    has stopped, or a task for a larger budget.
     """
     settings = context.settings()
     with context.database(settings) as db:
@@ -94,7 +96,8 @@ def run(
             summary = process(
                 settings, db, filters=filters, max_items=max_items, concurrency=concurrency, on_progress=progress.show
             )
-    return _report(summary, as_json)
+        left = Batches(Queue(db)).open(filters).batches if summary.waiting is None else 0
+    return _report(summary, left, as_json)
 
 
 @click.command()
@@ -155,7 +158,8 @@ def _is_claimable(db: Database, id_task_item: int) -> bool:
     return False
 
 
-def _report(summary: Summary, as_json: bool) -> int:
+def _report(summary: Summary, batches: int, as_json: bool) -> int:
+    """Tells what was done and what not; the exit code. `batches` are those that a run which was told to stop leaves open."""
     counts = {name: getattr(summary, name) for name in ("processed", "failed", "deferred", "released")}
     waiting = summary.waiting
     if waiting is not None:
@@ -169,11 +173,16 @@ def _report(summary: Summary, as_json: bool) -> int:
         click.echo(f"{items}: no model can take them now; see `ai-worker status`", err=True)
     for id_task, reason in waiting.paused.items() if waiting else ():
         click.echo(f"task {id_task} is paused: {reason}; see `ai-worker status {id_task}`", err=True)
+    if batches:
+        named = "1 batch is still open: its" if batches == 1 else f"{batches} batches are still open: their"
+        click.echo(f"{named} results are stored by any later `ai-worker run` or `ai-worker daemon`", err=True)
     if as_json:
         context.emit_json(counts)
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-    if summary.stopped_models or summary.unusable_models or (waiting and (waiting.pending or waiting.paused)):
+    # A model that is stopped while the next one of its tasks has done all their items is no failure of the run.
+    is_open = waiting is None or waiting.pending or waiting.deferred
+    if ((summary.stopped_models or summary.unusable_models) and is_open) or (waiting and (waiting.pending or waiting.paused)):
         return EXIT_FAILED
     return EXIT_ITEMS_FAILED if summary.failed else EXIT_DONE
 

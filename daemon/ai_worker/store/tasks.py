@@ -367,7 +367,7 @@ def _refuse_unpaid(tx: Transaction, id_task: int) -> None:
     if budget is not None and (budget <= cost or budget - cost < average):
         raise UsageError(
             f"task {id_task} has spent {usd(cost)} of its budget of {usd(budget)} USD; "
-            f"`ai-worker resume {id_task} --budget {usd(budget * 2)}` gives it more"
+            f"`ai-worker resume {id_task} --budget {usd(max(budget, cost) * 2)}` gives it more"
         )
 
 
