@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
+from signal import SIGINT
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.fake_provider import BatchSettings, FakeProvider, Rule
 from tests.integration.batch_runs import batches_of, let_holds_end, shorten_waits
 from tests.integration.lifecycle import assert_ledger
 from tests.integration.worker_runs import Run, add_model, add_task, attempts_of, items_of, make_probes_due, model_of, task_of
+from tests.servers import Programs
 
 pytest_plugins = ["tests.integration.lifecycle"]
 
@@ -199,6 +201,17 @@ def test_a_cancelled_task_is_cancelled_at_the_provider(sql: Sql, database_url: s
     assert not fake.requests
     assert task_of(sql, task)["status"] == "COMPLETED"
     assert_ledger(sql)
+
+
+def test_a_run_that_is_told_to_stop_says_that_its_batch_is_open(sql: Sql, programs: Programs, fake: FakeProvider) -> None:
+    fake.set_batches(hold=True)
+    task = add_task(sql, add_model(sql, fake, "chat", "m"), TEXTS, lane="batch")
+    run = programs.start("run")
+    run.wait_for('"state":"submitted"')
+    run.process.send_signal(SIGINT)
+    assert run.wait() == 0, run.text()
+    assert "1 batch is still open: its results are stored by any later `ai-worker run` or `ai-worker daemon`" in run.text()
+    assert {item["status"] for item in items_of(sql, task)} == {"IN_PROGRESS"}
 
 
 def test_a_paused_tasks_batch_goes_on_and_nothing_new_is_handed_in(sql: Sql, database_url: str, fake: FakeProvider) -> None:

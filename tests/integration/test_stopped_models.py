@@ -180,6 +180,17 @@ def test_the_command_says_why_and_exits_with_1(sql: Sql, programs: Programs, fak
     assert {item["status"] for item in items_of(sql, task)} == {"PENDING"}
 
 
+def test_a_model_whose_items_the_next_one_did_is_told_of_and_no_failure(sql: Sql, programs: Programs, fake: FakeProvider) -> None:
+    broken, sound = add_model(sql, fake, "chat", "broken", model="broken"), add_model(sql, None, "echo", "sound")
+    task = add_task(sql, broken, TEXTS[:3])
+    sql("INSERT INTO task_fallback (id_task, position, id_ai_model) VALUES (%s, 1, %s)", [task, sound])
+    fake.script(Rule("401"))
+    ended = programs.run("run")
+    assert ended.returncode == 0, ended.stderr
+    assert "model broken is stopped for every worker" in ended.stderr
+    assert task_of(sql, task)["records_processed"] == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
