@@ -96,7 +96,7 @@ def run(
             summary = process(
                 settings, db, filters=filters, max_items=max_items, concurrency=concurrency, on_progress=progress.show
             )
-        left = Batches(Queue(db)).open(filters).batches if summary.waiting is None else 0
+        left = Batches(Queue(db)).open(filters).batches
     return _report(summary, left, as_json)
 
 
@@ -159,7 +159,7 @@ def _is_claimable(db: Database, id_task_item: int) -> bool:
 
 
 def _report(summary: Summary, batches: int, as_json: bool) -> int:
-    """Tells what was done and what not; the exit code. `batches` are those that a run which was told to stop leaves open."""
+    """Tells what was done and what not; the exit code. `batches` are those that it leaves open: it was told to stop."""
     counts = {name: getattr(summary, name) for name in ("processed", "failed", "deferred", "released")}
     waiting = summary.waiting
     if waiting is not None:
