@@ -67,6 +67,7 @@ def test_without_them_a_task_is_online_alone_and_takes_answers_of_a_month(ai_wor
         (["--pack", "101"], "101 is not in the range 1<=x<=100"),
         (["--cache-age", "30 days"], "--cache-age '30 days' is not a length of time"),
         (["--cache-age", "99999d"], "--cache-age '99999d' is not a length of time"),
+        (["--cache-age", "30"], "--cache-age '30' is not a length of time"),
         (["--cache-age", "-1d"], "--cache-age '-1d' is not a length of time"),
     ],
 )
@@ -109,6 +110,7 @@ def test_an_estimate_of_a_batch_counts_every_item_at_half_price(ai_worker: Comma
     batch = estimate(ai_worker, texts, "--lane", "batch", "--pack", "10")
     assert (batch["calls"], batch["twins"], batch["tokens_input"]) == (40, 0, anew["tokens_input"])
     assert Decimal(str(batch["cost"])) == Decimal(str(anew["cost"])) / 2
+    assert "batches do not pack" in ai_worker("submit", texts, "--model", "first", "--lane", "batch", "--pack", "10").err
 
 
 def test_a_dry_run_shows_prompts_and_a_budget_too_small(ai_worker: Commands, texts: str, sql: Sql) -> None:

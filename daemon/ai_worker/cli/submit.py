@@ -146,6 +146,8 @@ def submit(
             budget=budget,
         )
         _check(task, chain)
+        if task.lane is Lane.BATCH and task.pack > 1:
+            _note("batches do not pack: --pack changes nothing")
         if estimate or dry_run:
             _estimate(db, task, model, file, layout, PREVIEWED_PROMPTS if dry_run else 0, as_json)
             return EXIT_DONE
@@ -249,9 +251,10 @@ def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layo
 
 
 def _age(text: str) -> int:
-    """A length of time in seconds: `30d`, `12h`, `45m`, `90s`, `0`."""
+    """A length of time in seconds: `30d`, `12h`, `45m`, `90s`, `0`. A number alone might be meant as days: it is refused."""
     number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "s")
-    if not (number.isascii() and number.isdigit()) or int(number) * _UNITS[unit] > LONGEST_AGE:
+    is_number = number.isascii() and number.isdigit() and (number != text or not int(number))
+    if not is_number or int(number) * _UNITS[unit] > LONGEST_AGE:
         raise UsageError(
             f"--cache-age {text!r} is not a length of time; write it as 30d, 12h, 45m, or 0 for no answers from before"
         )
