@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
-from signal import SIGTERM
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -35,6 +35,17 @@ def _ledger_at_the_end(sql: Sql) -> Iterator[None]:
     """Whatever a test did, all tables agree with each other at its end."""
     yield
     assert_ledger(sql)
+
+
+def test_a_run_that_is_told_to_stop_blames_no_model(sql: Sql, programs: Programs) -> None:
+    """Items that waited for sending time when it last looked are no failure."""
+    with FakeProvider() as fake:
+        task = add_task(sql, add_model(sql, fake, "chat", "slow", max_requests_per_minute=60), TEXTS)
+        run = programs.start("run")
+        run.wait_for(f'"item":{items_of(sql, task)[1]["id_task_item"]},"attempt":1')  # between the first two, it has looked
+        run.process.send_signal(SIGINT)
+        assert run.wait() == 0, run.text()
+    assert "no model can take them" not in run.text()
 
 
 # ----- one item

@@ -387,7 +387,6 @@ class Worker:
         began = time.monotonic()
         while not self._draining.is_set():
             waiting, others = await self._in_thread(self._claim_thread, self._look_around)
-            self._summary.waiting = waiting
             if waiting.pending > waiting.blocked:
                 return False
             due = waiting.due_seconds
@@ -396,6 +395,7 @@ class Worker:
             is_stuck = time.monotonic() - self._progress_at > STUCK_SECONDS
             if not is_anybody_silent and (due is None or due > DEFERRED_HORIZON or is_stuck):
                 if not (await self._batches.open()).batches:
+                    self._summary.waiting = waiting
                     return True
                 await self._pause(BATCH_LOOK_SECONDS)
             else:
