@@ -95,10 +95,10 @@ def answered(item: Item, model: Model, answer: Completion | ProviderError, log: 
     return outcome._replace(latency_ms=None)  # it says when the batch was looked at, and no more
 
 
-def undone(item: Item, message: str) -> Outcome:
-    """An item that comes back, uncharged, to be sent alone."""
+def undone(item: Item, message: str, *, single: bool = True) -> Outcome:
+    """An item that comes back, uncharged, to be sent alone, or (not `single`) in another batch."""
     return Outcome.postponed(item, UNDONE, message, 0.0, NO_USAGE, None, 0)._replace(
-        single=True, lane=Lane.BATCH, latency_ms=None
+        single=single, lane=Lane.BATCH, latency_ms=None
     )
 
 

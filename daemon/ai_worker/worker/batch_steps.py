@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from ai_worker.errors import (
@@ -275,7 +276,9 @@ class BatchSteps:
         if stopped is not None:
             await self._stop_model(task, stopped)
         message = f"{len(waiting)} items came back without a result" if waiting else None
-        await self._end(batch, task, message, lambda item: undone(item, "its batch ended without a result for it"))
+        # What a person cancelled, and may have resumed meanwhile, is for another batch: the half price was asked for.
+        left = partial(undone, message="its batch ended without a result for it", single=not batch.is_cancelled)
+        await self._end(batch, task, message, left)
         await provider.forget_batch(batch.provider_batch_id or "")
         return None
 
