@@ -52,7 +52,7 @@ GRANT SELECT (id_ai_model, name, provider, model, base_url, options, max_request
 GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed, resume_at, budget)
   ON ai_worker.task TO ai_worker_web@'%';
 -- It brings items back and reviews them; it does not write results.
-GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, refused, claim_token, available_at, finished_at, error_kind, error_message,
+GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, refused, is_single, claim_token, available_at, finished_at, error_kind, error_message,
                               review_status_id) ON ai_worker.task_item TO ai_worker_web@'%';
 GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.task_attempt TO ai_worker_web@'%';

@@ -16,7 +16,7 @@ from ai_worker.models import Filters, Item, Secret, Task
 from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
-from ai_worker.worker import Summary, Worker, WorkerOptions, attempt, calls
+from ai_worker.worker import Summary, Worker, WorkerOptions, attempt, calls, learning
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider
 
@@ -40,8 +40,14 @@ def steady_waits() -> Iterator[None]:
     async def shorter(self: calls.Caller, seconds: float) -> None:
         await wait(self, seconds / SHORTENED)
 
+    pause = learning.Learner._pause
+
+    def shorter_pause(self: learning.Learner, id_ai_model: int, known: Any, now: float, seconds: float) -> None:
+        pause(self, id_ai_model, known, now, seconds / SHORTENED)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls.Caller, "_sleep", shorter)
+        patch.setattr(learning.Learner, "_pause", shorter_pause)
         patch.setattr(attempt, "attempt_delay", stretched)
         yield
 

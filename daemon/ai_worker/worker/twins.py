@@ -106,14 +106,16 @@ class Twins:
             self._question(work)
         twin = _Twin(item, is_away=not is_first)
         work.twins.append(twin)
+        if is_first and item.task.pack > 1:  # in its slot: of those that go into packs there are more than slots
+            verdict = await self._verdict(work, twin)
+            if verdict is not Standing.UNDER_WAY:
+                return verdict.result if isinstance(verdict, Answer) else None
+            is_first = False
         try:
-            # Also for the question: another call can be made meanwhile. Those that go into packs are more than there are slots.
-            is_soon = is_first and item.task.pack == 1
-            async with self._away(soon=is_soon) as not_so_soon:
+            async with self._away(soon=is_first) as not_so_soon:  # also for the question: another call can be made meanwhile
                 verdict = await (self._verdict if is_first else self._patiently)(work, twin)
                 if verdict is Standing.UNDER_WAY:
-                    if is_soon:
-                        not_so_soon()
+                    not_so_soon()
                     verdict = await self._patiently(work, twin)
                 _leave_with(verdict)
         except _AnsweredError as answered:
