@@ -53,7 +53,10 @@ def test_a_fleet_stops_calling_a_model_with_its_first_answer_and_comes_back_by_i
     fake.reset()
     make_probes_due(sql)
     workers = [programs.start("run", "--concurrency", "20") for _ in range(WORKERS)]
-    assert [worker.wait(60) for worker in workers] == [0] * WORKERS
+    # One makes the probe and goes on; a run that finds nothing but a stopped model meanwhile ends with 1, and says so.
+    codes = [worker.wait(60) for worker in workers]
+    assert 0 in codes
+    assert set(codes) <= {0, 1}
     assert (task_of(sql, task)["status"], task_of(sql, task)["records_failed"]) == ("COMPLETED", 0)
     assert model_of(sql, broken)["stopped_at"] is None
     one, two = sorted(fake.requests, key=lambda request: request.received_at)[:2]
