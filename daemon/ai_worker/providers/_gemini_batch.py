@@ -169,7 +169,7 @@ class GeminiBatches:
         try:
             async with asyncio.timeout(limit):
                 return await asyncio.to_thread(call, client, options)
-        except Exception as error:  # noqa: BLE001 -- sorted there
+        except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, limit, self.key)
         if isinstance(problem, ModelUnknown) and not names_model:
             problem = InvalidRequest(str(problem), code=BATCH_UNKNOWN)

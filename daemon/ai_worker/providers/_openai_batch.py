@@ -178,7 +178,7 @@ class OpenAIBatches:
         try:
             async with asyncio.timeout(limit):
                 return await call(self.client())
-        except Exception as error:  # noqa: BLE001 -- sorted there
+        except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, limit, self.key)
         if isinstance(problem, ModelUnknown):
             problem = InvalidRequest(str(problem), code=BATCH_UNKNOWN)
@@ -195,7 +195,7 @@ class OpenAIBatches:
                     for line in lines:
                         yield line
                     await asyncio.sleep(0)  # others get their turn, also while everything is there already
-        except Exception as error:  # noqa: BLE001 -- sorted there
+        except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, self.timeout, self.key)
         if problem is not None:
             raise problem

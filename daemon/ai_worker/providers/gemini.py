@@ -147,7 +147,7 @@ class GeminiProvider:
                     model=self._model, contents=prompt.user, config=self._request_config(prompt, flex=flex)
                 )
                 return response.sdk_http_response or types.HttpResponse()
-        except Exception as error:  # noqa: BLE001 -- sorted there
+        except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, limit, self._key, Lane.FLEX if flex else Lane.ONLINE)
         raise problem
 

@@ -240,7 +240,7 @@ class OpenAIProvider:
         try:
             async with asyncio.timeout(limit):
                 return await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body, options=options)
-        except Exception as error:  # noqa: BLE001 -- sorted there
+        except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, limit, self._key)
         raise problem
 

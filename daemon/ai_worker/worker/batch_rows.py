@@ -59,7 +59,7 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
         except ItemRejected as error:  # by its own text, whichever model it were for
             found.outcomes.append(attempt.failed(error.kind, str(error)))
             continue
-        except Exception as error:  # noqa: BLE001 -- sorted there; a plug-in's bug must cost its item, not the batch
+        except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the batch
             found.outcomes.append(_failed(attempt, error))
             continue
         length = _bytes(prompt)
@@ -77,7 +77,7 @@ def size_of(item: Item) -> int:
     """About how many bytes an item's prompt takes: before it is claimed nobody knows."""
     try:
         return _bytes(task_type(item.task.task_type).prompt(item))
-    except Exception:  # noqa: BLE001 -- it will be said when it is rendered
+    except Exception:  # noqa: BLE001 -- for a size alone; what is wrong with it ends the item when it is rendered
         return len(item.text_original)
 
 
@@ -90,7 +90,7 @@ def answered(item: Item, model: Model, answer: Completion | ProviderError, log: 
             outcome = _failed(attempt, answer)
         else:
             outcome = attempt.processed(task_type(item.task.task_type).parse(item, answer))
-    except Exception as error:  # noqa: BLE001 -- as above
+    except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the batch
         outcome = _failed(attempt, error)
     return outcome._replace(latency_ms=None)  # it says when the batch was looked at, and no more
 

@@ -165,7 +165,7 @@ class BatchSteps:
             return None
         return await self._went_on(batch)
 
-    async def _submit(  # noqa: PLR0911 -- as above
+    async def _submit(  # noqa: PLR0911 -- one return per way out
         self, batch: Batch, task: Task, endpoint: Endpoint, provider: BatchProvider
     ) -> Batch | None:
         """Hands it in; but first looks whether somebody has done so already."""
