@@ -21,10 +21,11 @@ GRANT SELECT ON ai_worker.review_status TO ai_worker@'%';
 GRANT SELECT, UPDATE (stopped_kind, stopped_reason, stopped_at, probe_at) ON ai_worker.ai_model TO ai_worker@'%';
 -- What a task is for stays as the application wrote it; so does every item's original text.
 GRANT SELECT, UPDATE (status_id, status_reason, started_at, finished_at, records_processed, records_failed,
-                      tokens_input, tokens_output, cost, resume_at) ON ai_worker.task TO ai_worker@'%';
+                      tokens_input, tokens_output, cost, resume_at, id_prompt, expire_at) ON ai_worker.task TO ai_worker@'%';
 GRANT SELECT ON ai_worker.task_fallback TO ai_worker@'%';
 GRANT SELECT, UPDATE (status_id, attempt, lost_count, id_worker, claim_token, available_at, finished_at, tokens_input, tokens_output,
-                      cost, error_kind, error_message, text_corrected, change_summary, result, reserved, id_ai_model, refused, is_single)
+                      cost, error_kind, error_message, text_corrected, change_summary, result, reserved, id_ai_model, refused, is_single,
+                      steps_done, steps_total)
   ON ai_worker.task_item TO ai_worker@'%';
 -- The ledger is written, not changed; an attempt that was booked as lost is replaced when its result comes after all.
 GRANT SELECT, INSERT, DELETE ON ai_worker.task_attempt TO ai_worker@'%';
@@ -35,6 +36,21 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.ai_model_share TO ai_worker@'%
 GRANT SELECT, INSERT, UPDATE ON ai_worker.ai_model_day TO ai_worker@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.result_cache TO ai_worker@'%';
 GRANT SELECT, INSERT, UPDATE ON ai_worker.batch TO ai_worker@'%';
+-- The prompts that ship with the program are made known to all; steps, files and facts are results.
+GRANT SELECT, INSERT ON ai_worker.prompt TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.task_item_step TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.task_item_file TO ai_worker@'%';
+GRANT SELECT, INSERT ON ai_worker.context_fact TO ai_worker@'%';
+GRANT SELECT ON ai_worker.task_item_review TO ai_worker@'%';
+GRANT SELECT, UPDATE (paced_until) ON ai_worker.queue_limit TO ai_worker@'%';
+GRANT SELECT, INSERT ON ai_worker.task_dependency TO ai_worker@'%';
+GRANT SELECT, UPDATE (ended_at) ON ai_worker.task_group TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.callback TO ai_worker@'%';
+-- A schedule that is due makes a task with its items.
+GRANT SELECT, UPDATE (next_at, message) ON ai_worker.schedule TO ai_worker@'%';
+GRANT SELECT, INSERT ON ai_worker.schedule_fire TO ai_worker@'%';
+GRANT INSERT ON ai_worker.task TO ai_worker@'%';
+GRANT INSERT ON ai_worker.task_item TO ai_worker@'%';
 
 -- ===== ai_worker_web: what a person may do with tasks (the web; `ai-worker status`, `results`, `retry`, `pause`, …) =====
 
@@ -53,7 +69,7 @@ GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, 
   ON ai_worker.task TO ai_worker_web@'%';
 -- It brings items back and reviews them; it does not write results.
 GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, refused, is_single, claim_token, available_at, finished_at, error_kind, error_message,
-                              review_status_id) ON ai_worker.task_item TO ai_worker_web@'%';
+                              review_status_id, text_reviewed, reviewed_by, reviewed_at) ON ai_worker.task_item TO ai_worker_web@'%';
 GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.task_attempt TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.ai_model_pace TO ai_worker_web@'%';
@@ -61,6 +77,20 @@ GRANT SELECT ON ai_worker.ai_model_share TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.ai_model_day TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.batch TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.worker TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.prompt TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.task_item_step TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.task_item_file TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.context_fact TO ai_worker_web@'%';
+GRANT SELECT, INSERT ON ai_worker.task_item_review TO ai_worker_web@'%';
+GRANT SELECT, INSERT ON ai_worker.task_item_export TO ai_worker_web@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.task_source TO ai_worker_web@'%';
+GRANT SELECT, INSERT ON ai_worker.task_dependency TO ai_worker_web@'%';
+GRANT SELECT (id_task_group, name, callback_url, created_at, closed_at, ended_at), INSERT, UPDATE (closed_at)
+  ON ai_worker.task_group TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.callback TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.queue_limit TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.schedule TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.schedule_fire TO ai_worker_web@'%';
 
 -- ===== ai_worker_app: the application that inserts rows and reads results =====
 
@@ -74,6 +104,12 @@ GRANT SELECT (id_ai_model, name, provider, model, is_active, stopped_kind, stopp
   ON ai_worker.ai_model TO ai_worker_app@'%';
 -- It can say what is to be done, and cannot say that it was done.
 GRANT SELECT, INSERT (id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
-                      lane, pack, cache_seconds, budget) ON ai_worker.task TO ai_worker_app@'%';
+                      lane, pack, cache_seconds, budget, queue, id_task_group, result_seconds) ON ai_worker.task TO ai_worker_app@'%';
 GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_app@'%';
-GRANT SELECT, INSERT (id_task, text_original, context, external_key) ON ai_worker.task_item TO ai_worker_app@'%';
+GRANT SELECT, INSERT (id_task, text_original, context, context_key, external_key) ON ai_worker.task_item TO ai_worker_app@'%';
+GRANT SELECT, INSERT ON ai_worker.task_dependency TO ai_worker_app@'%';
+GRANT SELECT (id_task_group, name, callback_url, created_at, closed_at, ended_at), INSERT (name, callback_url), UPDATE (closed_at)
+  ON ai_worker.task_group TO ai_worker_app@'%';
+GRANT SELECT, INSERT (context_key, fact), DELETE ON ai_worker.context_fact TO ai_worker_app@'%';
+GRANT SELECT ON ai_worker.task_item_step TO ai_worker_app@'%';
+GRANT SELECT ON ai_worker.task_item_file TO ai_worker_app@'%';

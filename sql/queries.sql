@@ -10,7 +10,7 @@
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -41,7 +41,7 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -73,7 +73,7 @@ UNION ALL
 
 -- name: lock_pending_of_task
 -- The claim on one big task: equality on task and status, a range on the key, no sort; other workers' rows are stepped over.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s
  ORDER BY id_task_item
@@ -82,7 +82,7 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
 
 -- name: lock_pending_for_batch
 -- The same for a batch: what came back from an earlier one, or was refused by a model, is left for the lane online.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND is_single = 0 AND refused = 0
  ORDER BY id_task_item
@@ -92,7 +92,7 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
 -- name: lock_pending_singles
 -- And the other way round: what a batch gave back is sent alone, and so is what a model has refused. Asked only where nothing waits for a batch, so that it need not
 -- wade through that.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s AND (is_single = 1 OR refused > 0)
  ORDER BY id_task_item
@@ -110,7 +110,7 @@ SELECT t.id_task
 
 -- name: lock_pending_of_tasks
 -- The claim on many small tasks. No ORDER BY: a sort would lock every candidate and starve the next worker.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task IN %(tasks)s AND status_id = 0
  LIMIT %(size)s
@@ -118,7 +118,7 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
 
 -- name: lock_pending_item
 -- The claim on one named item.
-SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item = %(id_task_item)s AND id_task = %(id_task)s AND status_id = 0
    FOR UPDATE SKIP LOCKED;
@@ -223,7 +223,7 @@ UPDATE task FORCE INDEX (PRIMARY)
 -- name: claimed_items
 -- What a claim really got, where that is in doubt: the rows that carry its token. `attempt` as before the claim, like its siblings'.
 -- FOR UPDATE, because after a lost COMMIT it must wait for the old session.
-SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lost_count, refused, is_single
+SELECT id_task_item, id_task, text_original, context, attempt - 1 AS attempt, lost_count, refused, is_single, context_key
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND claim_token = %(claim_token)s AND status_id = 2
  ORDER BY id_task_item
@@ -449,9 +449,9 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 
 -- name: claimed_new_item
 -- What that claim got, if it got it, with its task.
-SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single,
+SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single, i.context_key,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -658,7 +658,7 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
 -- name: preview_tasks
 -- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
         WHERE f.id_task = t.id_task) AS fallbacks
@@ -681,7 +681,7 @@ SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max
 
 -- name: preview_items
 -- For dry runs: what would be claimed, page by page, without touching it.
-SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_count, i.refused, i.is_single
+SELECT i.id_task_item, i.id_task, i.text_original, i.context, i.attempt, i.lost_count, i.refused, i.is_single, i.context_key
   FROM task_item i FORCE INDEX (k_task_item_claim)
  WHERE i.id_task = %(id_task)s AND i.status_id = 0 AND i.id_task_item > %(after)s
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
@@ -758,7 +758,7 @@ SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, 
 -- name: task_of_batch
 -- Its task as a claim sees it, for the model that the batch is for.
 SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe, t.id_ai_model AS own_model,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
          WHERE f.id_task = t.id_task) AS fallbacks
@@ -1029,19 +1029,25 @@ SELECT @@max_allowed_packet AS bytes;
 -- name: insert_task
 -- With id_task NULL it makes an id; otherwise it writes the row under an id that was reserved before.
 INSERT INTO task (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
-                  lane, pack, cache_seconds, budget)
+                  lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds)
 VALUES (%(id_task)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s, %(scheduled_at)s,
-        %(max_attempts)s, %(submit_key)s, %(lane)s, %(pack)s, %(cache_seconds)s, %(budget)s);
+        %(max_attempts)s, %(submit_key)s, %(lane)s, %(pack)s, %(cache_seconds)s, %(budget)s, %(queue)s, %(id_prompt)s, %(id_task_group)s,
+        %(result_seconds)s);
 
 -- name: insert_fallbacks
 -- The further models of the task, in order; in its transaction.
 INSERT INTO task_fallback (id_task, position, id_ai_model)
 VALUES (%(id_task)s, %(position)s, %(id_ai_model)s);
 
+-- name: insert_dependencies
+-- What the task waits for; in its transaction.
+INSERT INTO task_dependency (id_task, after_id_task, needs)
+VALUES (%(id_task)s, %(after_id_task)s, %(needs)s);
+
 -- name: insert_items
 -- Nothing but placeholders in VALUES: many rows are joined into one statement.
-INSERT INTO task_item (id_task, external_key, context, text_original)
-VALUES (%(id_task)s, %(external_key)s, %(context)s, %(text_original)s);
+INSERT INTO task_item (id_task, external_key, context_key, context, text_original)
+VALUES (%(id_task)s, %(external_key)s, %(context_key)s, %(context)s, %(text_original)s);
 
 -- name: task_of_key
 -- Whether this submission is there already, from an earlier call or from a COMMIT whose answer was lost.

@@ -13,6 +13,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self
 
+DEFAULT_QUEUE: Final = "default"
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -119,6 +120,13 @@ class Model:
     probe_at: datetime | None = None
 
 
+class Need(StrEnum):
+    """`task_dependency.needs`: how a task must have ended for another to begin."""
+
+    SUCCESS = "success"  # COMPLETED
+    END = "end"  # COMPLETED, ERROR or CANCELLED
+
+
 class Limits(NamedTuple):
     """What a model takes per minute, as it was configured or as its provider says; None where nobody says."""
 
@@ -168,6 +176,8 @@ class Task:
     budget: Decimal | None = None
     chain: tuple[int, ...] = ()
     budget_per_day: Decimal | None = None
+    queue: str = DEFAULT_QUEUE
+    id_prompt: int | None = None  # the prompt that it is pinned to
 
     @property
     def position(self) -> int:
@@ -190,12 +200,33 @@ class Filters:
     models: tuple[str, ...] = ()
 
 
+class Example(NamedTuple):
+    """A reviewed item of the same task: what the model made of `text`, and what a person made of that."""
+
+    text: str
+    answer: str  # as accepted; of a rejected one, what was rejected
+    is_accepted: bool
+    note: str | None = None
+
+
+class Background(NamedTuple):
+    """What is drawn into an item's prompt beside the item: of the same `context_key`, or reviewed items of the same task."""
+
+    results: tuple[tuple[str, str], ...] = ()  # (text, result) of earlier items, oldest first
+    facts: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
+
+
+NO_BACKGROUND: Final = Background()
+
+
 class Item(NamedTuple):
     """One claimed `task_item`: the row, its task, and the fence (`claim_token`, `attempt`) that its commit names.
 
     `attempt` counts all claims from 1; `lost_count` of the earlier ones were lost to crashes, which costs no retry.
     `operation_uuid` names the attempt, in the usual text form. It has gone past so many models of the task's chain, the last of
-    which `refused` it; one that `is_single` is sent alone and online.
+    which `refused` it; one that `is_single` is sent alone and online. `context_key` names its subject (a user, a conversation);
+    `background` is filled in by whoever makes its prompt.
     """
 
     id_task_item: int
@@ -208,6 +239,8 @@ class Item(NamedTuple):
     operation_uuid: str
     refused: int = 0
     is_single: bool = False
+    context_key: str | None = None
+    background: Background = NO_BACKGROUND
 
     @property
     def tries(self) -> int:
@@ -219,6 +252,21 @@ class Item(NamedTuple):
         return self.tries >= self.task.max_attempts
 
 
+class ImageRequest(NamedTuple):
+    """That a picture is asked for, and which; None leaves it to the provider. `size` is `1024x1024` or a ratio such as `16:9`."""
+
+    size: str | None = None
+    quality: str | None = None
+    format: str | None = None  # png, jpeg or webp
+
+
+class File(NamedTuple):
+    """What a model has made that is no text."""
+
+    content: bytes
+    mime_type: str
+
+
 class Prompt(NamedTuple):
     """What a provider sends.
 
@@ -227,6 +275,7 @@ class Prompt(NamedTuple):
     property that takes the main text: for providers that are not language models (`offline`, `echo`).
     `tokens_output_expected` is an estimate, for dry runs, rates and budgets. `lane` is what is asked for. `fingerprint` is a
     SHA-256 over all that determines the answer but the model; None where the same prompt must not be answered from a cache.
+    With `image` a picture is asked for, and `schema` means nothing.
     """
 
     system: str
@@ -241,6 +290,9 @@ class Prompt(NamedTuple):
     tokens_output_expected: int = 0
     lane: Lane = Lane.ONLINE
     fingerprint: bytes | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    image: ImageRequest | None = None
 
 
 class Completion(NamedTuple):
@@ -255,13 +307,33 @@ class Completion(NamedTuple):
     request_id: str | None = None
     lane: Lane = Lane.ONLINE
     limits: Limits | None = None
+    files: tuple[File, ...] = ()
 
 
 class Result(NamedTuple):
-    """What is stored for an item: the main text, a summary of the changes, and the whole structured answer."""
+    """What is stored for an item: the main text, a summary of the changes, and the whole structured answer.
+
+    `files` go into `task_item_file`, `facts` about the item's `context_key` into `context_fact`.
+    """
 
     text_corrected: str | None
     change_summary: str | None
+    data: Mapping[str, Any]
+    files: tuple[File, ...] = ()
+    facts: tuple[str, ...] = ()
+
+
+class Step(NamedTuple):
+    """One of several calls that an item of a task takes, one after the other. `model` names one; None: the task's own."""
+
+    name: str
+    model: str | None = None
+
+
+class StepResult(NamedTuple):
+    """What a finished step has brought: the text of its answer field, and the whole answer."""
+
+    text: str
     data: Mapping[str, Any]
 
 

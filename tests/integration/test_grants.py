@@ -150,7 +150,6 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
     [
         "UPDATE task_item SET text_original = 'x'",
         "DELETE FROM task_item",
-        "INSERT INTO task_item (id_task, text_original) VALUES (1, 'x')",
         "UPDATE task SET description = 'x'",
         "DELETE FROM task",
         "UPDATE task_attempt SET cost = 0",

@@ -143,7 +143,17 @@ class Claims:
         except DatabaseAway:
             self._doubtful.append(_Claim(token, {id_task_item: None}))
             raise
-        columns = ("id_task_item", "id_task", "text_original", "context", "attempt_before", "lost_count", "refused", "is_single")
+        columns = (
+            "id_task_item",
+            "id_task",
+            "text_original",
+            "context",
+            "attempt_before",
+            "lost_count",
+            "refused",
+            "is_single",
+            "context_key",
+        )
         return [_item(tuple(row[name] for name in columns), task_of_row(row), token) for row in rows]
 
     def _set_aside(self, tx: Transaction, items: Sequence[Item]) -> SetAside:
@@ -255,7 +265,7 @@ def _has_chain(task: Task) -> bool:
 
 
 def _item(row: tuple[Any, ...], task: Task, token: bytes) -> Item:
-    key, _, text_original, context, attempt, lost_count, refused, is_single = row
+    key, _, text_original, context, attempt, lost_count, refused, is_single, context_key = row
     return Item(
         key,
         task,
@@ -267,6 +277,7 @@ def _item(row: tuple[Any, ...], task: Task, token: bytes) -> Item:
         operation_uuid(token, key),
         refused,
         bool(is_single),
+        context_key,
     )
 
 
@@ -287,6 +298,8 @@ def task_of_row(row: Row) -> Task:
         pack=row["pack"],
         cache_seconds=row["cache_seconds"],
         budget=row["budget"],
+        queue=row["queue"],
+        id_prompt=row["id_prompt"],
         chain=(own, *map(int, fallbacks.split(","))) if fallbacks else (own,),
         **model_columns(row),
     )

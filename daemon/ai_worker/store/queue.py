@@ -349,6 +349,7 @@ class Queue:
                 operation_uuid="",
                 refused=row["refused"],
                 is_single=bool(row["is_single"]),
+                context_key=row["context_key"],
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
-from ai_worker.models import ItemStatus, Lane, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, TaskStatus
 from ai_worker.store.budgets import usd
 from ai_worker.store.ledger import settle
 
@@ -35,7 +35,8 @@ class NewTask:
     """A task to be made. `scheduled_at` is in UTC, without a zone; `submit_key` makes the submission idempotent.
 
     `fallbacks` are further models, in order; `pack` items go into one call at most; `cache_seconds` is how old an answer to the
-    same work may be; `budget` is in USD.
+    same work may be; `budget` is in USD. It begins when the tasks `after` which it comes have ended as needed; its results are
+    kept for `result_seconds` after its end, None: for good.
     """
 
     id_ai_model: int
@@ -51,6 +52,11 @@ class NewTask:
     pack: int = 1
     cache_seconds: int = CACHE_SECONDS
     budget: Decimal | None = None
+    queue: str = DEFAULT_QUEUE
+    id_prompt: int | None = None
+    id_task_group: int | None = None
+    result_seconds: int | None = None
+    after: Mapping[int, Need] = field(default_factory=dict)
 
 
 class NewItem(NamedTuple):
@@ -59,6 +65,7 @@ class NewItem(NamedTuple):
     text_original: str
     external_key: str | None = None
     context: str | None = None
+    context_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +296,9 @@ def _write(
     chain = enumerate(task.fallbacks, start=1)
     if fallbacks := [{"id_task": id_task, "position": position, "id_ai_model": model} for position, model in chain]:
         tx.execute_many("insert_fallbacks", fallbacks)
+    if task.after:
+        waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
+        tx.execute_many("insert_dependencies", waits)
     tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
 
 
@@ -305,6 +315,10 @@ def _columns(task: NewTask) -> dict[str, Any]:
         "pack": task.pack,
         "cache_seconds": task.cache_seconds,
         "budget": task.budget,
+        "queue": task.queue,
+        "id_prompt": task.id_prompt,
+        "id_task_group": task.id_task_group,
+        "result_seconds": task.result_seconds,
     }
 
 
@@ -312,9 +326,17 @@ def _batches(id_task: int, rows: Iterator[NewItem]) -> Iterator[list[dict[str, A
     """Rows for `insert_items`, bounded in number and length. Measured: 1,000 at a time is as fast as it gets on both servers."""
     batch: list[dict[str, Any]] = []
     size = 0
-    for text, external_key, context in rows:
+    for text, external_key, context, context_key in rows:
         size += len(text) + len(context or "")
-        batch.append({"id_task": id_task, "external_key": external_key, "context": context, "text_original": text})
+        batch.append(
+            {
+                "id_task": id_task,
+                "external_key": external_key,
+                "context_key": context_key,
+                "context": context,
+                "text_original": text,
+            }
+        )
         if len(batch) >= BATCH or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
