@@ -16,6 +16,14 @@ from tests.servers import Programs, TestDatabase, TestServer
 Sql = Callable[..., list[dict[str, Any]]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one server stay in one process, where several run side by side: `pytest -n 2 --dist loadgroup`."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if "server" in parameters:
+            item.add_marker(pytest.mark.xdist_group(parameters["server"]))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests see no AI_WORKER_ setting but their own."""
