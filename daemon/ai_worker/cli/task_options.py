@@ -1,0 +1,256 @@
+"""The options of the commands that make a task, `submit` and `import`: one list of them, read in one place.
+
+A new option is a line of `_OPTIONS`, a field of `TaskOptions` of the same name, and its use in `TaskOptions.plan`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from ai_worker import prices
+from ai_worker.cli.money import Usd
+from ai_worker.db import Database
+from ai_worker.errors import UsageError
+from ai_worker.models import Lane, Model, Task, TaskStatus
+from ai_worker.providers import takes_batches
+from ai_worker.store.models import Models
+from ai_worker.store.tasks import NewTask
+from ai_worker.task_types import task_type
+
+LONGEST_DESCRIPTION = 65_535  # bytes of task.description
+LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
+LONGEST_AGE = 4_294_967_295  # seconds of task.cache_seconds
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _age(text: str) -> int:
+    """A length of time in seconds: `30d`, `12h`, `45m`, `90s`, `0`. A number alone might be meant as days: it is refused."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "s")
+    is_number = number.isascii() and number.isdigit() and (number != text or not int(number))
+    if not is_number or int(number) * _UNITS[unit] > LONGEST_AGE:
+        raise UsageError(
+            f"--cache-age {text!r} is not a length of time; write it as 30d, 12h, 45m, or 0 for no answers from before"
+        )
+    return int(number) * _UNITS[unit]
+
+
+def _parameter(pair: str) -> tuple[str, Any]:
+    name, separator, text = pair.partition("=")
+    if not separator or not name:
+        raise UsageError(f"--param {pair!r} is not KEY=VALUE, for example --param target_language=pl")
+    try:
+        return name, json.loads(text)
+    except (ValueError, RecursionError):
+        return name, text
+
+
+def _moment(text: str) -> datetime:
+    """A time of day of the caller's, in UTC without a zone, as the database keeps it."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise UsageError(f"--at {text!r} is not a time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
+
+
+def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
+    return dict(map(_parameter, pairs))
+
+
+def _description(text: str) -> str:
+    if len(text.encode("utf-8", "replace")) > LONGEST_DESCRIPTION:
+        raise UsageError(f"--description is longer than {LONGEST_DESCRIPTION:,} bytes")
+    return text
+
+
+def _key(text: str) -> str:
+    if not 0 < len(text) <= LONGEST_SUBMIT_KEY:
+        raise UsageError(f"--key must have 1 to {LONGEST_SUBMIT_KEY} characters")
+    return text
+
+
+def _as(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """What click calls to turn an option's text into its value; one that was not given stays None."""
+    return lambda _context, _parameter, value: None if value is None else read(value)
+
+
+_OPTIONS = (
+    click.option("--type", "type_name", default="correction", show_default=True, help="What is done to each row."),
+    click.option("--model", "model_name", help="The model that does it; may be left out when there is only one."),
+    click.option("--description", default="", callback=_as(_description), help="The instruction for the model, in your words."),
+    click.option(
+        "--param",
+        "parameters",
+        multiple=True,
+        callback=_as(_parameters),
+        metavar="KEY=VALUE",
+        help="Parameter of the type; JSON where it can be. Repeatable.",
+    ),
+    click.option("--priority", type=click.IntRange(-32767, 32767), default=0, show_default=True, help="Higher ones go first."),
+    click.option(
+        "--at",
+        "scheduled_at",
+        callback=_as(_moment),
+        metavar="TIME",
+        help="Not before this time: 2026-12-24T18:00, local unless it names a zone.",
+    ),
+    click.option(
+        "--max-attempts", type=click.IntRange(1, 255), default=3, show_default=True, help="Per row, before it is set aside."
+    ),
+    click.option(
+        "--fallback",
+        "fallbacks",
+        multiple=True,
+        metavar="MODEL",
+        help="Next when the ones before are stopped or refuse. Repeatable.",
+    ),
+    click.option("--budget", type=Usd(), help="What it may cost; when that is spent, the task is paused."),
+    click.option(
+        "--lane",
+        callback=_as(Lane),
+        type=click.Choice(["online", "flex", "batch"]),
+        default="online",
+        show_default=True,
+        help="flex: the provider's cheaper tier. batch: half price, answers within a day.",
+    ),
+    click.option(
+        "--pack", type=click.IntRange(1, 100), default=1, show_default=True, help="Up to so many short rows in one call."
+    ),
+    click.option(
+        "--cache-age",
+        "cache_seconds",
+        callback=_as(_age),
+        metavar="AGE",
+        default="30d",
+        show_default=True,
+        help="How old an earlier answer to the same work may be: 12h, 30d, or 0 for none.",
+    ),
+    click.option("--key", callback=_as(_key), help="Makes it safe to repeat: the same key never makes a second task."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What was given for the task, as the command line has it."""
+
+    type_name: str
+    model_name: str | None
+    description: str
+    parameters: dict[str, Any]
+    priority: int
+    scheduled_at: datetime | None
+    max_attempts: int
+    fallbacks: tuple[str, ...]
+    budget: Decimal | None
+    lane: Lane
+    pack: int
+    cache_seconds: int
+    key: str | None
+
+    def plan(self, db: Database) -> tuple[NewTask, Model]:
+        """The task to be made, and its first model. Raises UsageError for what is wrong, or could only end badly."""
+        kind = task_type(self.type_name)
+        chain = _chain(db, self.model_name, self.fallbacks)
+        model = chain[0]
+        kind.validate(
+            Task(
+                0,
+                model.id_ai_model,
+                self.type_name,
+                self.description,
+                self.parameters,
+                self.max_attempts,
+                self.priority,
+                TaskStatus.NEW,
+            )
+        )
+        task = NewTask(
+            model.id_ai_model,
+            self.type_name,
+            self.description,
+            self.parameters,
+            self.priority,
+            self.scheduled_at,
+            self.max_attempts,
+            self.key,
+            fallbacks=tuple(each.id_ai_model for each in chain[1:]),
+            lane=self.lane,
+            pack=self.pack,
+            cache_seconds=self.cache_seconds,
+            budget=self.budget,
+        )
+        _check(task, chain)
+        if task.lane is Lane.BATCH and task.pack > 1:
+            note("batches do not pack: --pack changes nothing")
+        return task, model
+
+
+def task_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command the options of a task; it gets them as one argument, `options`."""
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> int:
+        own = {each.name: given.pop(each.name) for each in fields(TaskOptions)}
+        return command(options=TaskOptions(**own), **given)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options
+
+
+def warn_of_stopped(model: Model) -> None:
+    """Says that the items will wait, when they will."""
+    if model.stopped_at is not None:
+        note(f"model {model.name} is stopped ({model.stopped_kind}: {model.stopped_reason}); the items wait for it")
+
+
+def note(text: str) -> None:
+    """A word to the caller on standard error."""
+    click.echo(f"note: {text}", err=True)
+
+
+def _model(db: Database, name: str | None) -> Model:
+    models = Models(db)
+    if name is not None:
+        found = models.get(name)
+    else:
+        known = [each for each in models.all() if each.is_active]
+        if not known:
+            raise UsageError("there is no model yet; `ai-worker model add` makes one, and the provider `offline` needs no key")
+        if len(known) > 1:
+            raise UsageError(f"name one of the models with --model: {', '.join(each.name for each in known)}")
+        found = known[0]
+    if not found.is_active:
+        raise UsageError(f"model {found.name!r} is switched off; `ai-worker model set {found.name} --active` switches it on")
+    return found
+
+
+def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[Model]:
+    """The models of the task, in order."""
+    chain = [_model(db, name)]
+    for fallback in fallbacks:
+        found = _model(db, fallback)
+        if found.id_ai_model in {each.id_ai_model for each in chain}:
+            raise UsageError(f"--fallback {fallback!r}: that model stands before it already")
+        chain.append(found)
+    return chain
+
+
+def _check(task: NewTask, chain: list[Model]) -> None:
+    """Raises UsageError for what could only end badly."""
+    for model in chain:
+        if task.budget is not None and prices.price(model) is None:
+            raise UsageError(
+                f"--budget {task.budget}: the price of model {model.name!r} is not known, so nobody can keep to it; "
+                f"`ai-worker model set {model.name} --price-input … --price-output …` says it"
+            )
+        if task.lane is Lane.BATCH and not takes_batches(model.provider):
+            raise UsageError(f"--lane batch: the provider {model.provider!r} of model {model.name!r} takes no batches")
