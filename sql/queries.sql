@@ -1120,9 +1120,10 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 
 -- name: retry_items
 -- Dead letters begin anew. Without their claim token no late result is taken; tokens and cost were paid and stay.
+-- What was said of them went for a result that they no longer have.
 UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 0, attempt = 0, lost_count = 0, refused = 0, claim_token = NULL, finished_at = NULL, error_kind = NULL,
-       error_message = NULL
+       error_message = NULL, review_status_id = 0, text_reviewed = NULL, reviewed_by = NULL, reviewed_at = NULL
  WHERE id_task_item IN %(items)s AND id_task = %(id_task)s AND status_id = 3;
 
 -- name: uncount_failed
@@ -1234,7 +1235,7 @@ SELECT name, stopped_kind, stopped_reason, stopped_at, TIMESTAMPDIFF(MICROSECOND
 -- name: results_of_status
 -- A page of results in one status, in the order of the key.
 SELECT id_task_item, external_key, status_id, text_original, text_corrected, change_summary, error_kind, error_message,
-       tokens_input, tokens_output, cost, context
+       tokens_input, tokens_output, cost, context, review_status_id, text_reviewed, reviewed_by, reviewed_at
   FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item > %(after)s
  ORDER BY id_task_item
@@ -1243,7 +1244,8 @@ SELECT id_task_item, external_key, status_id, text_original, text_corrected, cha
 -- name: results_of_task
 -- The same for all statuses: six short runs of the claim index, merged; sorting the task by its key would read all of it per page.
 SELECT i.id_task_item, i.external_key, i.status_id, i.text_original, i.text_corrected, i.change_summary, i.error_kind,
-       i.error_message, i.tokens_input, i.tokens_output, i.cost, i.context
+       i.error_message, i.tokens_input, i.tokens_output, i.cost, i.context, i.review_status_id, i.text_reviewed,
+       i.reviewed_by, i.reviewed_at
   FROM (
        (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
          WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)

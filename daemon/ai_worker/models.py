@@ -39,6 +39,14 @@ class ItemStatus(IntEnum):
     CANCELLED = 5
 
 
+class ReviewStatus(IntEnum):
+    """`task_item.review_status_id`; the names stand in the table `review_status` too."""
+
+    UNREVIEWED = 0
+    ACCEPTED = 1
+    REJECTED = 2
+
+
 class Lane(StrEnum):
     """How an item reaches its model: `task.lane` is one of the first three, `task_attempt.lane` what it really was."""
 

@@ -64,7 +64,8 @@ def rows(text: str) -> list[dict[str, str]]:
 def test_csv(ai_worker: Commands, task: str) -> None:
     ended = ai_worker("results", task)
     assert ended.out.splitlines()[0] == (
-        "id_task_item,external_key,status,text_original,text_corrected,change_summary,error,tokens_input,tokens_output,cost,context"
+        "id_task_item,external_key,status,text_original,text_corrected,change_summary,error,tokens_input,tokens_output,cost,context,"
+        "review,text_reviewed,reviewed_by,reviewed_at"
     )
     first, formula, quoted, hostile, failed = rows(ended.out)
     assert (first["external_key"], first["status"], first["text_corrected"]) == ("17", "PROCESSED", "Dziś jest ładnie 🙂")
@@ -97,6 +98,7 @@ def test_jsonl(ai_worker: Commands, task: str) -> None:
     assert lines[0]["cost"] == "0.003"
     assert lines[0]["context"] == {"autor": "Żaneta"}
     assert lines[4]["text_corrected"] is None
+    assert [lines[0][name] for name in ("review", "text_reviewed", "reviewed_by", "reviewed_at")] == ["UNREVIEWED", None, None, None]
 
 
 @pytest.mark.parametrize(("only", "count"), [("processed", 4), ("error", 1), ("all", 5)])

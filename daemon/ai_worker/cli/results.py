@@ -33,6 +33,10 @@ COLUMNS = (
     "tokens_output",
     "cost",
     "context",
+    "review",
+    "text_reviewed",
+    "reviewed_by",
+    "reviewed_at",
 )
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -132,6 +136,10 @@ def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: 
                 item.tokens_output,
                 plain(item.cost),
                 json.dumps(item.context, ensure_ascii=False) if item.context else None,
+                item.review.name,
+                cell(item.text_reviewed),
+                cell(item.reviewed_by),
+                context.iso(item.reviewed_at),
             )
         )
     return guarded
@@ -141,6 +149,7 @@ def _write_jsonl(stream: IO[str], items: Iterator[ItemResult]) -> int:
     for item in items:
         values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
         values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
+        values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at)}
         stream.write(json.dumps(values, ensure_ascii=False) + "\n")
     return 0
 

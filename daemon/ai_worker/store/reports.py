@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
-from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.models import ItemStatus, ReviewStatus, TaskStatus
 
 _OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
 _LAST: Final = 2**63 - 1
@@ -191,6 +191,10 @@ class ItemResult:
     tokens_output: int
     cost: Decimal | None
     context: Mapping[str, Any]
+    review: ReviewStatus
+    text_reviewed: str | None
+    reviewed_by: str | None
+    reviewed_at: datetime | None
 
 
 class Reports:
@@ -347,4 +351,8 @@ def _result(row: Row) -> ItemResult:
         tokens_output=row["tokens_output"],
         cost=row["cost"],
         context=json.loads(row["context"]) if row["context"] else {},
+        review=ReviewStatus(row["review_status_id"]),
+        text_reviewed=row["text_reviewed"],
+        reviewed_by=row["reviewed_by"],
+        reviewed_at=row["reviewed_at"],
     )
