@@ -30,14 +30,19 @@ _NUMBER_BEFORE = re.compile(r"(?:\A|[\r\n])[ \t]*\(?[0-9]{1,3}\Z")  # of a list:
 # After these a full stop ends no sentence, whatever follows. Those that often do end one ("itd.", "etc.") are left out: before a
 # capital letter they have ended it.
 _ABBREVIATIONS: Final = frozenset(
-    # Polish
-    "np m.in tzn tzw tj dr prof mgr inż hab lek doc r ul al pl os św im godz min sek tel nr str zob por wg ww ok ur zm red tłum wyd "
-    "rozdz art ust pkt lit poz dz in tys mln mld gr gen płk mjr kpt ppor sierż ks bp abp kard ang niem łac fr ros hiszp wł jęz "
-    "woj pow gm pn pd płn płd wsch zach wiecz ryc rys tab tzw c.d b.r br bm cd przyp rkps zał ub n.e p.n.e pw przew wiceprzew "
-    # English
-    "mr mrs ms messrs st jr sr vs e.g i.e cf no nos vol vols fig figs et al inc ltd co corp dept est approx pp ed eds rev "
-    "col capt sgt lt hon gov sen rep ave blvd rd mt ch sec viz ca jan feb mar apr jun jul aug sep sept oct nov dec "
-    "a.m p.m u.s u.k ph.d".split()
+    word
+    for words in (
+        # Polish
+        "np m.in tzn tzw tj dr prof mgr inż hab lek doc r ul al pl os św im godz min sek tel nr str zob por wg ww ok ur zm",
+        "red tłum wyd rozdz art ust pkt lit poz dz in tys mln mld gr gen płk mjr kpt ppor sierż ks bp abp kard ang niem łac",
+        "fr ros hiszp wł jęz woj pow gm pn pd płn płd wsch zach wiecz ryc rys tab c.d b.r br bm cd przyp zał n.e p.n.e przew",
+        "wiceprzew",
+        # English
+        "mr mrs ms messrs st jr sr vs e.g i.e cf no nos vol vols fig figs et al inc ltd co corp dept est approx pp ed eds",
+        "rev col capt sgt lt hon gov sen rep ave blvd rd mt ch sec viz ca jan feb mar apr jun jul aug sep sept oct nov dec",
+        "a.m p.m u.s u.k ph.d",
+    )
+    for word in words.split()
 )
 
 _LOOK: Final = 20  # characters looked at before and after a sign
@@ -151,9 +156,5 @@ def is_within_sign(text: str, at: int) -> bool:
     if _FLAGS[0] <= after <= _FLAGS[1]:
         reversed_before = (text[each] for each in range(at - 1, max(-1, at - 1 - _LOOK), -1))
         return sum(1 for _ in takewhile(lambda sign: _FLAGS[0] <= sign <= _FLAGS[1], reversed_before)) % 2 == 1
-    return (
-        after == _JOINER
-        or before == _JOINER
-        or _TONES[0] <= after <= _TONES[1]
-        or unicodedata.category(after) in {"Mn", "Mc", "Me"}
-    )
+    is_joined = _JOINER in (before, after) or _TONES[0] <= after <= _TONES[1]
+    return is_joined or unicodedata.category(after) in {"Mn", "Mc", "Me"}

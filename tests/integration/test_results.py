@@ -98,7 +98,12 @@ def test_jsonl(ai_worker: Commands, task: str) -> None:
     assert lines[0]["cost"] == "0.003"
     assert lines[0]["context"] == {"autor": "Żaneta"}
     assert lines[4]["text_corrected"] is None
-    assert [lines[0][name] for name in ("review", "text_reviewed", "reviewed_by", "reviewed_at")] == ["UNREVIEWED", None, None, None]
+    assert [lines[0][name] for name in ("review", "text_reviewed", "reviewed_by", "reviewed_at")] == [
+        "UNREVIEWED",
+        None,
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(("only", "count"), [("processed", 4), ("error", 1), ("all", 5)])
