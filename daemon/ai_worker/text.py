@@ -18,9 +18,10 @@ _MARKS = "\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u090
 # Chinese and Japanese put no blanks between words: there, a character is the unit, or a whole sentence would be one change.
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER = rf"[^\W{_IDEOGRAPHS}]"
+_WORD = rf"[{_IDEOGRAPHS}]|{_LETTER}+(?:[{_MARKS}]+{_LETTER}*|['’-]{_LETTER}+)*"  # don't, biało-czerwony
+_WORDS = re.compile(_WORD)
 _TOKEN = re.compile(
-    rf"[{_IDEOGRAPHS}]"
-    rf"|{_LETTER}+(?:[{_MARKS}]+{_LETTER}*|['’-]{_LETTER}+)*"  # don't, biało-czerwony
+    rf"{_WORD}"
     r"|\s+"
     r"|[^\w\s](?:[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]|\u200d[^\w\s])*"  # an emoji with its modifiers is one sign
 )
@@ -81,6 +82,21 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
+def is_word(token: str) -> bool:
+    """Whether one of the tokens of `words` is a word, as opposed to a run of blanks or a sign."""
+    return token[0].isalnum() or token[0] == "_"
+
+
+def is_one_word(text: str) -> bool:
+    """Whether `words` makes one word of the text."""
+    return _WORDS.fullmatch(text) is not None
+
+
+def count_words(text: str) -> int:
+    """How many of the tokens of `words` are words."""
+    return len(_WORDS.findall(text))
+
+
 def diff(original: str, corrected: str) -> list[Span]:
     """What `corrected` changes in `original`, word by word; the olds joined are `original`, the news `corrected`.
 
@@ -122,8 +138,8 @@ def _compare(old: Sequence[str], new: Sequence[str]) -> Iterator[Span]:
     """Matches the words alone: two texts are not alike for both having blanks. The blanks follow their words."""
     head, tail = _common_ends(old, new)
     yield Span("".join(old[:head]), "".join(new[:head]))
-    old_words, old_blanks = _apart(old[head : len(old) - tail])
-    new_words, new_blanks = _apart(new[head : len(new) - tail])
+    old_words, old_blanks = apart(old[head : len(old) - tail])
+    new_words, new_blanks = apart(new[head : len(new) - tail])
     yield Span(old_blanks[0], new_blanks[0])
     for operation, i1, i2, j1, j2 in SequenceMatcher(None, old_words, new_words, autojunk=False).get_opcodes():
         if operation == "equal" or i2 - i1 == j2 - j1:  # as many words for as many words: each for its own
@@ -135,8 +151,8 @@ def _compare(old: Sequence[str], new: Sequence[str]) -> Iterator[Span]:
     yield Span("".join(old[len(old) - tail :]), "".join(new[len(new) - tail :]))
 
 
-def _apart(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words, and the blanks around them: one before the first word and one after each."""
+def apart(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words and signs among the tokens of `words`, and the blanks around them: one before the first and one after each."""
     only_words: list[str] = []
     blanks = [""]
     for token in tokens:
@@ -191,9 +207,14 @@ def _pairs(old: Sequence[str], new: Sequence[str]) -> int:
 
 def change_summary(original: str, corrected: str, limit: int = 500) -> str:
     """The changes in one line of at most about `limit` characters: `2 changes: "teh" → "the"; removed ","`."""
-    if original == corrected:
+    return summary_of(diff(original, corrected), limit)
+
+
+def summary_of(spans: Iterable[Span], limit: int = 500) -> str:
+    """The same for a caller who has the differences already."""
+    changes = [span for span in spans if span.changed]
+    if not changes:
         return "No changes"
-    changes = [span for span in diff(original, corrected) if span.changed]
     summary = f"{len(changes)} change{'s' if len(changes) > 1 else ''}: "
     for number, (old, new) in enumerate(changes):
         if not new:

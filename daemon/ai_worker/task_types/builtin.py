@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ai_worker.changes import measure
 from ai_worker.models import Result
 from ai_worker.task_types.base import PromptedTaskType, Settings, expected_tokens
 from ai_worker.task_types.language import language_code, language_name
 from ai_worker.task_types.parameters import Parameters, names
-from ai_worker.text import change_summary
+from ai_worker.text import diff, summary_of
 
 _SUMMARY_AT_MOST = 1000  # characters of `change_summary` that a model may fill
 # OpenAI's strict mode takes 1,000 enum values in a schema, of at most 15,000 characters together from 250 values on.
@@ -21,7 +22,7 @@ class Correction(PromptedTaskType):
 
     Parameters: `language` of the texts (told from each text when absent), `style` in words, `explain` (true): the model says
     what it corrected; false saves the tokens. Stored: the corrected text; the model's summary of the changes, or the changes
-    word by word.
+    word by word; beside the answer, as `changes`, how many there are of each kind and how much of the text they touch.
     """
 
     name = "correction"
@@ -40,8 +41,10 @@ class Correction(PromptedTaskType):
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
         corrected = answer["corrected_text"]
+        spans = diff(original, corrected)
         told = "" if corrected == original else _one_line(answer["change_summary"])  # a model may tell of changes it did not make
-        return Result(corrected, told or change_summary(original, corrected), answer)
+        changes = measure(original, corrected, spans).as_json()
+        return Result(corrected, told or summary_of(spans), {"changes": changes, **answer})
 
 
 class Translation(PromptedTaskType):
