@@ -8,7 +8,7 @@
 -- A task whose own model is stopped is there too when a fallback can take it; which one does is the caller's to see.
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
--- The whole key in ORDER BY: by its last column alone MySQL sorts.
+-- The whole key in ORDER BY: by its last column alone MySQL sorts. Of the two indexes the second one is for a worker of one queue.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
@@ -19,7 +19,7 @@
         m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
-   FROM task t FORCE INDEX (k_task_runnable)
+   FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
@@ -34,6 +34,7 @@
                    LIMIT 1) IS NOT NULL))
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
+    AND (%(any_queue)s OR t.queue IN %(queues)s)
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -50,7 +51,7 @@ UNION ALL
         m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
-   FROM task t FORCE INDEX (k_task_runnable)
+   FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
@@ -65,6 +66,7 @@ UNION ALL
                    LIMIT 1) IS NOT NULL))
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
+    AND (%(any_queue)s OR t.queue IN %(queues)s)
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -445,6 +447,7 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s);
 
 -- name: claimed_new_item
@@ -599,12 +602,13 @@ SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000
  WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s
    AND (w.mode <> 'batch' OR w.lost_at IS NOT NULL)
    AND (SELECT i.id_task_item
-          FROM task t FORCE INDEX (k_task_runnable)
+          FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
           STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
           STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
          WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
            AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
            AND (%(any_type)s OR t.task_type IN %(task_types)s)
+           AND (%(any_queue)s OR t.queue IN %(queues)s)
            AND (%(any_model)s OR m.name IN %(model_names)s)
            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
            AND i.id_worker = w.id_worker
@@ -618,7 +622,7 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
                                 OR m.id_ai_model IN %(busy_models)s OR NOT (%(any_model)s OR m.name IN %(model_names)s))
                            AND f.id_task IS NULL) AS blocked,
        MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), i.available_at)) / 1000000 AS due_seconds
-  FROM task t FORCE INDEX (k_task_runnable)
+  FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
   LEFT JOIN (SELECT DISTINCT ft.id_task
                FROM task ft FORCE INDEX (k_task_runnable)
@@ -633,17 +637,19 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s OR f.id_task IS NOT NULL)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s);
 
 -- name: unpaid_tasks
 -- For a `run` with these filters: tasks that wait for money, since only a budget pauses one besides people.
 SELECT t.id_task, t.status_reason
-  FROM task t FORCE INDEX (k_task_runnable)
+  FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
  WHERE t.status_id = 4 AND t.status_reason <> 'paused by a person'
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s)
    AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
@@ -673,6 +679,7 @@ SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max
              WHERE f.id_task = t.id_task AND fm.is_active = 1 LIMIT 1) IS NOT NULL)
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s)
    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
@@ -728,6 +735,7 @@ SELECT b.id_batch
    AND m.id_ai_model NOT IN %(busy_models)s
    AND (%(id_task)s IS NULL OR b.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s)
  ORDER BY b.poll_at
  LIMIT 20;
@@ -826,6 +834,7 @@ SELECT COUNT(*) AS batches,
    AND (%(any_batch)s OR b.id_batch IN %(batches)s)
    AND (%(id_task)s IS NULL OR b.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s);
 
 -- name: batches_of_task
@@ -1142,7 +1151,7 @@ SELECT id_task, status_id FROM task_item WHERE id_task_item = %(id_task_item)s;
 SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
        t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
        TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
-       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at,
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at, t.queue,
        IF(t.budget IS NULL, NULL, (SELECT SUM(i.reserved) FROM task_item i FORCE INDEX (k_task_item_claim)
                                     WHERE i.id_task = t.id_task AND i.status_id = 2)) AS reserved
   FROM task t
@@ -1162,7 +1171,7 @@ SELECT m.name
 SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
        t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
        TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
-       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at,
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at, t.queue,
        IF(t.budget IS NULL, NULL, (SELECT SUM(i.reserved) FROM task_item i FORCE INDEX (k_task_item_claim)
                                     WHERE i.id_task = t.id_task AND i.status_id = 2)) AS reserved
   FROM task t FORCE INDEX (PRIMARY)

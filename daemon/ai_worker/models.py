@@ -198,6 +198,13 @@ class Task:
         return self.position + 1 < len(self.chain)
 
 
+class QueueShare(NamedTuple):
+    """A queue that a worker takes from. While several have work, each gets slots in proportion to its `weight`."""
+
+    name: str
+    weight: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """Which items a worker takes. Empty means all."""
@@ -206,6 +213,7 @@ class Filters:
     id_task_item: int | None = None
     task_types: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    queues: tuple[QueueShare, ...] = ()
 
 
 class Example(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, Transaction, statements
-from ai_worker.models import Filters
+from ai_worker.models import Filters, QueueShare
 from ai_worker.store.claims import filter_columns
 from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import Sql
@@ -226,6 +226,23 @@ def test_plan(busy: Busy, name: str) -> None:
         "lock_pending_item",
         "claimed_new_item",
     }
+
+
+def test_the_tasks_of_a_queue_are_found_by_its_index_among_many_others(server: TestServer, sql: Sql, database_url: str) -> None:
+    sql("INSERT INTO ai_model (id_ai_model, name, provider) VALUES (1, 'm', 'echo')")
+    for status in (0, 1, 4):
+        sql(f"INSERT INTO task (id_ai_model, status_id) VALUES {', '.join([f'(1, {status})'] * 300)}")
+        sql(f"INSERT INTO task (id_ai_model, status_id, queue) VALUES {', '.join([f'(1, {status}, %s)'] * 3)}", ["reply"] * 3)
+    sql(f"INSERT INTO worker ({WORKER}) VALUES ('h', 1, '', '', 1, NOW(6)), ('h', 1, '', '', 1, NOW(6))")
+    sql("ANALYZE TABLE task, worker")
+    columns = filter_columns(Filters(queues=(QueueShare("reply"),)))
+    for name in ("runnable_tasks", "others_at_work", "waiting_items", "unpaid_tasks"):
+        plan = explain(server, parse_database_url(database_url).database, name, **columns, spent_models=(0,))
+        tasks = [row for row in plan if row["table"] == "t"]
+        assert tasks, plan
+        for row in tasks:
+            assert (row["key"], "filesort" in (row["Extra"] or "")) == ("k_task_queue", False), (name, row)
+            assert int(row["rows"]) <= 9, (name, row)
 
 
 @pytest.mark.parametrize("name", BY_KEY)

@@ -14,7 +14,7 @@ import click
 from ai_worker.cli import context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.errors import EXIT_DONE
-from ai_worker.models import ItemStatus, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, TaskStatus
 from ai_worker.store.reports import BatchReport, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
 
 # What stops a model (errors.ModelStopped and below), and what to do about it.
@@ -118,6 +118,7 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
         "model": task.model,
         "model_stopped": task.model_stopped,
         "description": task.description,
+        "queue": task.queue,
         "priority": task.priority,
         "max_attempts": task.max_attempts,
         "budget": plain(task.budget),
@@ -197,6 +198,8 @@ def _numbers(task: TaskReport) -> list[tuple[str, str]]:
     if task.budget is not None:
         reserved = f", {context.money(task.reserved)} reserved for items in flight" if task.reserved else ""
         rows.append(("budget", f"{context.money(task.cost or Decimal(0))} of {context.money(task.budget)} spent{reserved}"))
+    if task.queue != DEFAULT_QUEUE:
+        rows.append(("queue", visible(task.queue)))
     if task.priority:
         rows.append(("priority", str(task.priority)))
     return rows
@@ -269,11 +272,12 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
     if not tasks:
         click.echo("no task yet; `ai-worker submit FILE` makes one")
         return
-    # Two columns that are there only when they have something to say.
+    # Columns that are there only when they have something to say.
     with_priority, with_start = any(task.priority for task in tasks), any(task.is_ahead for task in tasks)
+    with_queue = any(task.queue != DEFAULT_QUEUE for task in tasks)
     headings = (
         *("ID", "STATUS", *["STARTS"] * with_start, "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST"),
-        *(*["PRIORITY"] * with_priority, "INSTRUCTION"),
+        *(*["QUEUE"] * with_queue, *["PRIORITY"] * with_priority, "INSTRUCTION"),
     )
     rows = [
         (
@@ -287,6 +291,7 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
             context.number(task.records_failed),
             context.number(task.open),
             None if task.cost is None else context.money(task.cost),
+            *[visible(task.queue)] * with_queue,
             *[task.priority or None] * with_priority,
             visible(task.description[:40]),
         )

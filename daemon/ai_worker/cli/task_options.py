@@ -17,9 +17,10 @@ import click
 
 from ai_worker import prices
 from ai_worker.cli.money import Usd
+from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import Lane, Model, Task, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Task, TaskStatus
 from ai_worker.providers import takes_batches
 from ai_worker.store.models import Models
 from ai_worker.store.tasks import NewTask
@@ -94,6 +95,9 @@ _OPTIONS = (
         metavar="KEY=VALUE",
         help="Parameter of the type; JSON where it can be. Repeatable.",
     ),
+    click.option(
+        "--queue", type=QueueName(), default=DEFAULT_QUEUE, show_default=True, help="Which workers take it: see `run --queue`."
+    ),
     click.option("--priority", type=click.IntRange(-32767, 32767), default=0, show_default=True, help="Higher ones go first."),
     click.option(
         "--at",
@@ -145,6 +149,7 @@ class TaskOptions:
     model_name: str | None
     description: str
     parameters: dict[str, Any]
+    queue: str
     priority: int
     scheduled_at: datetime | None
     max_attempts: int
@@ -186,6 +191,7 @@ class TaskOptions:
             pack=self.pack,
             cache_seconds=self.cache_seconds,
             budget=self.budget,
+            queue=self.queue,
         )
         _check(task, chain)
         if task.lane is Lane.BATCH and task.pack > 1:

@@ -10,10 +10,11 @@ import click
 
 from ai_worker.cli import context
 from ai_worker.cli.preview import preview
+from ai_worker.cli.queue_options import WeightedQueue, distinct
 from ai_worker.config import Settings
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, UsageError
-from ai_worker.models import Filters, ItemStatus
+from ai_worker.models import Filters, ItemStatus, QueueShare
 from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
@@ -53,6 +54,15 @@ def process(
 
 def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
     for option in (
+        click.option(
+            "--queue",
+            "queues",
+            type=WeightedQueue(),
+            multiple=True,
+            callback=distinct,
+            metavar="NAME[:WEIGHT]",
+            help="Only tasks of this queue; may be repeated: while several have work, slots are shared by weight.",
+        ),
         click.option("--model", "models", multiple=True, metavar="NAME", help="Only tasks of this model; may be repeated."),
         click.option("--type", "task_types", multiple=True, metavar="TYPE", help="Only tasks of this type; may be repeated."),
         click.option("--concurrency", type=click.IntRange(1, 2000), help="Model calls in flight.  [AI_WORKER_CONCURRENCY, 50]"),
@@ -75,6 +85,7 @@ def run(
     concurrency: int | None,
     task_types: tuple[str, ...],
     models: tuple[str, ...],
+    queues: tuple[QueueShare, ...],
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -86,7 +97,7 @@ def run(
     """
     settings = context.settings()
     with context.database(settings) as db:
-        filters = _checked_filters(db, id_task, id_task_item, task_types, models)
+        filters = _checked_filters(db, id_task, id_task_item, task_types, models, queues)
         if dry_run:
             preview(db, filters, max_items, as_json=as_json)
             return EXIT_DONE
@@ -109,6 +120,7 @@ def daemon(
     concurrency: int | None,
     task_types: tuple[str, ...],
     models: tuple[str, ...],
+    queues: tuple[QueueShare, ...],
 ) -> int:
     """Process what comes, for ever: for systemd, NSSM, or a terminal.
 
@@ -118,7 +130,7 @@ def daemon(
     settings = context.settings()
     try:
         with context.database(settings) as db:
-            filters = _checked_filters(db, id_task, id_task_item, task_types, models)
+            filters = _checked_filters(db, id_task, id_task_item, task_types, models, queues)
             db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
             process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
     except KeyboardInterrupt:
@@ -127,7 +139,12 @@ def daemon(
 
 
 def _checked_filters(
-    db: Database, id_task: int | None, id_task_item: int | None, task_types: tuple[str, ...], models: tuple[str, ...]
+    db: Database,
+    id_task: int | None,
+    id_task_item: int | None,
+    task_types: tuple[str, ...],
+    models: tuple[str, ...],
+    queues: tuple[QueueShare, ...],
 ) -> Filters:
     """The filters, with the task of a named item. Raises UsageError for whatever does not exist."""
     from ai_worker.task_types import task_type
@@ -145,7 +162,7 @@ def _checked_filters(
         if id_task not in {None, found[0]}:
             raise UsageError(f"item {id_task_item} belongs to task {found[0]}, not to task {id_task}")
         id_task = found[0]
-    return Filters(id_task, id_task_item, task_types, names)
+    return Filters(id_task, id_task_item, task_types, names, queues)
 
 
 def _is_claimable(db: Database, id_task_item: int) -> bool:

@@ -314,6 +314,8 @@ def filter_columns(filters: Filters) -> dict[str, Any]:
         "task_types": filters.task_types or ("",),
         "any_model": not filters.models,
         "model_names": filters.models or ("",),
+        "any_queue": not filters.queues,
+        "queues": tuple(queue.name for queue in filters.queues) or ("",),
     }
 
 

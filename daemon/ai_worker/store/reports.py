@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
-from ai_worker.models import ItemStatus, ReviewStatus, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, ReviewStatus, TaskStatus
 
 _OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
 _LAST: Final = 2**63 - 1
@@ -68,6 +68,7 @@ class TaskReport:
     reserved: Decimal | None = None
     resume_at: datetime | None = None
     fallbacks: tuple[str, ...] = ()
+    queue: str = DEFAULT_QUEUE
 
     @property
     def total(self) -> int:
@@ -303,6 +304,7 @@ def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> Task
         budget=row["budget"],
         reserved=row["reserved"],
         resume_at=row["resume_at"],
+        queue=row["queue"],
     )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from ai_worker.db import Database
 from ai_worker.errors import DatabaseAway
-from ai_worker.models import Filters
+from ai_worker.models import Filters, QueueShare
 
 SILENCE: Final = 10  # seconds without a word from the listener until the server takes its turn away
 EARSHOT: Final = 1000  # keys above the newest one that `wait_for_items` looks at
@@ -31,7 +32,8 @@ class Turns:
 
     def name(self, filters: Filters, busy_models: Iterable[int]) -> str:
         """The turn's name: the same for all who want the same of the same database. At most 64 characters, as MySQL has it."""
-        wanted = (self._db.url.database, filters, tuple(sorted(set(busy_models))))
+        queues = tuple(sorted({QueueShare(queue.name) for queue in filters.queues}))  # whatever they weigh
+        wanted = (self._db.url.database, replace(filters, queues=queues), tuple(sorted(set(busy_models))))
         return f"ai_worker.{hashlib.sha256(repr(wanted).encode()).hexdigest()[:40]}"
 
     def take(self, name: str, seconds: float) -> bool | None:
