@@ -22,6 +22,7 @@ AiWorkerError                     a message for people; `exit_code` for the shel
     │   ├── ContentRefused        the provider's or the model's policy refused the text
     │   ├── InputTooLong          413, or more tokens than the model takes
     │   └── InvalidRequest        400, 422
+    ├── TimedOut                  the attempt's time limit is over: a later attempt
     └── BadAnswer                 the call succeeded (and cost money) but its answer cannot be used
 """
 
@@ -191,6 +192,12 @@ class InvalidRequest(ItemRejected):
     """The provider called the request invalid."""
 
     kind = "invalid_request"
+
+
+class TimedOut(ProviderError):
+    """The attempt has taken as long as its task or queue allows, and its call was broken off."""
+
+    kind = "timeout"
 
 
 class BadAnswer(ProviderError):

@@ -216,6 +216,20 @@ class Filters:
     queues: tuple[QueueShare, ...] = ()
 
 
+class Needs(NamedTuple):
+    """What a task wants drawn into its items' prompts.
+
+    Of the same `context_key` so many of the latest `results` (of tasks of these `types`; none: of all) and `facts`, together at
+    most so many `tokens`; and so many reviewed `examples` of the same task, accepted and rejected, again within `tokens`.
+    """
+
+    results: int = 0
+    facts: int = 0
+    examples: int = 0
+    tokens: int = 1000
+    types: tuple[str, ...] = ()
+
+
 class Example(NamedTuple):
     """A reviewed item of the same task: what the model made of `text`, and what a person made of that."""
 
@@ -370,7 +384,8 @@ class Outcome(NamedTuple):
 
     `cost` is in USD, None where the price is unknown; `delay` in seconds until the item may be claimed again. `single` says that
     from now on the item is sent alone and online. `cache_key` is that of the work which the item leads in the result cache: its
-    commit stores the answer, or frees the work for another.
+    commit stores the answer, or frees the work for another. A processed one with an `error_kind` has failed, and its result is
+    what its task type gives instead: it goes on the record of the attempt, and is no answer to identical work.
     """
 
     item: Item
@@ -389,6 +404,15 @@ class Outcome(NamedTuple):
     @classmethod
     def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:
         return cls(item, OutcomeKind.PROCESSED, usage, cost, result, latency_ms=latency_ms)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the model has answered, and the answer is stored."""
+        return self.kind is OutcomeKind.PROCESSED and self.error_kind is None
+
+    def instead(self, result: Result) -> Self:
+        """What has failed, ended with a result that its task type gives instead of an answer."""
+        return self._replace(kind=OutcomeKind.PROCESSED, result=result)
 
     @classmethod
     def retry(

@@ -118,7 +118,7 @@ class Changes:
         )
         self._attempt(outcome, outcome.kind, False)
         if outcome.cache_key is not None:
-            self._answers.append((outcome.cache_key, item.id_task_item))
+            (self._answers if outcome.is_answer else self._freed).append((outcome.cache_key, item.id_task_item))
         counters = self._counters(item.task.id_task)
         counters.processed += 1
         counters.charge(outcome)
@@ -128,6 +128,7 @@ class Changes:
         item, usage = outcome.item, outcome.usage
         after = STATUS_AFTER[outcome.kind]
         is_late = before is not ItemStatus.IN_PROGRESS
+        is_processed = after is ItemStatus.PROCESSED
         text, summary, data = _columns(outcome.result) if outcome.result else (None, None, None)
         self._items.append(
             {
@@ -142,14 +143,14 @@ class Changes:
                 "ti": usage.tokens_input,
                 "to": usage.tokens_output,
                 "co": decimal_text(outcome.cost),
-                "ek": outcome.error_kind,
-                "em": _short(outcome.error_message),
+                "ek": None if is_processed else outcome.error_kind,
+                "em": None if is_processed else _short(outcome.error_message),
                 "tc": text,
                 "cs": summary,
                 "re": data,
             }
         )
-        if after is not ItemStatus.PROCESSED:
+        if not outcome.is_answer:
             self.add_freed(outcome)
         elif outcome.cache_key is not None:
             self._answers.append((outcome.cache_key, item.id_task_item))
@@ -159,7 +160,7 @@ class Changes:
             return
         self._attempt(outcome, outcome.kind, is_late)
         counters = self._counters(item.task.id_task)
-        counters.processed += after is ItemStatus.PROCESSED
+        counters.processed += is_processed
         counters.failed += (after is ItemStatus.ERROR) - (before is ItemStatus.ERROR)
         counters.charge(outcome)
 

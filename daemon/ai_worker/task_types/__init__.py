@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from ai_worker.errors import ConfigurationError, UsageError
 from ai_worker.models import Completion, Item, Prompt, Result, Task
 
 ENTRY_POINT_GROUP = "ai_worker.task_types"
+
+TIME_LIMIT: Final = "time_limit"
+"""The parameter, of any type, that says after how many seconds an attempt is broken off."""
 
 
 class TaskType(Protocol):
@@ -29,6 +32,19 @@ class TaskType(Protocol):
 
     def parse(self, item: Item, completion: Completion) -> Result:
         """The result to store. Raises BadAnswer, naming the check, when the answer is of no use; ContentRefused for a refusal."""
+
+
+@runtime_checkable
+class HasFallback(Protocol):
+    """A task type that never leaves an item without a result."""
+
+    def fallback(self, item: Item, kind: str, message: str) -> Result | None:
+        """What to store of an item that would be set aside for good: for the error `kind`, with `message`. None for nothing."""
+
+
+def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result | None:
+    """The result that a task type gives instead of a failure; None where it gives none."""
+    return task_type.fallback(item, kind, message) if isinstance(task_type, HasFallback) else None
 
 
 @cache

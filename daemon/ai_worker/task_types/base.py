@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final
 import jsonschema_rs
 
 from ai_worker.errors import BadAnswer, ContentRefused, InvalidRequest
-from ai_worker.models import Completion, Item, Prompt, Result, Task
+from ai_worker.models import Completion, Item, Needs, Prompt, Result, Task
+from ai_worker.task_types import TIME_LIMIT
 from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
 from ai_worker.task_types.parameters import Parameters
@@ -22,6 +23,10 @@ from ai_worker.task_types.prompt_file import PromptFile
 from ai_worker.text import clean, estimate_tokens
 
 _PLANS_KEPT = 256
+_LONGEST_TIME = 86_400  # seconds of an attempt: a day
+# Parameters that do not determine an answer: what is drawn into a prompt does, and that is in its fingerprint.
+_DRAWING = ("history_results", "history_facts", "history_tokens", "history_types", "reviewed_examples")
+_BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", *_DRAWING})
 _REASON_AT_MOST = 400
 
 Settings = Mapping[str, Any]
@@ -66,6 +71,7 @@ class _Plan:
     validator: jsonschema_rs.Validator
     checks: tuple[tuple[str, Check], ...]
     digest: bytes
+    needs: Needs | None
 
 
 class PromptedTaskType:
@@ -79,6 +85,8 @@ class PromptedTaskType:
     """The answer is the text itself in a new shape: it gets the original's line ends, and the blanks around it."""
     unchanged_is_right: ClassVar[bool] = False
     """The original itself is a right answer, and no check need be asked."""
+    history_types: ClassVar[tuple[str, ...]] = ()
+    """The task types whose earlier results are drawn into a prompt, where the task does not say which; none: all."""
 
     def __init__(self) -> None:
         self.file: Final = PromptFile.load(self.name)
@@ -113,6 +121,10 @@ class PromptedTaskType:
     def validate(self, task: Task) -> None:
         """Raises UsageError, naming the parameter, its value and the remedy."""
         self._made(task)
+
+    def needs(self, task: Task) -> Needs | None:
+        """What is to be drawn into the prompts of the task's items; None: nothing. Raises UsageError as `validate` does."""
+        return self._plan(task).needs
 
     def prompt(self, item: Item) -> Prompt:
         """The prompt of one item. Raises InvalidRequest when the text is empty; UsageError as `validate` does, as plain SQL
@@ -172,12 +184,15 @@ class PromptedTaskType:
     def _made(self, task: Task) -> _Plan:
         parameters = Parameters(task)
         settings = {**task.parameters, **self.settings(parameters)}
+        parameters.seconds(TIME_LIMIT, maximum=_LONGEST_TIME)
+        needs = parameters.needs(self.history_types)
         parameters.finish()
         schema = self.schema(settings)
         from_settings = self.check_parameters(settings)
         system = self.file.render_system(description=clean(task.description or "").strip(), parameters=settings)
         # The file's digest stands for templates, temperature and checks. Properties keep their order: that of the answer.
-        determining = [self.name, self.file.digest.hex(), system, schema, sorted(settings.items()), from_settings]
+        given = sorted((name, value) for name, value in settings.items() if name not in _BESIDE_THE_ANSWER)
+        determining = [self.name, self.file.digest.hex(), system, schema, given, from_settings]
         return _Plan(
             settings=settings,
             system=system,
@@ -189,6 +204,7 @@ class PromptedTaskType:
                 if (extra := from_settings.get(name, {})) is not None
             ),
             digest=hashlib.sha256(json.dumps(determining, default=repr).encode()).digest(),
+            needs=needs,
         )
 
 

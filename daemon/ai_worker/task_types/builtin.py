@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ai_worker.changes import measure
-from ai_worker.models import Result
+from ai_worker.models import Item, Result
 from ai_worker.task_types.base import PromptedTaskType, Settings, expected_tokens
 from ai_worker.task_types.language import language_code, language_name
 from ai_worker.task_types.parameters import Parameters, names
@@ -103,7 +103,8 @@ class Analysis(PromptedTaskType):
 class Categorization(PromptedTaskType):
     """Puts a text into one of `categories` (required: names, or {name, description}), or into `fallback` ("Uncategorized").
 
-    Parameters: also `language` of the reason. Stored: the category, spelled as given; the reason.
+    Parameters: also `language` of the reason, `fallback_on_failure` (true): what cannot be sorted, whatever the reason, ends
+    in the fallback too; false has it end in ERROR. Stored: the category, spelled as given; the reason.
     """
 
     name = "categorization"
@@ -117,6 +118,7 @@ class Categorization(PromptedTaskType):
             "fallback": spelled.get(fallback.casefold(), fallback),
             "fallback_listed": fallback.casefold() in spelled,
             "language": parameters.language("language"),
+            "fallback_on_failure": parameters.flag("fallback_on_failure", default=True),
         }
 
     def schema(self, settings: Settings) -> Mapping[str, Any]:
@@ -138,6 +140,14 @@ class Categorization(PromptedTaskType):
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
         return Result(answer["category"], _one_line(answer["reason"]) or None, answer)
+
+    def fallback(self, item: Item, kind: str, message: str) -> Result | None:
+        """The fallback category, with what went wrong for a reason."""
+        settings = self._plan(item.task).settings
+        if not settings["fallback_on_failure"]:
+            return None
+        reason = _one_line(f"{kind}: {message}")
+        return Result(settings["fallback"], reason, {"reason": reason, "category": settings["fallback"], "is_fallback": True})
 
 
 class Summary(PromptedTaskType):

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from ai_worker.errors import UsageError
-from ai_worker.models import Task
+from ai_worker.models import Needs, Task
 from ai_worker.task_types.language import language_code, language_tag
 
 
@@ -60,6 +60,26 @@ class Parameters:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             self._refuse(name, value, f"a whole number from {minimum} to {maximum}")
         return value
+
+    def seconds(self, name: str, *, maximum: int) -> float | None:
+        """A length of time of up to `maximum` seconds; None when not given."""
+        value = self._value(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= maximum:
+            self._refuse(name, value, f"a number of seconds, more than 0 and at most {maximum}")
+        return float(value)
+
+    def needs(self, types: tuple[str, ...]) -> Needs | None:
+        """What is to be drawn into the prompts of the task's items, results by default of these task types; None: nothing."""
+        needs = Needs(
+            results=self.integer("history_results", default=0, minimum=0, maximum=100),
+            facts=self.integer("history_facts", default=0, minimum=0, maximum=1000),
+            examples=self.integer("reviewed_examples", default=0, minimum=0, maximum=50),
+            tokens=self.integer("history_tokens", default=1000, minimum=1, maximum=1_000_000),
+            types=tuple(self.strings("history_types", most=50, limit=50)) or types,
+        )
+        return needs if needs.results or needs.facts or needs.examples else None
 
     def strings(self, name: str, *, most: int, limit: int) -> list[str]:
         """A list of at most `most` texts of 1 to `limit` characters each; empty when not given."""

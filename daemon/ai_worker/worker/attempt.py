@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from decimal import Decimal
 
@@ -10,9 +11,11 @@ from ai_worker.errors import Transient
 from ai_worker.log import WARNING, Event, Log, of_item
 from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, OutcomeKind, Result, Usage
 from ai_worker.retry import attempt_delay
+from ai_worker.task_types import TaskType, fallback
 
 POSTPONED_AS = 4  # a postponed item waits as one that has failed this often: it has had its call retries already
 MOST_TOKENS = 10_000_000  # of one call; no model takes or gives as many
+INVALID_TASK = "invalid_task"  # error_kind of items whose task has a type or parameters that cannot work
 
 _TEXT = (str, type(None))
 
@@ -24,12 +27,16 @@ class GivenBackError(Exception):
 class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
-    __slots__ = ("_began", "_is_unpriced", "companions", "cost", "is_spared", "item", "lane", "log", "model", "usage")
+    __slots__ = (
+        *("_began", "_is_unpriced", "companions", "cost", "is_spared", "item", "lane", "log", "model", "timer", "type", "usage"),
+    )
 
     def __init__(self, item: Item, log: Log) -> None:
         self.item = item
         self.log = log
         self.model: Model | None = None
+        self.type: TaskType | None = None  # asked for a result instead, where it fails for good
+        self.timer: asyncio.Timeout | None = None  # breaks off its calls, where it has a time limit
         self.usage = NO_USAGE  # of the answer, and of failed calls that were billed all the same
         self.cost: Decimal | None = None  # the same in USD; None while nothing was billed, and where a price is not known
         self.lane = Lane.ONLINE  # of the latest call
@@ -109,6 +116,8 @@ class Attempt:
 
     def _logged(self, outcome: Outcome) -> Outcome:
         outcome = self._in_lane(outcome)
+        if outcome.kind is OutcomeKind.FAILED:
+            outcome = self._saved(outcome)
         self.log(
             Event.ERROR,
             level=None if outcome.kind is OutcomeKind.FAILED else WARNING,
@@ -120,6 +129,20 @@ class Attempt:
             tokens_output=self.usage.tokens_output,
         )
         return outcome
+
+    def _saved(self, outcome: Outcome) -> Outcome:
+        """What would be a dead letter, with the result that its task type gives instead, if it gives one.
+
+        Not where the task itself is wrong: a result would hide from whoever made it that none of its items can succeed.
+        """
+        if self.type is None or outcome.error_kind == INVALID_TASK:
+            return outcome
+        try:
+            result = fallback(self.type, self.item, outcome.error_kind or "", outcome.error_message or "")
+        except Exception as error:  # noqa: BLE001 -- a plug-in's bug leaves the item where it would be without a fallback
+            self.log(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
+            return outcome
+        return outcome if result is None else outcome.instead(result)
 
 
 def plausible(usage: Usage) -> Usage:

@@ -12,7 +12,7 @@ from ai_worker.log import Event, Log
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, Prompt
 from ai_worker.providers import Provider
 from ai_worker.task_types import task_type
-from ai_worker.worker.attempt import Attempt
+from ai_worker.worker.attempt import INVALID_TASK, Attempt
 
 ROWS: Final = 5_000  # of one batch, where its provider names no bound of its own
 BYTES: Final = 20_000_000  # ... of prompts
@@ -55,7 +55,8 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
             await asyncio.sleep(0)
         attempt = _attempt(item, model, log)
         try:
-            prompt = task_type(item.task.task_type).prompt(item)
+            attempt.type = task_type(item.task.task_type)
+            prompt = attempt.type.prompt(item)
         except ItemRejected as error:  # by its own text, whichever model it were for
             found.outcomes.append(attempt.failed(error.kind, str(error)))
             continue
@@ -86,10 +87,11 @@ def answered(item: Item, model: Model, answer: Completion | ProviderError, log: 
     attempt = _attempt(item, model, log)
     attempt.bill(answer.usage, Lane.BATCH)
     try:
+        attempt.type = task_type(item.task.task_type)
         if isinstance(answer, ProviderError):
             outcome = _failed(attempt, answer)
         else:
-            outcome = attempt.processed(task_type(item.task.task_type).parse(item, answer))
+            outcome = attempt.processed(attempt.type.parse(item, answer))
     except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the batch
         outcome = _failed(attempt, error)
     return outcome._replace(latency_ms=None)  # it says when the batch was looked at, and no more
@@ -112,7 +114,7 @@ def _failed(attempt: Attempt, error: Exception) -> Outcome:
     """The rows of the error table, as for a call online; only that nothing waits here, since it waited in the batch."""
     match error:
         case UsageError():
-            return attempt.failed("invalid_task", str(error))
+            return attempt.failed(INVALID_TASK, str(error))
         case ConfigurationError():
             outcome = attempt.retry("internal", str(error), None)
         case ItemRejected():
@@ -127,7 +129,8 @@ def _failed(attempt: Attempt, error: Exception) -> Outcome:
         case _:
             attempt.log(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
             outcome = attempt.retry("internal", f"{type(error).__name__}: {error}", None)
-    return outcome if outcome.kind is OutcomeKind.FAILED else outcome._replace(single=True)
+    has_ended = outcome.kind in {OutcomeKind.FAILED, OutcomeKind.PROCESSED}
+    return outcome if has_ended else outcome._replace(single=True)
 
 
 def _bytes(prompt: Prompt) -> int:

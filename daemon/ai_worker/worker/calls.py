@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 from tenacity import RetryCallState
 
@@ -17,14 +17,15 @@ from ai_worker.errors import (
     ProviderError,
     RateLimited,
     Shed,
+    TimedOut,
     Transient,
     UsageError,
 )
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import TaskType, task_type
-from ai_worker.worker.attempt import Attempt, GivenBackError, milliseconds, plausible
+from ai_worker.task_types import TIME_LIMIT, TaskType, task_type
+from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, milliseconds, plausible
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
@@ -89,7 +90,7 @@ class Caller:
             return await self._stopped(attempt, Misconfigured(str(error) or type(error).__name__))
         attempt.model = endpoint.model
         try:
-            kind = task_type(item.task.task_type)
+            kind = attempt.type = task_type(item.task.task_type)
             try:
                 prompt = _prompt(kind, item)
             except ItemRejected as error:  # by its own text, whichever model it were for
@@ -111,7 +112,7 @@ class Caller:
         except ModelStopped as error:
             return await self._stopped(attempt, error)
         except UsageError as error:  # of the task's type or parameters: `submit` would have refused them
-            return attempt.failed("invalid_task", str(error))
+            return attempt.failed(INVALID_TASK, str(error))
         except ConfigurationError as error:  # a task type's package that does not load here, and may on another host
             return attempt.retry("internal", str(error), None)
         except ItemRejected as error:
@@ -133,10 +134,10 @@ class Caller:
             log(Event.PROMPT, **of_item(item, endpoint.model.name), prompt=excerpt(prompt.user))
         began = time.monotonic()
         try:
-            try:
-                completion = await self._send(attempt, endpoint, prompt)
-            except Transient as error:
-                completion = await self._retried(attempt, endpoint, prompt, error)
+            limit = time_limit(item)
+            completion = await (
+                self._called(attempt, endpoint, prompt) if limit is None else self._timed(attempt, endpoint, prompt, limit)
+            )
         except asyncio.CancelledError:
             if (call := asyncio.current_task()) is not None and call.cancelling():
                 raise
@@ -151,6 +152,24 @@ class Caller:
             fields["tokens_input"], fields["tokens_output"] = usage.tokens_input, usage.tokens_output
             log(Event.RESULT, **fields, latency_ms=milliseconds(began), answer=excerpt(completion.text))
         return completion
+
+    async def _called(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
+        try:
+            return await self._send(attempt, endpoint, prompt)
+        except Transient as error:
+            return await self._retried(attempt, endpoint, prompt, error)
+
+    async def _timed(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt, limit: float) -> Completion:
+        """The same, broken off when it has taken `limit` seconds; the time in which it waits for its turn does not count."""
+        try:
+            async with asyncio.timeout(limit) as attempt.timer:
+                return await self._called(attempt, endpoint, prompt)
+        except TimeoutError:
+            if attempt.timer is None or not attempt.timer.expired():  # it is not ours
+                raise
+            raise TimedOut(f"no answer within {limit:g} s") from None
+        finally:
+            attempt.timer = None
 
     async def _send(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """One request, one answer. Every call that this worker makes for an item goes through here, each retry too."""
@@ -186,7 +205,8 @@ class Caller:
     async def _send_in_turn(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The same for a model whose calls are paced."""
         usage = NO_USAGE
-        turn = await self._pacer.turn(attempt.item.task, prompt, attempt.companions)
+        with _untimed(attempt.timer):
+            turn = await self._pacer.turn(attempt.item.task, prompt, attempt.companions)
         if turn is None:
             raise GivenBackError("drained")
         try:
@@ -240,6 +260,31 @@ class Caller:
         self._throttle.restart(attempt.item.task.id_ai_model)
         await self._breaker.trip(attempt.item.task, error, bounded(error.retry_after or PROBE_SECONDS))
         return attempt.given_back(error.kind)
+
+
+def time_limit(item: Item) -> float | None:
+    """Seconds after which an attempt's calls are broken off; None: never. Every limit there is comes together here.
+
+    So far it is the task's own, its parameter `time_limit`; what cannot be one was refused with the task's parameters.
+    """
+    limit = item.task.parameters.get(TIME_LIMIT)
+    return limit if isinstance(limit, int | float) and limit > 0 else None
+
+
+@contextmanager
+def _untimed(timer: asyncio.Timeout | None) -> Iterator[None]:
+    """Stops an attempt's clock: what the fleet's pace has it wait for is not its own time."""
+    if timer is None or (deadline := timer.when()) is None:
+        yield
+        return
+    clock = asyncio.get_running_loop().time
+    left = deadline - clock()
+    timer.reschedule(None)
+    try:
+        yield
+    finally:
+        if not timer.expired():
+            timer.reschedule(clock() + left)
 
 
 def _prompt(kind: TaskType, item: Item) -> Prompt:

@@ -450,7 +450,7 @@ class Worker:
         for outcome in committed.stored:
             if outcome.kind is OutcomeKind.PROCESSED:
                 done.append(self._fields(outcome))
-                if outcome.item.task.is_probe:
+                if outcome.item.task.is_probe and outcome.is_answer:
                     self._breaker.answered(outcome.item)
             elif outcome.kind is OutcomeKind.FAILED:
                 summary.failed += 1

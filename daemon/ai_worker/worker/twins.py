@@ -18,7 +18,7 @@ from typing import Final
 from ai_worker import prices
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, Log
-from ai_worker.models import Item, Model, Outcome, OutcomeKind, Prompt, Result, Usage
+from ai_worker.models import Item, Model, Outcome, Prompt, Result, Usage
 from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.queue import Committed
 from ai_worker.worker.attempt import GivenBackError
@@ -132,8 +132,7 @@ class Twins:
         if not self._leading:
             return
         for outcome in committed.stored:
-            is_result = outcome.kind is OutcomeKind.PROCESSED
-            self._settle(outcome, Answer(outcome.result, 0.0) if is_result and outcome.result is not None else None)
+            self._settle(outcome, Answer(outcome.result, 0.0) if outcome.is_answer and outcome.result is not None else None)
         for outcome in committed.lost:
             self._settle(outcome, None)
 
