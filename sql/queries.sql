@@ -1278,6 +1278,64 @@ SELECT i.id_task_item, i.external_key, i.status_id, i.text_original, i.text_corr
  ORDER BY i.id_task_item;
 
 
+-- ===== review: what people say of results =====
+
+-- name: items_to_review
+-- A page of processed items in the order of their keys, off the claim index; the review is looked at in the row.
+SELECT id_task_item, external_key, text_original, text_corrected, change_summary, review_status_id, text_reviewed, reviewed_by,
+       reviewed_at
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 1 AND id_task_item > %(after)s
+   AND (%(review_status_id)s IS NULL OR review_status_id = %(review_status_id)s)
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: item_to_review
+-- One item, whatever its status: the caller says what is wrong with it.
+SELECT id_task_item, status_id, external_key, text_original, text_corrected, change_summary, review_status_id, text_reviewed,
+       reviewed_by, reviewed_at
+  FROM task_item
+ WHERE id_task_item = %(id_task_item)s;
+
+-- name: unreviewed_items
+-- The next batch of those that nobody has said anything of; without locks, what is done to it looks again.
+SELECT id_task_item
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 1 AND id_task_item > %(after)s AND review_status_id = 0
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: items_of_span
+-- A person names items by their ids; whether they can be reviewed is said before the first one is.
+SELECT id_task_item, status_id
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item > %(after)s AND id_task_item <= %(last)s AND (%(id_task)s IS NULL OR id_task = %(id_task)s)
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
+-- name: lock_to_review
+-- By key and in its order, as the commits lock items.
+SELECT id_task_item, status_id, review_status_id, text_reviewed, reviewed_by
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item
+   FOR UPDATE;
+
+-- name: review_items
+-- The latest review stands in the item, under its lock; taken back, it leaves nothing there.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET review_status_id = %(review_status_id)s, text_reviewed = %(text_reviewed)s,
+       reviewed_by = IF(%(review_status_id)s = 0, NULL, %(reviewed_by)s), reviewed_at = IF(%(review_status_id)s = 0, NULL, NOW(6))
+ WHERE id_task_item IN %(items)s;
+
+-- name: record_reviews
+-- Every review ever given is kept, in the transaction that gives it.
+INSERT INTO task_item_review (id_task, id_task_item, review_status_id, text_reviewed, note, reviewed_by)
+SELECT id_task, id_task_item, %(review_status_id)s, %(text_reviewed)s, %(note)s, %(reviewed_by)s
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s;
+
+
 -- ===== health =====
 
 -- name: server_variables

@@ -30,6 +30,7 @@ COMMANDS = {
     "watch": ("status", "What is going on, live."),
     "workers": ("status", "Which workers are alive, and what they hold."),
     "results": ("results", "Results as CSV, JSONL or an HTML page."),
+    "review": ("review", "Accept, reject or edit results."),
     "retry": ("control", "Bring back items that ended in ERROR."),
     "pause": ("control", "Stop claiming items of a task."),
     "resume": ("control", "Go on with a paused or cancelled task."),
