@@ -340,6 +340,52 @@ VALUES (%s, UTC_DATE(), %s, %s, %s, %s, %s, %s, %s)
        tokens_reasoning = tokens_reasoning + VALUES(tokens_reasoning),
        cost = IF(VALUES(cost) IS NULL, cost, COALESCE(cost, 0) + VALUES(cost));
 
+-- name: item_steps
+-- What earlier attempts at an item have finished, read at the beginning of the next one.
+SELECT step, part, digest, operation_uuid, result, text
+  FROM task_item_step FORCE INDEX (PRIMARY)
+ WHERE id_task_item = %(id_task_item)s;
+
+-- name: forget_steps
+-- Steps that were made of something else: the prompt or the text has changed since. They stay in the ledger.
+DELETE s
+  FROM task_item_step s FORCE INDEX (PRIMARY)
+ WHERE s.id_task_item = %(id_task_item)s AND s.operation_uuid IN %(operations)s;
+
+-- name: begin_steps
+-- How far an item has come, as its attempt finds it; the row is locked already.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET steps_done = %(done)s, steps_total = %(total)s
+ WHERE id_task_item = %(id_task_item)s;
+
+-- name: insert_step
+-- A finished step or part, at once when its answer is there: a crash costs the call under way, and no more.
+INSERT INTO task_item_step (id_task_item, step, part, digest, operation_uuid, result, text)
+VALUES (%(id_task_item)s, %(step)s, %(part)s, %(digest)s, %(operation)s, %(result)s, %(text)s);
+
+-- name: insert_step_attempt
+-- Its row in the ledger, which says what it cost.
+INSERT INTO task_attempt (operation_uuid, id_task, id_task_item, attempt, id_worker, id_ai_model, outcome,
+                          tokens_input, tokens_output, tokens_cached, tokens_reasoning, cost, latency_ms, lane, step)
+VALUES (%(operation)s, %(id_task)s, %(id_task_item)s, %(attempt)s, %(id_worker)s, %(id_ai_model)s, 'processed',
+        %(tokens_input)s, %(tokens_output)s, %(tokens_cached)s, %(tokens_reasoning)s, %(cost)s, %(latency_ms)s, %(lane)s, %(number)s);
+
+-- name: book_step
+-- What it cost, on its item, whose row is locked; that much less is set aside for the rest of it.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET steps_done = steps_done + 1,
+       tokens_input = tokens_input + %(tokens_input)s,
+       tokens_output = tokens_output + %(tokens_output)s,
+       cost = IF(%(cost)s IS NULL, cost, COALESCE(cost, 0) + %(cost)s),
+       reserved = IF(%(cost)s IS NULL, reserved, GREATEST(reserved - %(cost)s, 0))
+ WHERE id_task_item = %(id_task_item)s;
+
+-- name: forget_parts
+-- Parts of long texts whose items are done: the result has them all.
+DELETE s
+  FROM task_item_step s FORCE INDEX (PRIMARY)
+ WHERE s.id_task_item IN %(items)s AND s.part > 0;
+
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
 SELECT id_task, status_id, records_processed, records_failed, finished_at IS NOT NULL AS is_finished

@@ -386,6 +386,7 @@ class Outcome(NamedTuple):
     from now on the item is sent alone and online. `cache_key` is that of the work which the item leads in the result cache: its
     commit stores the answer, or frees the work for another. A processed one with an `error_kind` has failed, and its result is
     what its task type gives instead: it goes on the record of the attempt, and is no answer to identical work.
+    `is_joined` says that the result was joined from stored parts, which nobody needs any more.
     """
 
     item: Item
@@ -400,6 +401,7 @@ class Outcome(NamedTuple):
     lane: Lane = Lane.ONLINE
     single: bool = False
     cache_key: bytes | None = None
+    is_joined: bool = False
 
     @classmethod
     def processed(cls, item: Item, result: Result, usage: Usage, cost: Decimal | None, latency_ms: int) -> Self:

@@ -163,7 +163,7 @@ def assert_ledger(sql: Sql) -> None:
 
 def _audit_item(item: dict[str, Any], attempts: list[dict[str, Any]]) -> None:
     name = f"item {item['id_task_item']}"
-    outcomes = [row["outcome"] for row in attempts]
+    outcomes = [row["outcome"] for row in attempts if row["step"] is None]
     charged = sum(outcome in {"processed", "retry", "failed", "lost"} for outcome in outcomes)
     assert item["attempt"] == charged + (item["status_id"] == ItemStatus.IN_PROGRESS), f"{name}: attempts"
     assert item["lost_count"] == outcomes.count("lost"), f"{name}: lost"
@@ -175,7 +175,7 @@ def _audit_item(item: dict[str, Any], attempts: list[dict[str, Any]]) -> None:
 def _audit_task(task: dict[str, Any], items: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> None:
     name = f"task {task['id_task']}"
     kept = {row["id_task_item"] for row in items}
-    gone = {(row["id_task_item"], row["outcome"]) for row in attempts if row["id_task_item"] not in kept}
+    gone = {(row["id_task_item"], row["outcome"]) for row in attempts if row["id_task_item"] not in kept and row["step"] is None}
     by_status = [sum(row["status_id"] == status for row in items) for status in ItemStatus]
     done_before_deletion = sum(outcome == "processed" for _, outcome in gone)
     failed_before_deletion = sum(outcome == "failed" for _, outcome in gone)

@@ -99,6 +99,7 @@ class Changes:
         self._days: dict[int, DayCounters] = {}  # by model
         self._answers: list[tuple[bytes, int]] = []  # in the result cache: key, and the item that led it and has a result now
         self._freed: list[tuple[bytes, int]] = []  # the same, of those that have none
+        self._joined: list[int] = []  # items whose parts are joined, and done with
 
     def add_result(self, outcome: Outcome) -> None:
         """A result whose item nobody has looked at: `write` raises NotAsClaimed when it is no longer as it was claimed."""
@@ -119,6 +120,8 @@ class Changes:
         self._attempt(outcome, outcome.kind, False)
         if outcome.cache_key is not None:
             (self._answers if outcome.is_answer else self._freed).append((outcome.cache_key, item.id_task_item))
+        if outcome.is_joined:
+            self._joined.append(item.id_task_item)
         counters = self._counters(item.task.id_task)
         counters.processed += 1
         counters.charge(outcome)
@@ -154,6 +157,8 @@ class Changes:
             self.add_freed(outcome)
         elif outcome.cache_key is not None:
             self._answers.append((outcome.cache_key, item.id_task_item))
+        if outcome.is_joined:
+            self._joined.append(item.id_task_item)
         if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
             self.given_back[item.id_task_item] = item.task.id_task
         if outcome.kind is OutcomeKind.RELEASED:
@@ -215,6 +220,8 @@ class Changes:
             raise NotAsClaimed
         if self._items and tx.execute("store_outcomes", {"rows": document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
+        if self._joined:
+            tx.execute("forget_parts", {"items": self._joined})
         if self._charges:
             tx.execute("charge_items", {"rows": document([self._charges[each].row(each) for each in sorted(self._charges)])})
         if self._found_again:
@@ -362,10 +369,10 @@ def _columns(result: Result) -> tuple[str | None, str | None, str]:
     # orjson would make null of a NaN, which a plug-in may have put somewhere: the column is to refuse it.
     is_plain = all(type(value) in _PLAIN for value in data.values())
     summary = summary[:SUMMARY_CHARACTERS] if summary else summary
-    return _storable(result.text_corrected), _storable(summary), (document if is_plain else _json)(data)
+    return storable(result.text_corrected), storable(summary), (document if is_plain else plain_json)(data)
 
 
-def _storable(text: str | None) -> str | None:
+def storable(text: str | None) -> str | None:
     """The text; half a surrogate pair in it, which no column takes, becomes U+FFFD."""
     if text is None or text.isascii():
         return text
@@ -384,10 +391,10 @@ def document(value: Any) -> str:
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # rare, and the standard library takes more: surrogates, integers beyond 64 bits
-        return _json(value)
+        return plain_json(value)
 
 
-def _json(value: Any) -> str:
+def plain_json(value: Any) -> str:
     """The same. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
     return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 

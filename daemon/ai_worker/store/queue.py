@@ -28,6 +28,7 @@ from ai_worker.store.ledger import (
 )
 from ai_worker.store.pace import Pace
 from ai_worker.store.shares import Shares
+from ai_worker.store.steps import Steps
 from ai_worker.store.turns import Turns
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
@@ -74,6 +75,7 @@ class Queue:
         self.pace: Final = Pace(db)
         self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
+        self.steps: Final = Steps(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""

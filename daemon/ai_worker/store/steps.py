@@ -1,0 +1,140 @@
+"""Finished steps of items, and parts of their long texts: each is stored, and paid for, at once when its answer is there.
+
+One step is one transaction: its result, its row in the ledger, and its tokens and cost on the item, the task and the model's day.
+What is stored so is not booked again by the commit that ends the attempt, and the next attempt does not ask for it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from ai_worker.db import Database, Row, Transaction
+from ai_worker.models import NO_USAGE, Item, ItemStatus, Lane, StepResult, Usage
+from ai_worker.store.ledger import (
+    SHARDS,
+    Counters,
+    DayCounters,
+    new_claim_token,
+    operation_uuid,
+    plain_json,
+    settle,
+    storable,
+    uuid_bytes,
+)
+
+MOST_PARTS: Final = 65_535  # what the columns count to
+
+
+class Place(NamedTuple):
+    """Where a result belongs: the step, from 1, and the part of a long text, from 1; 0 is the whole."""
+
+    step: int
+    part: int = 0
+
+    @property
+    def number(self) -> int:
+        """In the ledger."""
+        return self.part or self.step
+
+
+class Finished(NamedTuple):
+    """A finished step or part. `item` is for the model that answered; `digest` stands for what it was made of. Cost in USD."""
+
+    item: Item
+    place: Place
+    digest: bytes
+    result: StepResult
+    usage: Usage = NO_USAGE
+    cost: Decimal | None = None
+    latency_ms: int = 0
+    lane: Lane = Lane.ONLINE
+
+
+class ClaimLostError(Exception):
+    """Somebody else has the item by now. `is_booked` says that the tokens and cost in question are on the books all the same."""
+
+    def __init__(self, *, is_booked: bool) -> None:
+        super().__init__()
+        self.is_booked = is_booked
+
+
+class Steps:
+    """The verbs on `task_item_step`. Every method is one transaction and may be called from any thread."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def begin(self, item: Item, digests: Mapping[Place, bytes]) -> dict[Place, StepResult]:
+        """What earlier attempts have finished of these steps; what was made of something else is forgotten.
+
+        Notes how far the item has come. Raises ClaimLostError.
+        """
+        key = {"id_task_item": item.id_task_item}
+
+        def work(tx: Transaction) -> dict[Place, StepResult]:
+            _hold(tx, item, is_booked=False)
+            rows = tx.query("item_steps", key)
+            kept = {place: row for row in rows if digests.get(place := Place(row["step"], row["part"])) == row["digest"]}
+            if stale := [row["operation_uuid"] for row in rows if Place(row["step"], row["part"]) not in kept]:
+                tx.execute("forget_steps", {**key, "operations": stale})
+            tx.execute("begin_steps", {**key, "done": len(kept), "total": len(digests)})
+            return {place: StepResult(row["text"] or "", json.loads(row["result"])) for place, row in kept.items()}
+
+        return self._db.transaction(work)
+
+    def store(self, id_worker: int, done: Finished) -> None:
+        """Stores a finished step with what it cost. Raises ClaimLostError; ValueRefused, ValueError or TypeError where its result
+        can never be stored.
+        """
+        item, usage = done.item, done.usage
+        operation = uuid_bytes(operation_uuid(new_claim_token(), item.id_task_item))
+        result, text = plain_json(done.result.data), storable(done.result.text)
+        tokens = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output, "cost": done.cost}
+        key = {"id_task_item": item.id_task_item, "operation": operation}
+
+        def work(tx: Transaction) -> None:
+            has_landed = tx.in_doubt and bool(tx.query("landed_operations", {"operations": [operation]}))
+            _hold(tx, item, is_booked=has_landed)
+            if has_landed:
+                return
+            place = {"step": done.place.step, "part": done.place.part, "digest": done.digest}
+            tx.execute("insert_step", {**key, **place, "result": result, "text": text})
+            tx.execute(
+                "insert_step_attempt",
+                {
+                    **key,
+                    **tokens,
+                    "id_task": item.task.id_task,
+                    "attempt": item.attempt,
+                    "id_worker": id_worker,
+                    "id_ai_model": item.task.id_ai_model,
+                    "tokens_cached": usage.tokens_cached,
+                    "tokens_reasoning": usage.tokens_reasoning,
+                    "latency_ms": done.latency_ms,
+                    "lane": done.lane.value,
+                    "number": done.place.number,
+                },
+            )
+            tx.execute("book_step", {**key, **tokens})
+            counters = Counters(tokens_input=usage.tokens_input, tokens_output=usage.tokens_output, cost=done.cost)
+            settle(tx, {item.task.id_task: counters}, (), {})
+            day = DayCounters()
+            day.add(usage, done.cost)
+            tx.execute_many("add_to_day", [(item.task.id_ai_model, id_worker % SHARDS, *day.columns())])
+
+        self._db.transaction(work)
+
+
+def _hold(tx: Transaction, item: Item, *, is_booked: bool) -> None:
+    """Locks the item's row. Raises ClaimLostError where it is no longer in progress under this very claim."""
+    rows = tx.query("lock_committed", {"items": [item.id_task_item]})
+    if not any(_is_ours(item, row) for row in rows):
+        raise ClaimLostError(is_booked=is_booked)
+
+
+def _is_ours(item: Item, row: Row) -> bool:
+    fence = (ItemStatus.IN_PROGRESS, item.claim_token, item.attempt)
+    return (row["status_id"], row["claim_token"], row["attempt"]) == fence
