@@ -65,7 +65,7 @@ GRANT SELECT (id_ai_model, name, provider, model, base_url, options, max_request
               price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at,
               created_at)
   ON ai_worker.ai_model TO ai_worker_web@'%';
-GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed, resume_at, budget)
+GRANT SELECT, INSERT, UPDATE (status_id, status_reason, priority, scheduled_at, finished_at, records_failed, resume_at, budget, expire_at)
   ON ai_worker.task TO ai_worker_web@'%';
 -- It brings items back and reviews them; it does not write results.
 GRANT SELECT, INSERT, UPDATE (status_id, attempt, lost_count, refused, is_single, claim_token, available_at, finished_at, error_kind, error_message,

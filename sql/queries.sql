@@ -6,6 +6,7 @@
 -- name: runnable_tasks
 -- Which tasks can be worked on now, best first, without a lock: one index-ordered scan per status, merged by the caller.
 -- A task whose own model is stopped is there too when a fallback can take it; which one does is the caller's to see.
+-- Nor is it there while it waits for another task: both look-ups by key, the first of which mostly finds nothing.
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts. Of the two indexes the second one is for a worker of one queue.
@@ -35,6 +36,10 @@
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_queue)s OR t.queue IN %(queues)s)
+    AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+           STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+          WHERE d.id_task = t.id_task AND p.status_id <> 2
+            AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -67,6 +72,10 @@ UNION ALL
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_queue)s OR t.queue IN %(queues)s)
+    AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+           STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+          WHERE d.id_task = t.id_task AND p.status_id <> 2
+            AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
     AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
             AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
           ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
@@ -189,7 +198,7 @@ SELECT name FROM ai_model WHERE id_ai_model = %(id_ai_model)s;
 -- name: pause_unpaid
 -- A task none of whose items can be paid. What the day has spent is there again at the next midnight, UTC.
 UPDATE task FORCE INDEX (PRIMARY)
-   SET status_id = 4, status_reason = %(reason)s, finished_at = NULL,
+   SET status_id = 4, status_reason = %(reason)s, finished_at = NULL, expire_at = NULL,
        resume_at = IF(%(is_for_today)s, UTC_DATE() + INTERVAL 1 DAY, NULL)
  WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3);
 
@@ -219,7 +228,7 @@ SELECT a.id_task_item, a.id_ai_model, a.finished_at, m.name, a.error_message
 -- name: start_tasks
 -- NEW begins; a finished task that got new items goes on.
 UPDATE task FORCE INDEX (PRIMARY)
-   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL
+   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL, expire_at = NULL
  WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
 
 -- name: claimed_items
@@ -421,13 +430,14 @@ STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id_task
        t.cost = IF(r.cost IS NULL, t.cost, COALESCE(t.cost, 0) + r.cost),
        t.status_id = COALESCE(r.ended_as, t.status_id),
        t.status_reason = IF(r.ended_as IN (2, 3), NULL, t.status_reason),
-       t.finished_at = IF(r.ended_as IS NULL, t.finished_at, NOW(6));
+       t.finished_at = IF(r.ended_as IS NULL, t.finished_at, NOW(6)),
+       t.expire_at = IF(r.ended_as IS NULL, t.expire_at, NOW(6) + INTERVAL t.result_seconds SECOND);
 
 -- name: end_tasks
 -- The same where nothing is counted. People end tasks too, and may not write the counters.
 UPDATE task FORCE INDEX (PRIMARY)
    SET status_id = IF(status_id = 5, 5, IF(records_failed > 0, 3, 2)), status_reason = IF(status_id = 5, status_reason, NULL),
-       finished_at = NOW(6)
+       finished_at = NOW(6), expire_at = NOW(6) + INTERVAL result_seconds SECOND
  WHERE id_task IN %(tasks)s;
 
 -- name: open_tasks_without_open_items
@@ -480,15 +490,17 @@ HAVING new_item > 0 OR n = %(looks)s
 
 -- name: claim_new_item
 -- The claim on one item that a listener has just heard of, in one statement; its task starts, or goes on where it had ended.
--- Where money must be set aside, or a model be chosen, it is left to the long way.
+-- Where money must be set aside, a model be chosen, or another task be waited for, it is left to the long way.
 UPDATE task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
    SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
-       i.id_ai_model = NULL, i.reserved = NULL, t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)), t.finished_at = NULL
+       i.id_ai_model = NULL, i.reserved = NULL, t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)),
+       t.finished_at = NULL, t.expire_at = NULL
  WHERE i.id_task_item = %(new_item)s AND i.status_id = 0 AND i.refused = 0
    AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch' AND t.budget IS NULL AND m.budget_per_day IS NULL
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+   AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY) WHERE d.id_task = t.id_task LIMIT 1) IS NULL
    AND m.is_active = 1 AND m.stopped_at IS NULL AND m.max_in_flight IS NULL AND m.id_ai_model NOT IN %(busy_models)s
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
@@ -535,7 +547,7 @@ SELECT t.id_task,
 
 -- name: reopen_tasks
 -- Their status is tested again: somebody may have cancelled or reopened one since the look.
-UPDATE task FORCE INDEX (PRIMARY) SET status_id = 1, finished_at = NULL WHERE id_task IN %(tasks)s AND status_id IN (2, 3);
+UPDATE task FORCE INDEX (PRIMARY) SET status_id = 1, finished_at = NULL, expire_at = NULL WHERE id_task IN %(tasks)s AND status_id IN (2, 3);
 
 -- name: lock_due
 -- Deferred items whose time has come; the due index holds nothing else.
@@ -684,6 +696,10 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_queue)s OR t.queue IN %(queues)s)
+   AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+          STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+         WHERE d.id_task = t.id_task AND p.status_id <> 2
+           AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
    AND (%(any_model)s OR m.name IN %(model_names)s OR f.id_task IS NOT NULL)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s);
 
@@ -693,6 +709,28 @@ SELECT t.id_task, t.status_reason
   FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
  WHERE t.status_id = 4 AND t.status_reason <> 'paused by a person'
+   AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
+   AND (%(any_type)s OR t.task_type IN %(task_types)s)
+   AND (%(any_queue)s OR t.queue IN %(queues)s)
+   AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+          STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+         WHERE d.id_task = t.id_task AND p.status_id <> 2
+           AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+           AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
+         ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) IS NOT NULL
+ LIMIT 100;
+
+-- name: held_tasks
+-- For a `run` with these filters: tasks with work that wait for another one. `is_lost`: it has ended, and not as it had to.
+SELECT t.id_task, d.after_id_task, d.needs, p.status_id, p.finished_at IS NOT NULL AS is_lost
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN task_dependency d FORCE INDEX (PRIMARY) ON d.id_task = t.id_task
+  STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+  STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
+ WHERE t.status_id IN (0, 1) AND p.status_id <> 2
+   AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL)
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_queue)s OR t.queue IN %(queues)s)
@@ -727,6 +765,10 @@ SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_queue)s OR t.queue IN %(queues)s)
    AND (%(any_model)s OR m.name IN %(model_names)s)
+   AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+          STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+         WHERE d.id_task = t.id_task AND p.status_id <> 2
+           AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
    AND (SELECT i.id_task_item FROM task_item i WHERE i.id_task = t.id_task AND i.status_id = 0
            AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s) LIMIT 1) IS NOT NULL
  ORDER BY t.id_task
@@ -890,17 +932,167 @@ SELECT b.id_batch, b.state, b.provider_batch_id, b.items, b.message, b.failures,
  WHERE b.id_task = %(id_task)s
  ORDER BY b.id_batch;
 
+-- ===== groups: tasks with a common end, and the callback that tells of it =====
+
+-- name: group_add
+-- The secret follows in the same transaction: it is bound to the id that this statement makes.
+INSERT INTO task_group (name, callback_url) VALUES (%(name)s, %(callback_url)s);
+
+-- name: group_set_secret
+-- What its callback is signed with, encrypted.
+UPDATE task_group SET secret_encrypted = %(secret_encrypted)s WHERE id_task_group = %(id_task_group)s;
+
+-- name: group_secrets_lock
+-- All secrets, locked: `rekey` changes all of them or none.
+SELECT id_task_group, secret_encrypted FROM task_group WHERE secret_encrypted IS NOT NULL ORDER BY id_task_group FOR UPDATE;
+
+-- name: group_of_name
+-- One group with its callback; never its secret.
+SELECT g.id_task_group, g.name, g.callback_url, g.created_at, g.closed_at, g.ended_at,
+       c.attempts, c.due_at, c.delivered_at, c.failed_at, c.last_status, c.last_error
+  FROM task_group g
+  LEFT JOIN callback c ON c.id_task_group = g.id_task_group
+ WHERE g.name = %(name)s;
+
+-- name: group_list
+-- The same of all groups, the newest first.
+SELECT g.id_task_group, g.name, g.callback_url, g.created_at, g.closed_at, g.ended_at,
+       c.attempts, c.due_at, c.delivered_at, c.failed_at, c.last_status, c.last_error
+  FROM task_group g
+  LEFT JOIN callback c ON c.id_task_group = g.id_task_group
+ ORDER BY g.id_task_group DESC
+ LIMIT 1000;
+
+-- name: group_totals
+-- Its tasks by status, with their counters: no item is looked at. The seconds are those since the first of them began.
+SELECT id_task_group, status_id, COUNT(*) AS tasks, SUM(records_processed) AS records_processed, SUM(records_failed) AS records_failed,
+       SUM(cost) AS cost,
+       TIMESTAMPDIFF(MICROSECOND, MIN(started_at), IF(COUNT(finished_at) = COUNT(*), MAX(finished_at), NOW(6))) / 1000000 AS seconds
+  FROM task FORCE INDEX (k_task_group)
+ WHERE id_task_group IN %(groups)s
+ GROUP BY id_task_group, status_id;
+
+-- name: group_items
+-- Its items by status, off the claim index, for people who look at one group.
+SELECT i.status_id, COUNT(*) AS items
+  FROM task t FORCE INDEX (k_task_group)
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task
+ WHERE t.id_task_group = %(id_task_group)s
+ GROUP BY i.status_id;
+
+-- name: group_close
+-- From here on no task joins it, and it can end.
+UPDATE task_group SET closed_at = NOW(6) WHERE id_task_group = %(id_task_group)s AND closed_at IS NULL;
+
+-- name: share_group
+-- While a task joins it nobody closes it; several may join at the same time. As both servers spell it.
+SELECT closed_at FROM task_group FORCE INDEX (PRIMARY) WHERE id_task_group = %(id_task_group)s LOCK IN SHARE MODE;
+
+-- name: groups_to_end
+-- Closed groups without an open task; a look without locks, every second, into an index that holds hardly any of them.
+SELECT g.id_task_group
+  FROM task_group g FORCE INDEX (k_task_group_open)
+ WHERE g.ended_at IS NULL AND g.closed_at IS NOT NULL
+   AND (SELECT t.id_task FROM task t FORCE INDEX (k_task_group)
+         WHERE t.id_task_group = g.id_task_group AND t.finished_at IS NULL LIMIT 1) IS NULL
+ LIMIT 20;
+
+-- name: lock_group
+-- Under its lock it ends once; the time is the database's. Another worker that is just doing it is not waited for.
+SELECT name, callback_url, NOW(6) AS now
+  FROM task_group FORCE INDEX (PRIMARY)
+ WHERE id_task_group = %(id_task_group)s AND ended_at IS NULL AND closed_at IS NOT NULL
+   FOR UPDATE SKIP LOCKED;
+
+-- name: open_task_of_group
+-- The look again, under the lock.
+SELECT id_task FROM task FORCE INDEX (k_task_group) WHERE id_task_group = %(id_task_group)s AND finished_at IS NULL LIMIT 1;
+
+-- name: tasks_of_group
+-- For the callback, which is told no more than five hundred.
+SELECT id_task, status_id, records_processed, records_failed, cost
+  FROM task FORCE INDEX (k_task_group)
+ WHERE id_task_group = %(id_task_group)s
+ ORDER BY id_task;
+
+-- name: end_group
+-- It has ended, for good: tasks that go on later do not end it again.
+UPDATE task_group FORCE INDEX (PRIMARY) SET ended_at = %(ended_at)s WHERE id_task_group = %(id_task_group)s AND ended_at IS NULL;
+
+-- name: insert_callback
+-- In the transaction that ends the group: from here on it cannot be lost. Due at once.
+INSERT INTO callback (id_task_group, body) VALUES (%(id_task_group)s, %(body)s);
+
+-- name: lock_due_callbacks
+-- Callbacks to be sent now, each by one worker.
+SELECT id_callback
+  FROM callback FORCE INDEX (k_callback_due)
+ WHERE due_at <= NOW(6)
+ ORDER BY due_at
+ LIMIT 10
+   FOR UPDATE SKIP LOCKED;
+
+-- name: take_callbacks
+-- Whoever sends it has it for so long; after a crash it falls due again, and is sent again under the same id.
+UPDATE callback FORCE INDEX (PRIMARY)
+   SET due_at = NOW(6) + INTERVAL %(lease)s SECOND, attempts = attempts + 1
+ WHERE id_callback IN %(callbacks)s;
+
+-- name: taken_callbacks
+-- What is to be sent, and where; the time that goes into the signature is the database's.
+SELECT c.id_callback, c.id_task_group, c.attempts, c.body, c.created_at, g.name, g.callback_url, g.secret_encrypted,
+       UNIX_TIMESTAMP() AS now
+  FROM callback c FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN task_group g FORCE INDEX (PRIMARY) ON g.id_task_group = c.id_task_group
+ WHERE c.id_callback IN %(callbacks)s;
+
+-- name: callback_delivered
+-- The receiver has it. Also when the lease was over: what counts is that it got there.
+UPDATE callback FORCE INDEX (PRIMARY)
+   SET delivered_at = NOW(6), due_at = NULL, failed_at = NULL, last_status = %(status)s, last_error = NULL
+ WHERE id_callback = %(id_callback)s AND delivered_at IS NULL;
+
+-- name: callback_put_off
+-- Once more later; only by the latest one who took it.
+UPDATE callback FORCE INDEX (PRIMARY)
+   SET due_at = NOW(6) + INTERVAL %(delay_us)s MICROSECOND, last_status = %(status)s, last_error = %(reason)s
+ WHERE id_callback = %(id_callback)s AND attempts = %(attempts)s AND due_at IS NOT NULL;
+
+-- name: callback_failed
+-- It is given up: a person may send it again.
+UPDATE callback FORCE INDEX (PRIMARY)
+   SET due_at = NULL, failed_at = NOW(6), last_status = %(status)s, last_error = %(reason)s
+ WHERE id_callback = %(id_callback)s AND attempts = %(attempts)s AND due_at IS NOT NULL;
+
+-- name: callback_again
+-- A person wants a given-up one sent again, with its tries counted anew.
+UPDATE callback SET due_at = NOW(6), failed_at = NULL, attempts = 0 WHERE id_task_group = %(id_task_group)s AND failed_at IS NOT NULL;
+
+-- name: callback_of_group
+-- Why there is nothing to be sent again.
+SELECT attempts, due_at, delivered_at, failed_at, last_status, last_error FROM callback WHERE id_task_group = %(id_task_group)s;
+
+-- name: failed_callbacks
+-- For people: those that were given up, the first of them.
+SELECT g.name, c.failed_at, c.last_status, c.last_error
+  FROM callback c
+  JOIN task_group g ON g.id_task_group = c.id_task_group
+ WHERE c.failed_at IS NOT NULL
+ ORDER BY c.id_callback
+ LIMIT 20;
+
 -- ===== cache: identical work is paid for once =====
 
 -- name: find_answers
 -- What is known of pieces of work, without a lock. An item is an answer as long as it holds the result that was stored under the key:
--- not one that somebody has rejected, nor one that was made anew since. A row without an answer and without a living owner is nobody's.
+-- not one that somebody has rejected, nor one that was made anew since, nor one that was cleared when its time was over. A row without an answer and without a living owner is nobody's.
 SELECT c.cache_key, c.id_task_item, c.id_worker, TIMESTAMPDIFF(MICROSECOND, c.stored_at, NOW(6)) / 1000000 AS age,
        w.id_worker IS NOT NULL AS is_under_way, i.id_task_item IS NOT NULL AS is_answered,
        i.text_corrected, i.change_summary, i.result
   FROM result_cache c FORCE INDEX (PRIMARY)
   LEFT JOIN task_item i FORCE INDEX (PRIMARY)
     ON i.id_task_item = c.id_task_item AND c.stored_at >= i.finished_at AND i.status_id = 1 AND i.review_status_id <> 2
+       AND i.result IS NOT NULL
   LEFT JOIN worker w FORCE INDEX (PRIMARY)
     ON w.id_worker = c.id_worker AND w.ended_at IS NULL AND w.lost_at IS NULL AND w.lease_until >= NOW(6)
  WHERE c.cache_key IN %(keys)s;
@@ -1131,17 +1323,17 @@ SELECT (SELECT id_task_item FROM task_item WHERE id_task = %(id_task)s AND statu
 -- name: pause_task
 -- A finished task can be paused only when somebody has put new items into it; the caller has looked. One that was paused for the day
 -- does not go on by itself any more.
-UPDATE task SET status_id = 4, status_reason = 'paused by a person', finished_at = NULL, resume_at = NULL
+UPDATE task SET status_id = 4, status_reason = 'paused by a person', finished_at = NULL, expire_at = NULL, resume_at = NULL
  WHERE id_task = %(id_task)s AND status_id IN (0, 1, 2, 3, 4);
 
 -- name: cancel_task
 -- From here on no worker claims from it; its items follow in batches.
-UPDATE task SET status_id = 5, status_reason = 'cancelled by a person', finished_at = NULL
+UPDATE task SET status_id = 5, status_reason = 'cancelled by a person', finished_at = NULL, expire_at = NULL
  WHERE id_task = %(id_task)s AND status_id <> 5;
 
 -- name: resume_task
 -- Back to where it was: not started, or in progress.
-UPDATE task SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, finished_at = NULL, resume_at = NULL
+UPDATE task SET status_id = IF(started_at IS NULL, 0, 1), status_reason = NULL, finished_at = NULL, expire_at = NULL, resume_at = NULL
  WHERE id_task = %(id_task)s AND status_id IN (4, 5);
 
 -- name: set_budget
@@ -1184,7 +1376,7 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 -- name: uncount_failed
 -- The counter follows the items that were brought back, and a finished task goes on; a cancelled one must be resumed first.
 UPDATE task
-   SET records_failed = records_failed - LEAST(records_failed, %(items)s), finished_at = NULL,
+   SET records_failed = records_failed - LEAST(records_failed, %(items)s), finished_at = NULL, expire_at = NULL,
        status_id = IF(status_id IN (2, 3), 1, status_id)
  WHERE id_task = %(id_task)s AND status_id <> 5;
 
@@ -1225,6 +1417,24 @@ SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.pr
  WHERE t.id_task < %(before)s
  ORDER BY t.id_task DESC
  LIMIT %(size)s;
+
+-- name: dependencies_of_task
+-- What a task waits for, and how that stands; a task that is not there any more keeps nobody waiting.
+SELECT d.after_id_task, d.needs, p.status_id,
+       p.id_task IS NULL OR p.status_id = 2
+       OR (d.needs = 'end' AND p.status_id IN (3, 5) AND p.finished_at IS NOT NULL) AS is_met
+  FROM task_dependency d FORCE INDEX (PRIMARY)
+  LEFT JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+ WHERE d.id_task = %(id_task)s
+ ORDER BY d.after_id_task;
+
+-- name: open_dependencies
+-- For doctor: who waits for whom, where neither has ended. Only plain SQL can make a circle of these.
+SELECT d.id_task, d.after_id_task
+  FROM task_dependency d
+  JOIN task t ON t.id_task = d.id_task AND t.finished_at IS NULL AND t.status_id <> 5
+  JOIN task p ON p.id_task = d.after_id_task AND p.finished_at IS NULL
+ LIMIT 10000;
 
 -- name: task_counts
 -- Items per status, off the claim index alone.

@@ -1,14 +1,14 @@
-"""API keys at rest: encrypted with a master key that the database never sees, and bound to their row.
+"""Secrets at rest: encrypted with a master key that the database never sees, and bound to their row.
 
-A value of ours in `ai_model.api_key_encrypted` is
+A value of ours in `ai_model.api_key_encrypted`, or `task_group.secret_encrypted`, is
 
     AW1 | key id (4 bytes) | nonce (12 bytes) | AES-256-GCM ciphertext and tag (16 bytes)
 
 The key id is the beginning of the master key's SHA-256: it tells "encrypted with another key" from "damaged". The associated
 data names the row, so that a value copied to another model's row (whose base_url may be an attacker's) does not decrypt there.
 
-Anything else in the column is taken for what an existing panel wrote with MySQL's or MariaDB's `AES_ENCRYPT(key, passphrase)`
-in its default mode: AES-128-ECB, PKCS#7 padding, the passphrase XOR-folded into 16 bytes. Such values are read, never written;
+Anything else in the models' column is taken for what a panel wrote by MySQL's or MariaDB's `AES_ENCRYPT(key, passphrase)` in its
+default mode: AES-128-ECB, PKCS#7 padding, the passphrase XOR-folded into 16 bytes. Such values are read, never written;
 `ai-worker rekey` turns them into ours. Other values of `block_encryption_mode` are not read.
 Source: https://dev.mysql.com/doc/refman/9.0/en/encryption-functions.html#function_aes-encrypt
 """
@@ -73,13 +73,20 @@ class Keyring:
 
     def encrypt(self, id_ai_model: int, api_key: Secret) -> bytes:
         """The value for `api_key_encrypted` of this row. Raises ConfigurationError without a master key."""
+        return self._seal(_bound_to(id_ai_model), api_key, "an API key")
+
+    def encrypt_group(self, id_task_group: int, secret: Secret) -> bytes:
+        """The same for `task_group.secret_encrypted`."""
+        return self._seal(_bound_to_group(id_task_group), secret, "a callback's secret")
+
+    def _seal(self, place: bytes, secret: Secret, what: str) -> bytes:
         if self._current is None:
             raise _no_master_key()
-        plain = api_key.reveal().encode()
+        plain = secret.reveal().encode()
         if not 0 < len(plain) <= LONGEST_API_KEY:
-            raise ConfigurationError(f"an API key must have 1 to {LONGEST_API_KEY} bytes; this one has {len(plain)}")
+            raise ConfigurationError(f"{what} must have 1 to {LONGEST_API_KEY} bytes; this one has {len(plain)}")
         nonce = os.urandom(_NONCE_BYTES)
-        return MAGIC + _key_id(self._current) + nonce + AESGCM(self._current).encrypt(nonce, plain, _bound_to(id_ai_model))
+        return MAGIC + _key_id(self._current) + nonce + AESGCM(self._current).encrypt(nonce, plain, place)
 
     def decrypt(self, id_ai_model: int, value: bytes, name: str | None = None) -> Secret:
         """The API key in a row's `api_key_encrypted`.
@@ -90,23 +97,32 @@ class Keyring:
         called = str(id_ai_model) if name is None else name
         if not value.startswith(MAGIC):
             return self._decrypt_legacy(value, called)
+        what = f"the API key of model {called}"
+        return self._open(_bound_to(id_ai_model), value, what, "Set it anew with `ai-worker model set`")
+
+    def decrypt_group(self, id_task_group: int, value: bytes, name: str) -> Secret:
+        """The secret in a group's `secret_encrypted`; `name` is the group's. Raises as `decrypt` does."""
+        what = f"the secret of group {name}"
+        return self._open(_bound_to_group(id_task_group), value, what, "Make the group anew with `ai-worker group add`")
+
+    def _open(self, place: bytes, value: bytes, what: str, remedy: str) -> Secret:
         if len(value) < _HEADER_BYTES + _TAG_BYTES:
-            raise _unreadable(called, "is cut short")
+            raise _unreadable(what, "is cut short", remedy)
         key = self._by_id.get(value[len(MAGIC) : len(MAGIC) + _KEY_ID_BYTES])
         if key is None:
             if self._current is None:
                 raise _no_master_key()
             raise UnknownMasterKey(
-                f"the API key of model {called} was encrypted with another master key. Set AI_WORKER_MASTER_KEY to that "
+                f"{what} was encrypted with another master key. Set AI_WORKER_MASTER_KEY to that "
                 "one; to change over to a new one, run `ai-worker rekey`"
             )
         nonce = value[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
         try:
-            plain = AESGCM(key).decrypt(nonce, value[_HEADER_BYTES:], _bound_to(id_ai_model))
+            plain = AESGCM(key).decrypt(nonce, value[_HEADER_BYTES:], place)
         except InvalidTag:
             plain = None
         if plain is None:
-            raise _unreadable(called, "is damaged, or was copied from another model's row")
+            raise _unreadable(what, "is damaged, or was copied from another row", remedy)
         return Secret(plain.decode())
 
     def is_current(self, value: bytes) -> bool:
@@ -121,7 +137,8 @@ class Keyring:
             )
         plain = _aes_decrypt(self._legacy, value)
         if plain is None:
-            raise _unreadable(called, "does not decrypt with AI_WORKER_LEGACY_AES_KEY")
+            remedy = "Set it anew with `ai-worker model set`"
+            raise _unreadable(f"the API key of model {called}", "does not decrypt with AI_WORKER_LEGACY_AES_KEY", remedy)
         return Secret(plain)
 
 
@@ -166,6 +183,10 @@ def _bound_to(id_ai_model: int) -> bytes:
     return f"ai_model:{id_ai_model}:api_key_encrypted".encode("ascii")
 
 
+def _bound_to_group(id_task_group: int) -> bytes:
+    return f"task_group:{id_task_group}:secret_encrypted".encode("ascii")
+
+
 def _no_master_key() -> ConfigurationError:
     return ConfigurationError(
         "no master key is set. Make one with `ai-worker keygen` and set AI_WORKER_MASTER_KEY or AI_WORKER_MASTER_KEY_FILE "
@@ -173,5 +194,5 @@ def _no_master_key() -> ConfigurationError:
     )
 
 
-def _unreadable(called: str, why: str) -> ConfigurationError:
-    return ConfigurationError(f"the API key of model {called} {why}. Set it anew with `ai-worker model set`")
+def _unreadable(what: str, why: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"{what} {why}. {remedy}")

@@ -29,7 +29,14 @@ CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_i
 # statement -> table or alias -> (key, how many rows it may look at by the optimizer's estimate)
 EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # claim
-    "runnable_tasks": {"t": (RUNNABLE, 20), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS), "f": (PRIMARY, 2), "fm": (PRIMARY, 1)},
+    "runnable_tasks": {
+        "t": (RUNNABLE, 20),
+        "m": (PRIMARY, 1),
+        "i": (CLAIM, ITEMS),
+        "f": (PRIMARY, 2),
+        "fm": (PRIMARY, 1),
+        "d": (PRIMARY, 2),
+    },
     "lock_pending_of_task": {"task_item": (CLAIM, ITEMS + 500)},
     "lock_pending_of_tasks": {"task_item": (CLAIM, 4 * ITEMS + 500)},
     "lock_pending_item": {"task_item": (PRIMARY, 1)},
@@ -48,7 +55,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "unclaim": {"task_item": (PRIMARY, 250)},
     # waiting for work
     "wait_for_items": {"i": (PRIMARY, 500)},
-    "claim_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1)},
+    "claim_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "d": (PRIMARY, 2)},
     "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "f": (PRIMARY, 2)},
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
@@ -67,7 +74,14 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "drop_answers": {"c": (PRIMARY, 250)},
     "store_answers": {"c": (PRIMARY, 250)},
     # dry runs: one pass over all tasks, in pages
-    "preview_tasks": {"t": (PRIMARY, 100), "m": (PRIMARY, 1), "i": (CLAIM, ITEMS), "f": (PRIMARY, 2), "fm": (PRIMARY, 1)},
+    "preview_tasks": {
+        "t": (PRIMARY, 100),
+        "m": (PRIMARY, 1),
+        "i": (CLAIM, ITEMS),
+        "f": (PRIMARY, 2),
+        "fm": (PRIMARY, 1),
+        "d": (PRIMARY, 2),
+    },
     # heartbeat, rescue, upkeep
     "beat": {"worker": (PRIMARY, 1)},
     "end_worker": {"worker": (PRIMARY, 1)},

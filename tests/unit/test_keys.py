@@ -43,7 +43,7 @@ def test_equal_keys_look_different() -> None:
 
 def test_a_value_does_not_decrypt_in_another_row() -> None:
     value = RING.encrypt(1, Secret("sk-secret"))
-    with pytest.raises(ConfigurationError, match="model 2 is damaged, or was copied from another model's row"):
+    with pytest.raises(ConfigurationError, match="model 2 is damaged, or was copied from another row"):
         RING.decrypt(2, value)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from ai_worker import __version__
 from ai_worker.cli import context
 from ai_worker.cli.doctor_endpoint import WITHOUT_NETWORK, probe
+from ai_worker.cli.doctor_order import check_order
 from ai_worker.cli.doctor_settings import check_settings
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
 from ai_worker.config import PREFIX, DatabaseUrl
@@ -156,6 +157,7 @@ def _check_rows(db: Database, ring: Keyring, *, offline: bool) -> Iterator[Findi
         yield problem("items", message, "Insert the tasks with these ids, or delete the items.")
     else:
         yield ok("items", "each belongs to a task")
+    yield from check_order(db)
     models = Models(db).all()
     readable = yield from _check_keys(models, ring)
     yield from _check_models(models, readable, offline=offline)

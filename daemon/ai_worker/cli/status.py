@@ -14,8 +14,8 @@ import click
 from ai_worker.cli import context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.errors import EXIT_DONE
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, TaskStatus
-from ai_worker.store.reports import BatchReport, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, TaskStatus
+from ai_worker.store.reports import BatchReport, Dependency, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
 
 # What stops a model (errors.ModelStopped and below), and what to do about it.
 WHY_STOPPED = {
@@ -125,6 +125,10 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
         "reserved": plain(task.reserved),
         "resume_at": task.resume_at,
         "fallbacks": list(task.fallbacks),
+        "after": [
+            {"id_task": each.id_task, "needs": each.needs, "status": each.status and each.status.name, "met": each.is_met}
+            for each in task.after
+        ],
         "created_at": task.created_at,
         "scheduled_at": task.scheduled_at,
         "rate": None if task.rate is None else round(task.rate, 3),
@@ -202,7 +206,14 @@ def _numbers(task: TaskReport) -> list[tuple[str, str]]:
         rows.append(("queue", visible(task.queue)))
     if task.priority:
         rows.append(("priority", str(task.priority)))
-    return rows
+    return rows + [("after", waits_for(each)) for each in task.after]
+
+
+def waits_for(each: Dependency) -> str:
+    """A task that another one comes after, on one line."""
+    stands = "is not there any more" if each.status is None else each.status.name
+    how = "success" if each.needs is Need.SUCCESS else "end"
+    return f"task {each.id_task}, needs its {how}: {stands}, {'met' if each.is_met else 'not met'}"
 
 
 def _batch(batch: BatchReport) -> tuple[str, str]:
@@ -255,6 +266,8 @@ def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[
             if each.name == task.model:
                 command = f"ai-worker model test {shlex.quote(visible(each.name))}"
                 hints.append(f"model {visible(each.name)} is stopped: {_why_and_when(each)}; `{command}` tries it now")
+    elif task.open and (unmet := [each for each in task.after if not each.is_met]):
+        hints.append(f"waits for {', '.join(f'task {each.id_task}' for each in unmet)}")
     elif task.open and task.is_ahead:
         hints.append(f"starts at {context.iso(task.scheduled_at)}")
     elif task.open and task.status is not TaskStatus.CANCELLED and not any(each.state in {"alive", "late"} for each in workers):

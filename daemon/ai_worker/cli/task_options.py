@@ -16,32 +16,24 @@ from typing import Any
 import click
 
 from ai_worker import prices
+from ai_worker.cli import order
 from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Task, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need, Task, TaskStatus
 from ai_worker.providers import takes_batches
+from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.tasks import NewTask
 from ai_worker.task_types import task_type
 
 LONGEST_DESCRIPTION = 65_535  # bytes of task.description
 LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
-LONGEST_AGE = 4_294_967_295  # seconds of task.cache_seconds
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _age(text: str) -> int:
-    """A length of time in seconds: `30d`, `12h`, `45m`, `90s`, `0`. A number alone might be meant as days: it is refused."""
-    number, unit = (text[:-1], text[-1:]) if text[-1:] in _UNITS else (text, "s")
-    is_number = number.isascii() and number.isdigit() and (number != text or not int(number))
-    if not is_number or int(number) * _UNITS[unit] > LONGEST_AGE:
-        raise UsageError(
-            f"--cache-age {text!r} is not a length of time; write it as 30d, 12h, 45m, or 0 for no answers from before"
-        )
-    return int(number) * _UNITS[unit]
+    return order.seconds_of(text, "--cache-age", ", or 0 for no answers from before")
 
 
 def _parameter(pair: str) -> tuple[str, Any]:
@@ -107,6 +99,21 @@ _OPTIONS = (
         help="Not before this time: 2026-12-24T18:00, local unless it names a zone.",
     ),
     click.option(
+        "--after",
+        multiple=True,
+        callback=_as(order.after),
+        metavar="ID",
+        help="Not before task ID has succeeded; ID:end: has ended, in whatever way. Repeatable.",
+    ),
+    click.option("--group", metavar="NAME", help="The open group that it joins; see `ai-worker group`."),
+    click.option(
+        "--result-ttl",
+        "result_seconds",
+        callback=_as(order.result_seconds),
+        metavar="AGE",
+        help="Results are cleared so long after its end: 7d, 12h.  [default: never]",
+    ),
+    click.option(
         "--max-attempts", type=click.IntRange(1, 255), default=3, show_default=True, help="Per row, before it is set aside."
     ),
     click.option(
@@ -152,6 +159,9 @@ class TaskOptions:
     queue: str
     priority: int
     scheduled_at: datetime | None
+    after: dict[int, Need]
+    group: str | None
+    result_seconds: int | None
     max_attempts: int
     fallbacks: tuple[str, ...]
     budget: Decimal | None
@@ -192,6 +202,9 @@ class TaskOptions:
             cache_seconds=self.cache_seconds,
             budget=self.budget,
             queue=self.queue,
+            id_task_group=None if self.group is None else Groups(db).open(self.group),
+            result_seconds=self.result_seconds,
+            after=self.after,
         )
         _check(task, chain)
         if task.lane is Lane.BATCH and task.pack > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import click
 
@@ -19,6 +20,8 @@ from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker import Summary, Worker, WorkerOptions, runtime
+
+HELD_SHOWN: Final = 5  # tasks that wait for others
 
 
 def process(
@@ -92,8 +95,9 @@ def run(
     """Process what is there, the oldest task of the highest priority first, and exit when nothing is left.
 
     Items that wait for a retry due within a minute are waited for; later ones stay DEFERRED for the next run. Any number of
-    runs and daemons may work at the same time. Exit code 3: done, but some items ended in ERROR; 1: items wait for a model that
-    has stopped, or a task for a larger budget.
+    runs and daemons may work at the same time. A task that waits for others (`submit --after`) is done when these
+    have ended in this run; otherwise it is named and left. Exit code 3: done, but some items ended in ERROR; 1: items wait for a
+    model that has stopped, or a task for a larger budget.
     """
     settings = context.settings()
     with context.database(settings) as db:
@@ -190,6 +194,7 @@ def _report(summary: Summary, batches: int, as_json: bool) -> int:
         click.echo(f"{items}: no model can take them now; see `ai-worker status`", err=True)
     for id_task, reason in waiting.paused.items() if waiting else ():
         click.echo(f"task {id_task} is paused: {reason}; see `ai-worker status {id_task}`", err=True)
+    tell_held(waiting.held if waiting else {})
     if batches:
         named = "1 batch is still open: its" if batches == 1 else f"{batches} batches are still open: their"
         click.echo(f"{named} results are stored by any later `ai-worker run` or `ai-worker daemon`", err=True)
@@ -202,6 +207,14 @@ def _report(summary: Summary, batches: int, as_json: bool) -> int:
     if ((summary.stopped_models or summary.unusable_models) and is_open) or (waiting and (waiting.pending or waiting.paused)):
         return EXIT_FAILED
     return EXIT_ITEMS_FAILED if summary.failed else EXIT_DONE
+
+
+def tell_held(held: Mapping[int, str]) -> None:
+    """Says which tasks wait for others, the first few of them."""
+    for id_task, whom in list(held.items())[:HELD_SHOWN]:
+        click.echo(f"task {id_task} waits for {whom}; see `ai-worker status {id_task}`", err=True)
+    if len(held) > HELD_SHOWN:
+        click.echo("more tasks wait for others", err=True)
 
 
 class _Progress:

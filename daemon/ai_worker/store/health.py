@@ -85,6 +85,13 @@ class Health:
                 missing.append((privilege, table))
         return missing
 
+    def open_dependencies(self) -> dict[int, set[int]]:
+        """Which unfinished tasks wait for which others that have not ended either; ten thousand pairs at most."""
+        waits: dict[int, set[int]] = {}
+        for row in self._db.query("open_dependencies"):
+            waits.setdefault(row["id_task"], set()).add(row["after_id_task"])
+        return waits
+
     def orphan_tasks(self) -> list[int]:
         """Up to twenty values of `task_item.id_task` that no task has: such items are never processed."""
         return [row["id_task"] for row in self._db.query("orphan_tasks")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task
+from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
@@ -57,13 +57,14 @@ class Rescued:
 class Waiting:
     """What filters leave open: pending items, `blocked` ones of them, that no model can take now, and deferred ones, with the
     seconds until the first of these is due. `paused` are tasks that wait for money, with the reason: those that this worker has
-    come across, or was asked for."""
+    come across, or was asked for. `held` are tasks with work that wait for others, and for whom: `task 7 (ERROR)`."""
 
     pending: int
     blocked: int
     deferred: int
     due_seconds: float | None
     paused: Mapping[int, str] = field(default_factory=dict)
+    held: Mapping[int, str] = field(default_factory=dict)
 
 
 class Queue:
@@ -306,7 +307,16 @@ class Queue:
         known = {*self._claims.limited, filters.id_task}
         unpaid = self._db.query("unpaid_tasks", filter_columns(filters))
         paused = {row["id_task"]: row["status_reason"] for row in unpaid if row["id_task"] in known}
-        return Waiting(pending, blocked, deferred, None if due is None else float(due), paused)
+        return Waiting(pending, blocked, deferred, None if due is None else float(due), paused, self._held(filters))
+
+    def _held(self, filters: Filters) -> dict[int, str]:
+        """Tasks that these filters want, and that wait for others: by task, for whom, and whether in vain."""
+        held: dict[int, list[str]] = {}
+        for row in self._db.query("held_tasks", filter_columns(filters)):
+            lost = ", which has ended otherwise than needed" if row["is_lost"] else ""
+            text = f"task {row['after_id_task']} ({TaskStatus(row['status_id']).name}{lost})"
+            held.setdefault(row["id_task"], []).append(text)
+        return {id_task: ", ".join(texts) for id_task, texts in held.items()}
 
     def others_at_work(self, id_worker: int, filters: Filters) -> list[float]:
         """For each other worker that holds items these filters want: the seconds since its last heartbeat."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, ReviewStatus, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, ReviewStatus, TaskStatus
 
 _OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
 _LAST: Final = 2**63 - 1
@@ -34,12 +34,22 @@ class ErrorGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Dependency:
+    """A task that another one waits for. `status` is None where it is not there any more, which keeps nobody waiting."""
+
+    id_task: int
+    needs: Need
+    status: TaskStatus | None
+    is_met: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
     """A task as it stands. Times are in UTC without a zone; `seconds` is how long it has been, or was, at work.
 
     `is_ahead` says that its scheduled time has not come yet; `model_stopped` is why its model is stopped.
     `budget` is in USD, `reserved` what of it is set aside for items in flight; paused for a model's day, it goes on by itself at
-    `resume_at`. `fallbacks` are its further models; left out where many tasks are listed.
+    `resume_at`. `fallbacks` are its further models, `after` the tasks that it waits for; left out where many tasks are listed.
     """
 
     id_task: int
@@ -69,6 +79,7 @@ class TaskReport:
     resume_at: datetime | None = None
     fallbacks: tuple[str, ...] = ()
     queue: str = DEFAULT_QUEUE
+    after: tuple[Dependency, ...] = ()
 
     @property
     def total(self) -> int:
@@ -213,7 +224,8 @@ class Reports:
         has_reasons = counts.get(ItemStatus.ERROR) or counts.get(ItemStatus.DEFERRED)
         errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []
         fallbacks = tuple(row["name"] for row in self._db.query("fallbacks_of_task", {"id_task": id_task}))
-        return replace(_task(rows[0], counts, [_error(row) for row in errors]), fallbacks=fallbacks)
+        after = tuple(_dependency(row) for row in self._db.query("dependencies_of_task", {"id_task": id_task}))
+        return replace(_task(rows[0], counts, [_error(row) for row in errors]), fallbacks=fallbacks, after=after)
 
     def tasks(self, size: int = 20, before: int = _LAST) -> list[TaskReport]:
         """Tasks with an id below `before`, the newest first, at most `size`. Their errors are not looked at."""
@@ -306,6 +318,11 @@ def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> Task
         resume_at=row["resume_at"],
         queue=row["queue"],
     )
+
+
+def _dependency(row: Row) -> Dependency:
+    status = None if row["status_id"] is None else TaskStatus(row["status_id"])
+    return Dependency(row["after_id_task"], Need(row["needs"]), status, bool(row["is_met"]))
 
 
 def _model(row: Row) -> ModelReport:

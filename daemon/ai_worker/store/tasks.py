@@ -19,6 +19,7 @@ from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, TaskStatus
 from ai_worker.store.budgets import usd
+from ai_worker.store.groups import check_open
 from ai_worker.store.ledger import settle
 
 BATCH: Final = 1000  # items that a verb locks at once
@@ -117,13 +118,15 @@ class Tasks:
         """Makes a task and all its items in one transaction: nobody ever sees a part of it.
 
         `rows` is called anew for each run of the transaction, so it must be able to begin again. An error that it raises leaves
-        nothing behind. `progress` hears how many items were sent so far.
+        nothing behind. `progress` hears how many items were sent so far. Raises UsageError when it is to come after a task that
+        is not there, or into a group that is closed.
 
         The row of `task` is written last, under an id reserved before. Written first, its foreign key would lock the model's
         row (workers stop models there) and its unique key would hold up a second submitter, for as long as a million items take.
         """
         if task.submit_key and (found := self._of_key(task.submit_key)):
             return found
+        self._check_order(task)
         key = task.submit_key or str(uuid.uuid4())
         for _ in range(3):
             id_task = self._reserve(task)
@@ -138,6 +141,14 @@ class Tasks:
                 continue  # the reserved id is taken: the server lost its counter in a crash
             return Submitted(id_task, written.items, is_new=True)
         raise DatabaseError("the server keeps giving away the ids that it reserved for this task")
+
+    def _check_order(self, task: NewTask) -> None:
+        if task.after:
+            known = {row["id_task"] for row in self._db.query("task_states", {"tasks": list(task.after)})}
+            if unknown := sorted(task.after.keys() - known):
+                raise UsageError(f"--after {unknown[0]}: there is no task {unknown[0]}; `ai-worker status` lists those there are")
+        if task.id_task_group is not None:
+            self._db.transaction(partial(check_open, task.id_task_group))
 
     def _of_key(self, key: str) -> Submitted | None:
         found = self._db.query("task_of_key", {"submit_key": key})
@@ -299,6 +310,8 @@ def _write(
     if task.after:
         waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
         tx.execute_many("insert_dependencies", waits)
+    if task.id_task_group is not None:
+        check_open(task.id_task_group, tx)  # under a lock that the group's end waits for; late, because of all those rows
     tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
 
 
