@@ -227,6 +227,15 @@ def test_request(fake: FakeProvider) -> None:
     }
 
 
+def test_the_prompts_parameters_are_sent_unless_the_model_has_its_own(fake: FakeProvider) -> None:
+    of_prompt = prompt(temperature=0.7, top_p=0.9, max_output_tokens=300)
+    ask(configured(fake), of_prompt, prompt(temperature=0.7))
+    ask(configured(fake, options={"temperature": 0, "top_p": 0.5, "max_output_tokens": 500}), of_prompt)
+    sent = [request.body["generationConfig"] for request in fake.requests]
+    told = [(each["temperature"], each.get("topP"), each.get("maxOutputTokens")) for each in sent]
+    assert told == [(0.7, 0.9, 300), (0.7, None, None), (0, 0.5, 500)]
+
+
 def test_each_task_is_asked_in_its_own_way(fake: FakeProvider) -> None:
     """What stands around the text is built once a task; tasks whose items come in turns must not get each other's."""
     other = SCHEMA | {"required": ["corrected"]}

@@ -233,6 +233,15 @@ def test_responses_request(fake: FakeProvider) -> None:
     }
 
 
+@pytest.mark.parametrize(("api", "limit"), [("chat", "max_tokens"), ("responses", "max_output_tokens")])
+def test_the_prompts_parameters_are_sent_unless_the_model_has_its_own(fake: FakeProvider, api: str, limit: str) -> None:
+    of_prompt = prompt(temperature=0.7, top_p=0.9, max_output_tokens=300)
+    ask(configured(fake, options={"api": api}), of_prompt)
+    ask(configured(fake, options={"api": api, "temperature": 0, "top_p": "0.5", "max_output_tokens": 500}), of_prompt)
+    sent = [(each.body["temperature"], each.body["top_p"], each.body[limit]) for each in fake.requests]
+    assert sent == [(0.7, 0.9, 300), (0, 0.5, 500)]
+
+
 def test_a_schema_that_strict_mode_refuses_is_sent_without_it(fake: FakeProvider) -> None:
     optional = {"type": "object", "properties": {"corrected": {"type": "string"}}, "additionalProperties": False}
     ask(configured(fake), prompt(schema=optional | {"required": []}))

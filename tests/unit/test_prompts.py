@@ -148,16 +148,16 @@ type = "string"
 
 def test_a_prompt_file_is_read() -> None:
     file = PromptFile.parse("mine", GOOD.replace("\n", "\r\n"), "mine.md")
-    assert (file.version, file.temperature, file.answer_field, list(file.checks)) == (1, None, "out", ["not_empty"])
-    assert file.render_system(description="opis", parameters={"x": 1}) == "opis 1"
-    assert file.render_user(marker="M", text="<b>&amp;") == "M <b>&amp;"
+    assert (file.version, file.answer_field, file.last.temperature, list(file.last.checks)) == (1, "out", None, ["not_empty"])
+    assert file.last.render_system(description="opis", parameters={"x": 1}) == "opis 1"
+    assert file.last.render_user(marker="M", text="<b>&amp;") == "M <b>&amp;"
 
 
 def test_the_user_part_may_be_any_template() -> None:
     user = '{{ marker }}\n{% if "a" in text %}{{ text | upper }}{% else %}-{% endif %} {{ marker }}'
     file = PromptFile.parse("mine", GOOD.replace("{{ marker }} {{ text }}", user), "mine.md")
-    assert file.render_user(marker="M", text="<a>").split() == ["M", "<A>", "M"]
-    assert file.render_user(marker="M", text="<b>").split() == ["M", "-", "M"]
+    assert file.last.render_user(marker="M", text="<a>").split() == ["M", "<A>", "M"]
+    assert file.last.render_user(marker="M", text="<b>").split() == ["M", "-", "M"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,11 @@ def test_the_user_part_may_be_any_template() -> None:
         ("additionalProperties = false", "additionalProperties = true", r"additionalProperties = false"),
         ('type = "string"', 'type = "strnig"', r"mine\.md, line 6: \[schema\] is no JSON schema"),
         ("{{ parameters.x }}", "\n{% if %}", r"mine\.md, line 15: "),
-        ("{{ parameters.x }}", "\n\n{{ text }}", r"mine\.md, line 16: unknown name 'text'; known ones: description, parameters"),
+        (
+            "{{ parameters.x }}",
+            "\n\n{{ text }}",
+            r"mine\.md, line 16: unknown name 'text'; known ones: description, examples",
+        ),
         ("{{ marker }} {{ text }}", "{{ marker }} {{ tekst }}", r"mine\.md, line 16: unknown name 'tekst'"),
         ("# System", "text\n# System", r"mine\.md, line 13: there is text outside"),
     ],
@@ -197,7 +201,7 @@ def test_mistakes_are_named_with_file_and_line(old: str, new: str, error: str) -
 def test_templates_run_in_a_sandbox() -> None:
     file = PromptFile.parse("mine", GOOD.replace("{{ parameters.x }}", "{{ description.__class__.__mro__ }}"), "mine.md")
     with pytest.raises(Exception, match="unsafe"):
-        file.render_system(description="x", parameters={})
+        file.last.render_system(description="x", parameters={})
 
 
 def test_an_unknown_prompt_file_is_named() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from typing import Any
 
 from google import genai
@@ -34,6 +34,7 @@ OPTIONS = (
     "structured",
     "max_output_tokens",
     "temperature",
+    "top_p",
     "thinking_budget",
     "thinking_level",
     "safety",
@@ -46,8 +47,8 @@ class GeminiProvider:
     """Gemini models by API key.
 
     Options: `api_version` (default v1beta); `structured` = json_schema | json_object | text; `max_output_tokens` (thoughts
-    included), `temperature` (otherwise the prompt's); `thinking_budget` in tokens (0 none, -1 the model decides) or
-    `thinking_level` (low, high, ...); `safety` = default | off (Google's adjustable filters; what it blocks regardless stays
+    included), `temperature` and `top_p` (each otherwise the prompt's); `thinking_budget` in tokens (0 none, -1 the model decides)
+    or `thinking_level` (low, high, ...); `safety` = default | off (Google's adjustable filters; what it blocks regardless stays
     blocked); `extra_body`, a JSON object added to each request, but not to those of a batch.
     """
 
@@ -66,12 +67,13 @@ class GeminiProvider:
         self._structured = options.choice("structured", LADDER)
         self._max_output_tokens = options.integer("max_output_tokens", minimum=1)
         self._temperature = options.number("temperature", minimum=0, maximum=2)
+        self._top_p = options.number("top_p", minimum=0, maximum=1)
         self._thinking_budget = options.integer("thinking_budget", minimum=-1)
         self._thinking_level = options.text("thinking_level")
         self._safety_off = options.choice("safety", ("default", "off")) == "off"
         self._extra_body = options.mapping("extra_body")
         self._has_flex = True  # until the server refuses it
-        self._configs: dict[tuple[str, int, float | None, bool], tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
+        self._configs: dict[Hashable, tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
         self._client: genai.Client | None = None
         self._batches = GeminiBatches(self._connected, key, config.model, self._batch_config, config.request_timeout)
 
@@ -153,7 +155,7 @@ class GeminiProvider:
 
     def _request_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:
         """What stands around the row's text: the same for all items of a task, and dear to build. The SDK works on copies."""
-        key = (prompt.system, id(prompt.schema), prompt.temperature, flex)
+        key = (prompt.system, id(prompt.schema), prompt.temperature, prompt.top_p, prompt.max_output_tokens, flex)
         known = self._configs.get(key)
         if known is None:
             if len(self._configs) >= CONFIGS_KEPT:
@@ -188,7 +190,8 @@ class GeminiProvider:
         return types.GenerateContentConfig(
             system_instruction=system,
             temperature=prompt.temperature if self._temperature is None else self._temperature,
-            max_output_tokens=self._max_output_tokens,
+            top_p=prompt.top_p if self._top_p is None else self._top_p,
+            max_output_tokens=prompt.max_output_tokens if self._max_output_tokens is None else self._max_output_tokens,
             automatic_continuation=False,  # on by default: one call would become several billed ones
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
             should_return_http_response=True,

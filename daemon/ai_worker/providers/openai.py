@@ -31,7 +31,7 @@ OFFICIAL_URL = "https://api.openai.com/v1"
 FLEX_TIMEOUT = 900.0  # seconds; both vendors advise a quarter of an hour
 CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answers far sooner
 
-OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "reasoning_effort", "flex", "headers", "extra_body")
+OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "top_p", "reasoning_effort", "flex", "headers", "extra_body")
 
 # How servers say, with a 400 or 422, that they do not take a parameter; and what they call the one that asks for structure.
 _REFUSED = (
@@ -58,7 +58,7 @@ class Dialect:
 
     structured: str
     limit_fields: tuple[str, ...]  # chat's names for the output limit, the one to use first; OpenAI renamed it, others have not
-    temperature: bool = True
+    sampling: frozenset[str] = frozenset({"temperature", "top_p"})
     flex: bool = False  # whether the cheaper tier can be asked for
 
     def narrowed(self, complaint: str) -> Dialect | None:
@@ -70,8 +70,9 @@ class Dialect:
             return replace(self, limit_fields=self.limit_fields[1:])
         if self.flex and any(word in complaint for word in _FLEX):
             return replace(self, flex=False)
-        if self.temperature and "'temperature'" in complaint:
-            return replace(self, temperature=False)
+        kept = self.sampling - {name for name in self.sampling if f"'{name}'" in complaint}
+        if kept != self.sampling:
+            return replace(self, sampling=kept)
         if self.structured != LADDER[-1] and any(word in complaint for word in _FORMATS):
             return replace(self, structured=LADDER[LADDER.index(self.structured) + 1])
         return None
@@ -95,6 +96,7 @@ class Settings:
     model: str
     max_output_tokens: int | None
     temperature: float | None
+    top_p: float | None
     reasoning_effort: str | None
     extra_body: dict[str, Any]
 
@@ -103,10 +105,10 @@ class OpenAIProvider:
     """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can.
 
     Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
-    one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` (otherwise the
-    prompt's), `reasoning_effort`; `flex` = auto | on | off: whether prompts of the lane flex ask for that tier (`service_tier`)
-    and may take 15 minutes, auto: at OpenAI itself, others are asked online; `headers` and `extra_body`, JSON objects added to
-    each request (no place for secrets).
+    one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` and `top_p` (each
+    otherwise the prompt's), `reasoning_effort`; `flex` = auto | on | off: whether prompts of the lane flex ask for that tier
+    (`service_tier`) and may take 15 minutes, auto: at OpenAI itself, others are asked online; `headers` and `extra_body`, JSON
+    objects added to each request (no place for secrets).
     """
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -118,6 +120,7 @@ class OpenAIProvider:
             config.model,
             options.integer("max_output_tokens", minimum=1),
             options.number("temperature", minimum=0, maximum=2),
+            options.number("top_p", minimum=0, maximum=1),
             options.text("reasoning_effort"),
             options.mapping("extra_body"),
         )
@@ -301,11 +304,11 @@ class _Chat:
             body["response_format"] = {"type": "json_schema", "json_schema": described}
         elif dialect.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
-        if settings.max_output_tokens is not None:
-            body[dialect.limit_fields[0]] = settings.max_output_tokens
+        if (limit := _limit(prompt, settings)) is not None:
+            body[dialect.limit_fields[0]] = limit
         if settings.reasoning_effort is not None:
             body["reasoning_effort"] = settings.reasoning_effort
-        return body | _temperature(prompt, dialect, settings) | settings.extra_body
+        return body | _sampling(prompt, dialect, settings) | settings.extra_body
 
     read = staticmethod(read_chat)
 
@@ -322,15 +325,25 @@ class _Responses:
             body["text"] = {"format": {"type": "json_schema", **described}}
         elif dialect.structured == "json_object":
             body["text"] = {"format": {"type": "json_object"}}
-        if settings.max_output_tokens is not None:
-            body["max_output_tokens"] = settings.max_output_tokens
+        if (limit := _limit(prompt, settings)) is not None:
+            body["max_output_tokens"] = limit
         if settings.reasoning_effort is not None:
             body["reasoning"] = {"effort": settings.reasoning_effort}
-        return body | _temperature(prompt, dialect, settings) | settings.extra_body
+        return body | _sampling(prompt, dialect, settings) | settings.extra_body
 
     read = staticmethod(read_responses)
 
 
-def _temperature(prompt: Prompt, dialect: Dialect, settings: Settings) -> dict[str, float]:
-    value = prompt.temperature if settings.temperature is None else settings.temperature
-    return {"temperature": value} if dialect.temperature and value is not None else {}
+def _limit(prompt: Prompt, settings: Settings) -> int | None:
+    return prompt.max_output_tokens if settings.max_output_tokens is None else settings.max_output_tokens
+
+
+def _sampling(prompt: Prompt, dialect: Dialect, settings: Settings) -> dict[str, float]:
+    sampling: dict[str, float] = {}
+    temperature = prompt.temperature if settings.temperature is None else settings.temperature
+    if "temperature" in dialect.sampling and temperature is not None:
+        sampling["temperature"] = temperature
+    top_p = prompt.top_p if settings.top_p is None else settings.top_p
+    if "top_p" in dialect.sampling and top_p is not None:
+        sampling["top_p"] = top_p
+    return sampling

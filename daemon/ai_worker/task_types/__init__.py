@@ -6,14 +6,19 @@ exactly as a third party registers its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
 from ai_worker.errors import ConfigurationError, UsageError
-from ai_worker.models import Completion, Item, Prompt, Result, Task
+from ai_worker.models import Completion, Item, Prompt, Result, Step, StepResult, Task
+
+if TYPE_CHECKING:  # what it is made of takes long to import, and most commands do without
+    from ai_worker.task_types.prompt_file import PromptFile
 
 ENTRY_POINT_GROUP = "ai_worker.task_types"
+DEFAULT_KIND = "custom"  # of a prompt that says nothing of its kind, and is called as no task type is
 
 TIME_LIMIT: Final = "time_limit"
 """The parameter, of any type, that says after how many seconds an attempt is broken off."""
@@ -47,6 +52,40 @@ def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result
     return task_type.fallback(item, kind, message) if isinstance(task_type, HasFallback) else None
 
 
+class SteppedTaskType(TaskType, Protocol):
+    """One whose items may take several calls, one after the other. Types made of a prompt file are; a plug-in's need not be."""
+
+    def steps(self, task: Task) -> Sequence[Step]:
+        """The calls that an item of the task takes, in order; at least one."""
+
+    def step_prompt(self, item: Item, number: int, earlier: Mapping[str, StepResult]) -> Prompt:
+        """What to send for step `number`, from 1; `earlier` has the results of those before, by name. Raises as `prompt` does."""
+
+    def parse_step(self, item: Item, number: int, completion: Completion) -> StepResult:
+        """The result of step `number`. Raises as `parse` does."""
+
+    def combined(self, item: Item, results: Mapping[str, StepResult]) -> Result:
+        """The result to store, of those of all steps by name."""
+
+
+def stepped(kind: TaskType) -> SteppedTaskType | None:
+    """The task type as one of steps; None where it does not know of them, and each item takes exactly one call."""
+    return cast(SteppedTaskType, kind) if hasattr(kind, "steps") else None
+
+
+def is_simple(kind: TaskType, task: Task) -> bool:
+    """Whether an item of the task takes exactly one call, made of nothing but the item and its task.
+
+    Only such items may share a call with others, or be handed in by the batch: of any other the calls depend on what is known
+    only when its turn comes.
+    """
+    by_steps = stepped(kind)
+    if by_steps is not None and len(by_steps.steps(task)) > 1:
+        return False
+    needs = getattr(kind, "needs", None)
+    return needs is None or needs(task) is None
+
+
 @cache
 def task_type(name: str) -> TaskType:
     """The task type registered as `name`.
@@ -54,14 +93,33 @@ def task_type(name: str) -> TaskType:
     Raises UsageError when there is none, naming those there are; ConfigurationError when its package does not let itself be
     loaded.
     """
+    return _loaded(name)
+
+
+def task_type_of(file: PromptFile) -> TaskType:
+    """The task type that a prompt file makes: of the class that its `kind` names; by default its own name's, else `custom`.
+
+    Raises ConfigurationError when there is no such kind, or one that has no prompt files.
+    """
+    kind = file.kind or (file.name if file.name in task_type_names() else DEFAULT_KIND)
+    try:
+        return _loaded(kind, file)
+    except UsageError as error:
+        raise ConfigurationError(f"{file.origin}: kind: {error}") from None
+
+
+def _loaded(name: str, *file: PromptFile) -> TaskType:
     found = entry_points(group=ENTRY_POINT_GROUP)
     if name not in found.names:
         raise UsageError(f"unknown task type {name!r}; known ones: {', '.join(sorted(found.names))}")
     try:
-        loaded: TaskType = found[name].load()()
+        made = found[name].load()
+        loaded: TaskType | None = made(*file) if not file or hasattr(made, "takes_prompt_files") else None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"task type {name!r} cannot be loaded: {reason}: reinstall its package") from error
+    if loaded is None:
+        raise UsageError(f"the task type {name!r} has no prompt files")
     return loaded
 
 

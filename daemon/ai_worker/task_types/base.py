@@ -1,4 +1,4 @@
-"""What all task types made of a prompt file have in common: prompt, parse, validate."""
+"""What all task types made of a prompt file have in common: steps, prompts, answers, validation."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import hashlib
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jsonschema_rs
 
-from ai_worker.errors import BadAnswer, ContentRefused, InvalidRequest
-from ai_worker.models import Completion, Item, Needs, Prompt, Result, Task
+from ai_worker.errors import BadAnswer, ConfigurationError, ContentRefused, InvalidRequest, UsageError
+from ai_worker.models import Completion, Item, Needs, Prompt, Result, Step, StepResult, Task
 from ai_worker.task_types import TIME_LIMIT
 from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
 from ai_worker.task_types.parameters import Parameters
-from ai_worker.task_types.prompt_file import PromptFile
+from ai_worker.task_types.prompt_file import PromptFile, PromptStep
+from ai_worker.task_types.templates import RenderError
 from ai_worker.text import clean, estimate_tokens
 
 _PLANS_KEPT = 256
@@ -30,6 +32,7 @@ _BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", *_DRAWING})
 _REASON_AT_MOST = 400
 
 Settings = Mapping[str, Any]
+_NONE_EARLIER: Final[Mapping[str, StepResult]] = MappingProxyType({})
 
 
 class _Markers(Iterator[str]):
@@ -62,25 +65,43 @@ def marker_outside(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is the same for all items of a task, worked out once. `digest` stands for all of it that determines an answer."""
+class _StepPlan:
+    """What is the same for one step of all items of a task. `digest` stands for all of it that determines an answer."""
 
-    settings: Settings
+    file: PromptStep
     system: str
     schema: Mapping[str, Any]
     validator: jsonschema_rs.Validator
     checks: tuple[tuple[str, Check], ...]
+    is_last: bool
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is the same for all items of a task, worked out once."""
+
+    settings: Settings
+    steps: tuple[_StepPlan, ...]
     needs: Needs | None
 
 
-class PromptedTaskType:
-    """A task type whose prompt, answer schema and checks stand in `prompts/<name>.md`.
+class Earlier(NamedTuple):
+    """An earlier item of the same subject, as templates see it."""
 
-    A subclass says which parameters there are, what of the schema and the checks depends on them, and what is stored.
+    text: str
+    result: str
+
+
+class PromptedTaskType:
+    """A task type whose prompt, answer schema and checks stand in a prompt file: `prompts/<name>.md`, or another that is given.
+
+    A subclass says which parameters there are, what of the schema and the checks depends on them, and what is stored. In a prompt
+    of several steps this is about the last one, whose answer is the result; the earlier ones go by the file alone.
     """
 
-    name: ClassVar[str]
+    name: str
+    takes_prompt_files: ClassVar[bool] = True
     keeps_layout: ClassVar[bool] = False
     """The answer is the text itself in a new shape: it gets the original's line ends, and the blanks around it."""
     unchanged_is_right: ClassVar[bool] = False
@@ -88,11 +109,16 @@ class PromptedTaskType:
     history_types: ClassVar[tuple[str, ...]] = ()
     """The task types whose earlier results are drawn into a prompt, where the task does not say which; none: all."""
 
-    def __init__(self) -> None:
-        self.file: Final = PromptFile.load(self.name)
-        self._validator: Final = jsonschema_rs.validator_for(dict(self.file.schema))
+    def __init__(self, file: PromptFile | None = None) -> None:
+        self.kind: Final = type(self).name
+        self.file: Final = PromptFile.load(self.kind) if file is None else file
+        self.name = self.file.name
+        self._steps: Final = tuple([Step(step.name, step.model) for step in self.file.steps])
+        self._validators: Final = tuple([jsonschema_rs.validator_for(dict(step.schema)) for step in self.file.steps])
         self._plans: OrderedDict[tuple[str, str], _Plan] = OrderedDict()
         self._latest: tuple[Task, _Plan] | tuple[None, None] = None, None
+
+    # -- what a subclass may say ---------------------------------------------------------------------------------------
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         """The task's parameters, read and completed. Raises UsageError."""
@@ -110,13 +136,15 @@ class PromptedTaskType:
         """The answer with harmless slips put right, before it is held against the schema."""
         return answer
 
-    def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:
-        """What is stored of an answer that passed."""
-        raise NotImplementedError
+    def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- as above
+        """What is stored of an answer that passed. A file of another's may have other properties than the shipped one."""
+        return Result(answer[self.file.answer_field], None, answer)
 
     def tokens_expected(self, text: str, settings: Settings) -> int:
         """About how many tokens the answer will have."""
         raise NotImplementedError
+
+    # -- one call ------------------------------------------------------------------------------------------------------
 
     def validate(self, task: Task) -> None:
         """Raises UsageError, naming the parameter, its value and the remedy."""
@@ -127,45 +155,101 @@ class PromptedTaskType:
         return self._plan(task).needs
 
     def prompt(self, item: Item) -> Prompt:
-        """The prompt of one item. Raises InvalidRequest when the text is empty; UsageError as `validate` does, as plain SQL
-        may have put the task there.
+        """The prompt of one item, of its first step where there are several.
+
+        Raises InvalidRequest when the text is empty, or the template asks for what the item does not have; UsageError as
+        `validate` does, as plain SQL may have put the task there.
         """
-        plan, text = self._plan(item.task), item.text_original
-        if not text or text.isspace():
-            raise InvalidRequest("nothing to send: the text is empty")
-        return Prompt(
-            system=plan.system,
-            user=self.file.render_user(text=text, marker=marker_outside(text)),
-            schema=plan.schema,
-            schema_name=self.name,
-            text=text,
-            answer_field=self.file.answer_field,
-            task_type=self.name,
-            parameters=plan.settings,
-            temperature=self.file.temperature,
-            tokens_output_expected=self.tokens_expected(text, plan.settings),
-            fingerprint=hashlib.sha256(plan.digest + text.encode("utf-8", "surrogatepass")).digest(),
-        )
+        plan = self._plan(item.task)
+        return self._prompt(plan.steps[0], plan.settings, item, _NONE_EARLIER)
 
     def parse(self, item: Item, completion: Completion) -> Result:
         """The result of an answer. Raises BadAnswer, naming the check, or ContentRefused; both with the answer's usage."""
+        plan = self._plan(item.task)
+        if len(plan.steps) > 1:
+            raise ConfigurationError(f"the prompt {self.name!r} has {len(plan.steps)} steps: one answer is not its result")
+        original = clean(item.text_original)
         try:
-            return self._result(self._plan(item.task), clean(item.text_original), completion)
+            return self.result(original, self._checked(plan.steps[0], plan.settings, original, completion), plan.settings)
         except CheckFailed as failed:
-            error = ContentRefused if isinstance(failed, Refused) else BadAnswer
-            raise error(f"check {failed.check}: {_bounded(failed)}", usage=completion.usage) from None
+            raise _rejection(failed, completion) from None
 
-    def _result(self, plan: _Plan, original: str, completion: Completion) -> Result:
+    # -- several calls -------------------------------------------------------------------------------------------------
+
+    def steps(self, task: Task) -> Sequence[Step]:  # noqa: ARG002 -- for those whose steps depend on it
+        """The calls that an item of the task takes, in order."""
+        return self._steps
+
+    def step_prompt(self, item: Item, number: int, earlier: Mapping[str, StepResult]) -> Prompt:
+        """The prompt of step `number`, from 1, with the results of those before by name. Raises as `prompt` does."""
+        plan = self._plan(item.task)
+        return self._prompt(plan.steps[number - 1], plan.settings, item, earlier)
+
+    def parse_step(self, item: Item, number: int, completion: Completion) -> StepResult:
+        """The result of step `number`, from 1. Raises as `parse` does."""
+        plan = self._plan(item.task)
+        step = plan.steps[number - 1]
+        try:
+            answer = self._checked(step, plan.settings, clean(item.text_original), completion)
+        except CheckFailed as failed:
+            raise _rejection(failed, completion) from None
+        text = answer[step.file.answer_field]
+        return StepResult(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False), answer)
+
+    def combined(self, item: Item, results: Mapping[str, StepResult]) -> Result:
+        """What is stored when all steps are done: of the last one as of a single call's answer, with the answers of all."""
+        plan = self._plan(item.task)
+        last = results[plan.steps[-1].file.name]
+        result = self.result(clean(item.text_original), last.data, plan.settings)
+        return result._replace(data={name: step.data for name, step in results.items()})
+
+    # -- how -----------------------------------------------------------------------------------------------------------
+
+    def _prompt(self, step: _StepPlan, settings: Settings, item: Item, earlier: Mapping[str, StepResult]) -> Prompt:
+        text, file = item.text_original, step.file
+        if not text or text.isspace():
+            raise InvalidRequest("nothing to send: the text is empty")
+        content = text.encode("utf-8", "surrogatepass")
+        if file.drawn:
+            drawn = _drawn(file.drawn, item, earlier)
+            user, more = _rendered(file, text, drawn)
+        else:
+            user, more = file.render_user(text=text, marker=marker_outside(text)), b""
+        return Prompt(
+            system=step.system,
+            user=user,
+            schema=step.schema,
+            schema_name=self.name,
+            text=text,
+            answer_field=file.answer_field,
+            task_type=self.kind,
+            parameters=settings,
+            temperature=file.temperature,
+            tokens_output_expected=self._expected(step, settings, text),
+            fingerprint=None if more is None else hashlib.sha256(b"".join((step.digest, more, content))).digest(),
+            top_p=file.top_p,
+            max_output_tokens=file.max_output_tokens,
+        )
+
+    def _expected(self, step: _StepPlan, settings: Settings, text: str) -> int:
+        expected, limit = self.tokens_expected(text, settings), step.file.max_output_tokens
+        return expected if limit is None else min(expected, limit)
+
+    def _checked(self, step: _StepPlan, settings: Settings, original: str, completion: Completion) -> dict[str, Any]:
         if completion.finish == "length":
             raise CheckFailed("the answer was cut short at the model's output limit", check="length")
-        field = self.file.answer_field
-        answer = self.tidied(fitted(decoded(completion.text, field), plan.schema, field), plan.settings)
-        _validate(answer, plan.validator)
-        if self.keeps_layout:
+        field = step.file.answer_field
+        answer = fitted(decoded(completion.text, field), step.schema, field)
+        if step.is_last:
+            answer = self.tidied(answer, settings)
+        _validate(answer, step.validator)
+        if not isinstance(answer[field], str):  # a list, say: the checks are about texts
+            return answer
+        if step.is_last and self.keeps_layout:
             answer[field] = laid_out(answer[field], original)
-        if not (self.unchanged_is_right and answer[field] == original):
-            _check(plan.checks, original, answer[field])
-        return self.result(original, answer, plan.settings)
+        if not (step.is_last and self.unchanged_is_right and answer[field] == original):
+            _check(step.checks, original, answer[field])
+        return answer
 
     def _plan(self, task: Task) -> _Plan:
         latest, plan = self._latest
@@ -187,25 +271,66 @@ class PromptedTaskType:
         parameters.seconds(TIME_LIMIT, maximum=_LONGEST_TIME)
         needs = parameters.needs(self.history_types)
         parameters.finish()
-        schema = self.schema(settings)
-        from_settings = self.check_parameters(settings)
-        system = self.file.render_system(description=clean(task.description or "").strip(), parameters=settings)
+        description = clean(task.description or "").strip()
+        try:
+            systems = [
+                step.render_system(description=description, parameters=settings, examples=self.file.examples)
+                for step in self.file.steps
+            ]
+        except RenderError as error:  # a parameter that the template reads, and the task does not have
+            raise UsageError(f"task type {self.name}: {error}") from None
+        steps = tuple([self._made_step(number, system, settings) for number, system in enumerate(systems)])
+        return _Plan(settings, steps, needs)
+
+    def _made_step(self, number: int, system: str, settings: dict[str, Any]) -> _StepPlan:
+        file, is_last = self.file.steps[number], number == len(self.file.steps) - 1
+        schema = self.schema(settings) if is_last else file.schema
+        from_settings = self.check_parameters(settings) if is_last else {}
         # The file's digest stands for templates, temperature and checks. Properties keep their order: that of the answer.
         given = sorted((name, value) for name, value in settings.items() if name not in _BESIDE_THE_ANSWER)
-        determining = [self.name, self.file.digest.hex(), system, schema, given, from_settings]
-        return _Plan(
-            settings=settings,
+        determining = [self.kind, self.name, number, self.file.digest.hex(), system, schema, given, from_settings]
+        return _StepPlan(
+            file=file,
             system=system,
             schema=schema,
-            validator=self._validator if schema is self.file.schema else jsonschema_rs.validator_for(dict(schema)),
+            validator=self._validators[number] if schema is file.schema else jsonschema_rs.validator_for(dict(schema)),
             checks=tuple(
                 (name, partial(check, **extra) if extra else check)
-                for name, check in self.file.checks.items()
+                for name, check in file.checks.items()
                 if (extra := from_settings.get(name, {})) is not None
             ),
+            is_last=is_last,
             digest=hashlib.sha256(json.dumps(determining, default=repr).encode()).digest(),
-            needs=needs,
         )
+
+
+def _drawn(names: Iterable[str], item: Item, earlier: Mapping[str, StepResult]) -> dict[str, Any]:
+    """What a template uses beside the text: of the item, of what was drawn for it, and of the steps before."""
+    background = item.background
+    values = {
+        "context": item.context,
+        "facts": background.facts,
+        "results": tuple([Earlier(*pair) for pair in background.results]),
+        "reviewed": background.examples,
+        "steps": earlier,
+    }
+    return {name: values[name] for name in sorted(names)}
+
+
+def _rendered(file: PromptStep, text: str, drawn: Mapping[str, Any]) -> tuple[str, bytes | None]:
+    """The user's part, and what stands for the drawn values in the fingerprint; None where nothing can."""
+    try:
+        known = json.dumps(drawn, ensure_ascii=False, default=dict)
+    except (TypeError, ValueError, RecursionError):  # what a plug-in draws need not be JSON
+        known = None
+    marker = marker_outside(text if known is None else f"{text}\n{known}")
+    try:
+        user = file.render_user(text=text, marker=marker, **drawn)
+    except RenderError as error:
+        raise InvalidRequest(f"the item does not have what its prompt needs: {error}") from None
+    # As long as it says, so that no end of it can be taken for the beginning of the text.
+    content = None if known is None else known.encode("utf-8", "surrogatepass")
+    return user, None if content is None else b"%d:%b" % (len(content), content)
 
 
 def _check(checks: Iterable[tuple[str, Check]], original: str, answer: str) -> None:
@@ -215,6 +340,11 @@ def _check(checks: Iterable[tuple[str, Check]], original: str, answer: str) -> N
         except CheckFailed as failed:
             failed.check = name
             raise
+
+
+def _rejection(failed: CheckFailed, completion: Completion) -> BadAnswer | ContentRefused:
+    error = ContentRefused if isinstance(failed, Refused) else BadAnswer
+    return error(f"check {failed.check}: {_bounded(failed)}", usage=completion.usage)
 
 
 def _validate(answer: Mapping[str, Any], validator: jsonschema_rs.Validator) -> None:

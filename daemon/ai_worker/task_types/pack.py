@@ -49,7 +49,8 @@ def pack_key(prompt: Prompt) -> Hashable | None:
     alone = _ALONE.fullmatch(prompt.user)
     if alone is None or alone[2] != prompt.text or _schema_of_packs(prompt.schema) is None:
         return None
-    return prompt.task_type, prompt.system, id(prompt.schema), prompt.temperature, prompt.lane
+    sampling = prompt.temperature, prompt.top_p, prompt.max_output_tokens
+    return prompt.task_type, prompt.system, id(prompt.schema), sampling, prompt.lane
 
 
 def packed(prompts: Sequence[Prompt]) -> Prompt:
@@ -73,6 +74,7 @@ def packed(prompts: Sequence[Prompt]) -> Prompt:
         answer_field="results",
         tokens_output_expected=sum([prompt.tokens_output_expected + _TOKENS_PER_ITEM for prompt in prompts]) + _TOKENS_AROUND,
         fingerprint=None,
+        max_output_tokens=first.max_output_tokens and first.max_output_tokens * len(prompts),
     )
 
 
