@@ -7,6 +7,8 @@ GET  /_texts              for each text how often it was asked for, done as a ro
 GET  /_batches            how batches run, all there were, and the files
 POST /_batches            {"seconds": 2, "hold": true, "expire_after": 10, ...}: see `BatchSettings`; what is not named stays
 POST /_batches/release    lets the batches that are held go on
+GET  /_asked              text, schema_name, model, is_picture and status of each of the last requests, oldest first
+POST /_pictures           {"bytes": 8388608}: how large pictures are from now on; {} for as they come out
 GET  /_requests           the last requests
 GET  /_limits             what is enforced
 POST /_limits             {"requests_per_minute": 600, "tokens_per_minute": 60000, ...}: see `Limits`; {} for none

@@ -38,6 +38,13 @@ def control_routes(fake: FakeProvider) -> list[web.RouteDef]:
     async def requests(request: web.Request) -> Any:
         return [asdict(one) for one in fake.requests]
 
+    async def asked(request: web.Request) -> Any:
+        return fake.asked()
+
+    async def pictures(request: web.Request) -> Any:
+        fake.set_pictures(**await request.json())
+        return {"bytes": fake.answering.picture_bytes}
+
     async def limits(request: web.Request) -> Any:
         if request.method == "POST":
             fake.limit(Limits(**await request.json()))
@@ -58,6 +65,8 @@ def control_routes(fake: FakeProvider) -> list[web.RouteDef]:
         web.get("/_texts", _answered(texts)),
         web.get("/_timeline", _answered(timeline)),
         web.get("/_requests", _answered(requests)),
+        web.get("/_asked", _answered(asked)),
+        web.post("/_pictures", _answered(pictures)),
         web.get("/_limits", _answered(limits)),
         web.post("/_limits", _answered(limits)),
         web.get("/_batches", _answered(batches)),

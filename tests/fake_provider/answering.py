@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ai_worker.providers._fill import fill
 from tests.fake_provider.faults import CONDITIONAL, FAILURES, FLEX, PACK, Rule
+from tests.fake_provider.filling import filled
+from tests.fake_provider.images import picture_answer, picture_tokens
 from tests.fake_provider.packs import ID, packed_schema, spoil
 from tests.fake_provider.tokens import Count, correct
 from tests.fake_provider.wire import GEMINI, Answer, Ask, Failure, Tokens, Wire, gemini_tier
@@ -23,10 +24,8 @@ _FINISH = {"refused": "refused", "filtered": "filtered", "cut_short": "length", 
 
 
 def answer_json(ask: Ask) -> str:
-    """JSON for the schema that was asked for; the worked text stands in its first free string."""
-    schema: dict[str, Any] = ask.wanted or TEXT_SCHEMA
-    free = (name for name, sub in schema["properties"].items() if "string" in sub.get("type", ()) and "enum" not in sub)
-    return json.dumps(fill(schema, next(free, ""), correct(ask.text)), ensure_ascii=False)
+    """JSON for the schema that was asked for, with the worked text wherever a text stands; see `filling`."""
+    return json.dumps(filled(ask.wanted or TEXT_SCHEMA, ask.text, correct(ask.text)), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,15 @@ def failed(wire: Wire, failure: Failure, message: str | None = None) -> Reply:
 
 
 class Answering:
-    """answer: turns a request for one text into the content of a correct answer. count: what it is billed."""
+    """answer: turns a request for one text into the content of a correct answer. count: what it is billed.
+
+    `picture_bytes` is how large pictures are; None: as they come out. What a prompt says (`picture of 5000 bytes`) goes first.
+    """
 
     def __init__(self, answer: Callable[[Ask], str], count: Count) -> None:
         self._answer = answer
         self._count = count
+        self.picture_bytes: int | None = None
 
     def reply(self, wire: Wire, ask: Ask, rule: Rule | None, number: int) -> Reply:
         """The answer that the rule asks for, None for a correct one. `number` becomes part of its id."""
@@ -78,6 +81,8 @@ class Answering:
             return _json({"object": "something else", "note": _with_key("nothing here", ask, rule)})
         if fault == "not_an_object":
             return _json(["an", "array"])
+        if ask.picture and fault != "error_in_200":
+            return self._picture(wire, ask, rule, number)
         content = self._content(ask, rule)
         tokens = Tokens(*rule.tokens) if rule.tokens else self._count(ask, content or "")
         if fault == "blocked":
@@ -85,13 +90,14 @@ class Answering:
         if fault == "error_in_200":
             message = _with_key("The upstream server is overloaded.", ask, rule)
             return _json(wire.error_in_200(ask, tokens, message), Tokens(tokens.input, 0))
-        whole = _json(wire.answer(ask, Answer(content, tokens, _FINISH.get(fault, "stop")), number), tokens)
-        if fault in ("broken_json", "500_broken_json"):
-            half = whole.text[: len(whole.text) // 2]
-            if fault == "500_broken_json":
-                return Reply(500, half)
-            return replace(whole, text=half)
-        return replace(whole, ends={"drop": "dropped", "hang": "hangs"}.get(fault, "whole"))
+        return _spoilt(_json(wire.answer(ask, Answer(content, tokens, _FINISH.get(fault, "stop")), number), tokens), fault)
+
+    def _picture(self, wire: Wire, ask: Ask, rule: Rule, number: int) -> Reply:
+        tokens = Tokens(*rule.tokens) if rule.tokens else picture_tokens(wire, ask, self._count(ask, ""))
+        made = picture_answer(wire, ask, rule.fault, tokens, self.picture_bytes, number)
+        if isinstance(made, Failure):
+            return failed(wire, made, _with_key(made.message, ask, rule))
+        return _spoilt(_json(made, tokens), rule.fault)
 
     def _content(self, ask: Ask, rule: Rule) -> str | None:
         if rule.fault in ("empty", "empty_cut_short"):
@@ -117,6 +123,14 @@ class Answering:
         if rule.fault in PACK:
             spoil(rule.fault, elements, struck, rule.content)
         return json.dumps({name: elements}, ensure_ascii=False)
+
+
+def _spoilt(whole: Reply, fault: str) -> Reply:
+    """The reply with what the fault does to its bytes or its connection."""
+    if fault in ("broken_json", "500_broken_json"):
+        half = whole.text[: len(whole.text) // 2]
+        return Reply(500, half) if fault == "500_broken_json" else replace(whole, text=half)
+    return replace(whole, ends={"drop": "dropped", "hang": "hangs"}.get(fault, "whole"))
 
 
 def _json(body: Any, tokens: Tokens | None = None) -> Reply:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.fake_provider.images import PICTURE
 from tests.fake_provider.limits import Refusal
 from tests.fake_provider.packs import WRONG_IDS
 from tests.fake_provider.wire import Ask, Failure
@@ -219,7 +220,7 @@ PLAYED = frozenset(
 PACK = frozenset({"pack_missing", "pack_malformed", "pack_wrong_ids"})
 
 FAULTS = frozenset(FAILURES) | frozenset(CONDITIONAL) | PLAYED  # what can strike any single call
-KNOWN = FAULTS | frozenset(FLEX) | PACK
+KNOWN = FAULTS | frozenset(FLEX) | PACK | frozenset(PICTURE)
 
 # What a rule strikes: `call` = single calls and a batch's rows; `row` = rows alone; the others are the requests around a batch.
 AROUND = ("upload", "create", "poll", "list", "results", "cancel", "delete")
@@ -287,6 +288,8 @@ class Rule:
         if self.at != "call" and not (row and self.at == "row"):
             return False
         if self.fault in CONDITIONAL and not condition_holds(self.fault, ask):
+            return False
+        if self.fault in PICTURE and ask.picture is None:
             return False
         if (self.fault in PACK and not ask.items) or (self.fault in FLEX and ask.tier != "flex"):
             return False

@@ -20,6 +20,7 @@ from tests.fake_provider.batches import Batches, BatchSettings
 from tests.fake_provider.control import Desk
 from tests.fake_provider.faults import FAILURES, Rule, refusal
 from tests.fake_provider.gemini_batches import GeminiBatches
+from tests.fake_provider.images import IMAGES
 from tests.fake_provider.limits import Limiter, Limits, Refusal
 from tests.fake_provider.openai_batches import OpenAIBatches
 from tests.fake_provider.tally import Tally
@@ -42,11 +43,14 @@ class Request:
     refused_by: str | None = None  # the limit that it was over: requests, tokens, in_flight
     status: int = 0  # as it was decided when the request came in
     texts: tuple[str, ...] = ()  # of a pack the texts of its rows, else the one text
+    model: str = ""
+    schema_name: str | None = None  # of the answer that was asked for; Gemini's API has no place for it
+    is_picture: bool = False  # a picture was asked for
 
 
 class FakeProvider:
-    """OpenAI chat completions and responses, Gemini generateContent, and both vendors' batches on one loopback port, in a thread
-    with its own loop.
+    """OpenAI chat completions, responses and images, Gemini generateContent (of pictures too), and both vendors' batches on one
+    loopback port, in a thread with its own loop.
 
         with FakeProvider() as fake:
             fake.script(Rule("429", times=2))
@@ -149,6 +153,19 @@ class FakeProvider:
             for text in [*self.per_text, *(text for text in rows if text not in self.per_text)]
         }
 
+    def asked(self) -> list[dict[str, Any]]:
+        """What the last requests asked for, oldest first: text, schema_name, model, is_picture, status. With steps, whose each
+        has a schema of its own, this tells which step was asked for."""
+        return [
+            {"text": text, "schema_name": one.schema_name, "model": one.model, "is_picture": one.is_picture, "status": one.status}
+            for one in self.requests
+            for text in one.texts
+        ]
+
+    def set_pictures(self, bytes: int | None = None) -> None:
+        """How large pictures are from now on, in bytes; None: as they come out."""
+        self.answering.picture_bytes = bytes
+
     def counts(self, window: float = 60.0) -> dict[str, Any]:
         """How many requests came in, were answered in full, are in flight, were so at most; and how often each text was seen.
 
@@ -227,6 +244,7 @@ class FakeProvider:
                 web.post("/{version}/models/{model}:generateContent", self._handler(GEMINI)),
                 web.post("/{prefix:.*}chat/completions", self._handler(CHAT)),
                 web.post("/{prefix:.*}responses", self._handler(RESPONSES)),
+                web.post("/{prefix:.*}images/generations", self._handler(IMAGES)),
             ]
         )
         # A handler is cancelled when its client goes away, so that `answered` counts only what was really handed over.
@@ -298,6 +316,9 @@ class FakeProvider:
             refused_by=refused_by,
             status=reply.status,
             texts=ask.texts,
+            model=ask.model,
+            schema_name=ask.schema_name,
+            is_picture=ask.picture is not None,
         )
         self.requests.append(record)
         self.tally.add(now, reply.tokens, reply.status, tier=ask.tier, refused_by=refused_by)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tests.fake_provider.packs import items_in
+from tests.fake_provider.pictures import Wanted
 
-# The prompt puts the row's text between two identical lines that hold nothing but a marker; the outermost pair counts.
+# The prompt puts the row's text between two identical lines that hold nothing but a marker. What else it is given (a context,
+# what was said before) stands between pairs of the same lines; the text comes last.
 MARKED = re.compile(r"^(<<<[0-9a-f]{16}>>>)\n(.*)\n\1$", re.DOTALL | re.MULTILINE)
 
 
@@ -32,6 +34,8 @@ class Ask:
     key: str | None
     tier: str = "default"  # or "flex": what was asked for
     items: tuple[tuple[int, str], ...] = ()  # of a pack: ids and texts
+    schema_name: str | None = None  # as far as the wire format names it, else the schema's title
+    picture: Wanted | None = None  # where one is asked for
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -64,7 +68,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """`finish` is one of stop, length, refused (by the model), filtered (by the provider's filter, after the model had begun)."""
+    """`content` is text, of a picture base64. `finish` is one of stop, length, refused (by the model), filtered (by the
+    provider's filter, after the model had begun)."""
 
     content: str | None
     tokens: Tokens
@@ -111,6 +116,12 @@ def schema_in(system: str) -> dict[str, Any] | None:
 def row_text(user: str) -> str:
     """The row's text inside a user message; the whole message where no markers are."""
     found = MARKED.search(user)
+    return found[2].rpartition(f"\n{found[1]}\n")[2] if found else user
+
+
+def _pack_text(user: str) -> str:
+    """All that stands between the outermost markers."""
+    found = MARKED.search(user)
     return found[2] if found else user
 
 
@@ -132,13 +143,17 @@ def _asked(
     body: dict[str, Any],
     key: str | None,
     tier: str | None,
+    schema_name: str | None = None,
+    picture: Wanted | None = None,
 ) -> Ask:
     items = items_in(user, schema or schema_in(system)) if "Item " in user else ()
     tier = "flex" if (tier or "").lower() == "flex" else "default"
-    return Ask(api, model, system, user, row_text(user), schema, structured, body, key, tier, items)
+    name = schema_name or (schema or {}).get("title")
+    text = _pack_text(user) if items else row_text(user)
+    return Ask(api, model, system, user, text, schema, structured, body, key, tier, items, name, picture)
 
 
-def _openai_error(failure: Failure, message: str) -> dict[str, Any]:
+def openai_error(failure: Failure, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": failure.type, "param": failure.param, "code": failure.code}}
 
 
@@ -150,13 +165,14 @@ class Chat:
             role: "\n".join(_plain(m["content"]) for m in body["messages"] if m["role"] == role) for role in ("system", "user")
         }
         response_format = body.get("response_format") or {"type": "text"}
-        schema = response_format.get("json_schema", {}).get("schema")
+        described = response_format.get("json_schema", {})
         return _asked(
             self.name,
             body["model"],
             system=said["system"],
             user=said["user"],
-            schema=schema,
+            schema=described.get("schema"),
+            schema_name=described.get("name"),
             structured=response_format["type"],
             body=body,
             key=key,
@@ -190,7 +206,7 @@ class Chat:
         return self._completion(ask, {"content": None, "refusal": None}, "content_filter", tokens, number)
 
     def error(self, failure: Failure, message: str) -> dict[str, Any]:
-        return _openai_error(failure, message)
+        return openai_error(failure, message)
 
     def error_in_200(self, ask: Ask, tokens: Tokens, message: str) -> dict[str, Any]:
         """As gateways in front of several vendors do it, once they have sent their headers."""
@@ -211,6 +227,7 @@ class Responses:
             system=body.get("instructions") or said["system"],
             user=said["user"],
             schema=text_format.get("schema"),
+            schema_name=text_format.get("name"),
             structured=text_format["type"],
             body=body,
             key=key,
@@ -256,7 +273,7 @@ class Responses:
         return self._response(ask, tokens, number, status="incomplete", incomplete_details={"reason": "content_filter"})
 
     def error(self, failure: Failure, message: str) -> dict[str, Any]:
-        return _openai_error(failure, message)
+        return openai_error(failure, message)
 
     def error_in_200(self, ask: Ask, tokens: Tokens, message: str) -> dict[str, Any]:
         return self._response(ask, tokens, 0, status="failed", error={"code": "server_error", "message": message})
@@ -277,6 +294,9 @@ class Gemini:
         schema = config.get("responseJsonSchema") or config.get("responseSchema")
         is_json = config.get("responseMimeType") == "application/json"
         structured = "json_schema" if schema else "json_object" if is_json else "text"
+        image = config.get("imageConfig") or {}
+        is_picture = "IMAGE" in (config.get("responseModalities") or ())
+        wanted = Wanted(image.get("aspectRatio"), None, None, image.get("imageSize")) if is_picture else None
         # The guide writes service_tier, the SDKs send serviceTier: JSON of protocol buffers may be spelt either way.
         tier = body.get("serviceTier") or body.get("service_tier")
         return _asked(
@@ -289,6 +309,7 @@ class Gemini:
             body=body,
             key=key,
             tier=tier,
+            picture=wanted,
         )
 
     def _usage(self, ask: Ask, tokens: Tokens) -> dict[str, Any]:

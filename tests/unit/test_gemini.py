@@ -160,7 +160,7 @@ def test_a_429_names_the_limit_that_was_hit(violations: Any, limits: Limits | No
 def test_the_answer_with_its_usage(fake: FakeProvider, version: str) -> None:
     fake.script(Rule("answer", tokens=[120, 80, 64, 50]))
     completion = ask(configured(fake, options={"api_version": version}))[0]
-    assert json.loads(completion.text) == {"corrected": correct(TEXT), "changes": []}
+    assert json.loads(completion.text)["corrected"] == correct(TEXT)
     assert completion.usage == Usage(120, 80, tokens_cached=64, tokens_reasoning=50)
     assert (completion.finish, completion.model) == ("stop", "gemini-x")
     assert completion.request_id is not None

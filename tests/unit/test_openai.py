@@ -126,7 +126,7 @@ def test_the_key_is_not_in_the_providers_repr_and_reaches_the_server(fake: FakeP
 def test_the_answer_with_its_usage(fake: FakeProvider, api: str) -> None:
     fake.script(Rule("answer", tokens=[120, 80, 64, 50]))
     completion = ask(configured(fake, options={"api": api}))[0]
-    assert json.loads(completion.text) == {"corrected": correct(TEXT), "changes": []}
+    assert json.loads(completion.text)["corrected"] == correct(TEXT)
     assert completion.usage == Usage(120, 80, tokens_cached=64, tokens_reasoning=50)
     assert (completion.finish, completion.model) == ("stop", "gpt-x")
 
