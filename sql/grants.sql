@@ -96,15 +96,16 @@ GRANT SELECT ON ai_worker.schedule_fire TO ai_worker_web@'%';
 
 CREATE USER IF NOT EXISTS ai_worker_app@'%' IDENTIFIED BY 'CHANGE-ME-app-1';
 
+GRANT SELECT ON ai_worker.schema_migration TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_status TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_item_status TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.review_status TO ai_worker_app@'%';
 -- Enough to choose a model by its name, and to see whether it has been stopped.
 GRANT SELECT (id_ai_model, name, provider, model, is_active, stopped_kind, stopped_reason, stopped_at)
   ON ai_worker.ai_model TO ai_worker_app@'%';
--- It can say what is to be done, and cannot say that it was done.
-GRANT SELECT, INSERT (id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
-                      lane, pack, cache_seconds, budget, queue, id_task_group, result_seconds) ON ai_worker.task TO ai_worker_app@'%';
+-- It can say what is to be done, and cannot say that it was done. The Python client writes a task under an id that it reserved.
+GRANT SELECT, INSERT (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
+                      lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds) ON ai_worker.task TO ai_worker_app@'%';
 GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_app@'%';
 GRANT SELECT, INSERT (id_task, text_original, context, context_key, external_key) ON ai_worker.task_item TO ai_worker_app@'%';
 GRANT SELECT, INSERT ON ai_worker.task_dependency TO ai_worker_app@'%';

@@ -1591,6 +1591,39 @@ SELECT id_task, id_task_item, %(review_status_id)s, %(text_reviewed)s, %(note)s,
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s;
 
+-- ===== clients: who waits for results =====
+
+-- name: item_states
+-- What a client that waits for many items asks, some ten times a second for all of them: the primary key, and no text.
+SELECT id_task_item, status_id FROM task_item FORCE INDEX (PRIMARY) WHERE id_task_item IN %(items)s;
+
+-- name: item_results
+-- Items with all that came out, when somebody waits for it. How many files there are spares most items the look for them.
+SELECT i.id_task_item, i.id_task, i.status_id, i.external_key, i.context, i.context_key, i.text_original, i.text_corrected,
+       i.change_summary, i.result, i.tokens_input, i.tokens_output, i.cost, i.error_kind, i.error_message, i.finished_at,
+       i.review_status_id, i.text_reviewed, i.reviewed_by, i.reviewed_at,
+       (SELECT COUNT(*) FROM task_item_file f FORCE INDEX (PRIMARY) WHERE f.id_task_item = i.id_task_item) AS files
+  FROM task_item i FORCE INDEX (PRIMARY)
+ WHERE i.id_task_item IN %(items)s
+ ORDER BY i.id_task_item;
+
+-- name: files_of_items
+-- Which files items have, without their content.
+SELECT id_task_item, position, mime_type, size, sha256, width, height, path
+  FROM task_item_file FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item, position;
+
+-- name: ids_of_task
+-- The items of a task, off the claim index alone; those of a submission in the order in which they were given.
+SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND (%(any_status)s OR status_id = %(status_id)s)
+ ORDER BY id_task_item;
+
+-- name: model_names
+-- What an application may read of the models.
+SELECT id_ai_model, name, is_active FROM ai_model ORDER BY id_ai_model;
+
 
 -- ===== health =====
 

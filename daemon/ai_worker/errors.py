@@ -8,6 +8,9 @@ AiWorkerError                     a message for people; `exit_code` for the shel
 │   ├── ValueRefused        1     because of a value in it: too long, of the wrong kind, against a CHECK
 │   ├── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
 │   └── DatabaseRefused    78     the server does not let us in: user, password, database name, TLS
+├── ItemFailed              1     an item that was waited for ended without a result
+├── ItemMissing             1     an item that was waited for is not there
+├── WaitTimeout             1     no result yet when the time was over
 └── ProviderError                 a model call that brought no usable answer; sorted by what must happen next
     ├── Transient                 call retry, in memory: the same request may succeed soon
     │   ├── RateLimited           429: slower, please
@@ -84,6 +87,31 @@ class DatabaseRefused(DatabaseError):
     """The server answered, and does not let us in: user, password, database name or TLS are wrong."""
 
     exit_code = EXIT_CONFIGURATION
+
+
+class ItemFailed(AiWorkerError):
+    """An item that was waited for ended without a result.
+
+    Parameters
+    ----------
+    id_task_item: which.
+    kind: `task_item.error_kind`, or `cancelled`.
+    message: `task_item.error_message`, or why there is none.
+    """
+
+    def __init__(self, id_task_item: int, kind: str, message: str) -> None:
+        super().__init__(f"item {id_task_item}: {kind}: {message}")
+        self.id_task_item = id_task_item
+        self.kind = kind
+        self.message = message
+
+
+class ItemMissing(AiWorkerError, LookupError):
+    """An item that was waited for is not there: it never was, or its task's results were kept no longer."""
+
+
+class WaitTimeout(AiWorkerError, TimeoutError):
+    """No result yet when the time was over. The item is worked on all the same, and can be waited for again."""
 
 
 class ProviderError(AiWorkerError):
