@@ -83,7 +83,8 @@ class Client:
         if loop is None or thread is None:
             asyncio.run(self._client.close())
             return
-        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        for end in (self._client.close(), loop.shutdown_asyncgens(), loop.shutdown_default_executor()):
+            asyncio.run_coroutine_threadsafe(end, loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
