@@ -73,6 +73,10 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "find_answers": {"c": (PRIMARY, 250), "i": (PRIMARY, 1), "w": (PRIMARY, 1)},
     "drop_answers": {"c": (PRIMARY, 250)},
     "store_answers": {"c": (PRIMARY, 250)},
+    # clients that wait
+    "item_states": {"task_item": (PRIMARY, 250)},
+    "item_results": {"i": (PRIMARY, 250), "f": (PRIMARY, 10)},
+    "files_of_items": {"task_item_file": (PRIMARY, 250)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {
         "t": (PRIMARY, 100),
