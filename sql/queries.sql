@@ -1625,6 +1625,160 @@ SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
 SELECT id_ai_model, name, is_active FROM ai_model ORDER BY id_ai_model;
 
 
+-- ===== sources: tables of others, which rows come from and results go back to =====
+-- Names of these tables and their columns are written as Identifier, and %(where)s is the operator's own SQL (see literals.py).
+
+-- name: source_columns
+-- The column names of information_schema are in capitals on one kind of server; a user sees what it has rights on.
+SELECT column_name AS name, data_type AS type, character_maximum_length AS length, is_nullable AS nullable,
+       column_key AS role
+  FROM information_schema.columns
+ WHERE table_schema = %(schema_name)s AND table_name = %(table_name)s;
+
+-- name: source_unique_key
+-- An index on nothing but the whole key, which holds each value once.
+SELECT index_name AS name
+  FROM information_schema.statistics
+ WHERE table_schema = %(schema_name)s AND table_name = %(table_name)s
+ GROUP BY index_name
+HAVING COUNT(*) = 1 AND MAX(non_unique) = 0 AND MAX(column_name = %(key_name)s) = 1 AND MAX(sub_part) IS NULL;
+
+-- name: source_try
+-- Reads nothing: the server looks at the names, the rights and the operator's clause.
+SELECT %(key)s AS k, %(text)s AS t
+  FROM %(schema)s.%(table)s
+ WHERE (
+%(where)s
+       )
+ LIMIT 0;
+
+-- name: source_long_key
+-- Only where the column's type allows keys that an item has no room for.
+SELECT %(key)s AS k
+  FROM %(schema)s.%(table)s
+ WHERE CHAR_LENGTH(%(key)s) > %(longest)s AND (
+%(where)s
+       )
+ LIMIT 1;
+
+-- name: source_long_text
+-- Only where the column's type allows texts that an item has no room for: told before the first row is taken, not after the last.
+SELECT %(key)s AS k, OCTET_LENGTH(CONVERT(%(text)s USING utf8mb4)) AS size
+  FROM %(schema)s.%(table)s
+ WHERE OCTET_LENGTH(CONVERT(%(text)s USING utf8mb4)) > %(longest)s AND (
+%(where)s
+       )
+ LIMIT 1;
+
+-- name: source_sizes
+-- How far the next page may go: sizes alone, so that a page of long texts never has to be held to be measured.
+SELECT %(key)s AS k, COALESCE(OCTET_LENGTH(%(text)s), 0) AS size
+  FROM %(schema)s.%(table)s
+ WHERE (%(after)s IS NULL OR %(key)s > %(after)s) AND (
+%(where)s
+       )
+ ORDER BY %(key)s
+ LIMIT %(size)s;
+
+-- name: source_page
+-- A range of the key, in its own collation and order; without locks.
+SELECT %(key)s AS source_key, %(text)s AS source_text, %(extra)s
+  FROM %(schema)s.%(table)s
+ WHERE (%(after)s IS NULL OR %(key)s > %(after)s) AND %(key)s <= %(last)s AND (
+%(where)s
+       )
+ ORDER BY %(key)s
+ LIMIT %(size)s;
+
+-- name: source_update
+-- The guard stands in the statement: whoever changes the row first wins, and the other one sees it. The text's hash is that of its
+-- characters in UTF-8, whatever the column's own character set is.
+UPDATE %(schema)s.%(table)s
+   SET %(text)s = %(after_text)s
+ WHERE %(key)s = %(value)s AND SHA2(CONVERT(%(text)s USING utf8mb4), 256) = %(before)s;
+
+-- name: source_hash
+-- What a row holds that the guard has kept from being written.
+SELECT SHA2(CONVERT(%(text)s USING utf8mb4), 256) AS hash
+  FROM %(schema)s.%(table)s
+ WHERE %(key)s = %(value)s;
+
+-- name: import_of_key
+-- How far the import with this key has come, if there was one. Without a source: the task was made in another way.
+SELECT t.id_task, s.table_name, s.key_column, s.text_column, s.where_clause, s.imported_through, s.rows_imported, s.rows_skipped,
+       s.finished_at
+  FROM task t LEFT JOIN task_source s ON s.id_task = t.id_task
+ WHERE t.submit_key = %(submit_key)s;
+
+-- name: source_of_task
+-- A task without a source was not imported.
+SELECT s.url, s.table_name, s.key_column, s.text_column, s.finished_at
+  FROM task t LEFT JOIN task_source s ON s.id_task = t.id_task
+ WHERE t.id_task = %(id_task)s;
+
+-- name: hold_task
+-- In the transaction that makes it, so that no worker ever sees it waiting.
+UPDATE task SET status_id = 4, status_reason = %(reason)s WHERE id_task = %(id_task)s;
+
+-- name: release_task
+-- It is whole. Whoever has paused, resumed or cancelled it meanwhile is not overruled.
+UPDATE task SET status_id = 0, status_reason = NULL WHERE id_task = %(id_task)s AND status_id = 4 AND status_reason = %(reason)s;
+
+-- name: insert_source
+-- Where the rows are; never a password.
+INSERT INTO task_source (id_task, url, table_name, key_column, text_column, where_clause)
+VALUES (%(id_task)s, %(url)s, %(table_name)s, %(key_column)s, %(text_column)s, %(where_clause)s);
+
+-- name: lock_source
+-- One import, and one record of an export, of a task at a time.
+SELECT imported_through FROM task_source WHERE id_task = %(id_task)s FOR UPDATE;
+
+-- name: advance_import
+-- With the items of the page, in one transaction. Matches nothing when another process has come further.
+UPDATE task_source
+   SET imported_through = %(through)s, rows_imported = %(items)s, rows_skipped = %(skipped)s
+ WHERE id_task = %(id_task)s AND imported_through <=> %(before)s AND finished_at IS NULL;
+
+-- name: finish_import
+-- From here on the same key adds nothing.
+UPDATE task_source SET finished_at = NOW(6) WHERE id_task = %(id_task)s AND finished_at IS NULL;
+
+-- name: accepted_items
+-- A page of what may go back, with hashes instead of texts: most of it may have been written before.
+SELECT i.id_task_item, i.external_key, UNHEX(SHA2(i.text_original, 256)) AS original,
+       UNHEX(SHA2(COALESCE(i.text_reviewed, i.text_corrected), 256)) AS target,
+       OCTET_LENGTH(COALESCE(i.text_reviewed, i.text_corrected)) AS size, last.outcome, last.hash_after,
+       (SELECT w.hash_after FROM task_item_export w FORCE INDEX (k_task_item_export_item)
+         WHERE w.id_task_item = i.id_task_item AND w.outcome = 'written'
+         ORDER BY w.id_task_item_export DESC LIMIT 1) AS written
+  FROM task_item i FORCE INDEX (k_task_item_claim)
+  LEFT JOIN task_item_export last ON last.id_task_item_export =
+       (SELECT MAX(e.id_task_item_export) FROM task_item_export e FORCE INDEX (k_task_item_export_item)
+         WHERE e.id_task_item = i.id_task_item)
+ WHERE i.id_task = %(id_task)s AND i.status_id = 1 AND i.id_task_item > %(after)s AND i.review_status_id = 1
+   AND COALESCE(i.text_reviewed, i.text_corrected) IS NOT NULL
+ ORDER BY i.id_task_item
+ LIMIT %(size)s;
+
+-- name: accepted_texts
+-- Of those that have yet to be written, as they stand now.
+SELECT id_task_item, COALESCE(text_reviewed, text_corrected)
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s AND status_id = 1 AND review_status_id = 1;
+
+-- name: latest_exports
+-- What the audit says already; the same is not said twice.
+SELECT e.id_task_item, e.outcome, e.hash_before, e.hash_after, e.message
+  FROM task_item_export e
+ WHERE e.id_task_item_export IN (SELECT MAX(x.id_task_item_export) FROM task_item_export x FORCE INDEX (k_task_item_export_item)
+                                  WHERE x.id_task_item IN %(items)s GROUP BY x.id_task_item);
+
+-- name: insert_exports
+-- The audit: after the source has committed, so that it never tells of what was not done.
+INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, message, exported_by)
+VALUES (%(id_task)s, %(id_task_item)s, %(outcome)s, %(hash_before)s, %(hash_after)s, %(message)s, %(exported_by)s);
+
+
 -- ===== health =====
 
 -- name: server_variables

@@ -14,6 +14,7 @@ An empty variable counts as not set.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 import re
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
@@ -40,6 +41,7 @@ from ai_worker.models import Secret
 
 PREFIX = "AI_WORKER_"
 ENV_FILE_VARIABLE = PREFIX + "ENV_FILE"
+DATABASE_SETTING = PREFIX + "DB_URL"
 
 _NO_PASSWORD = Secret("")
 
@@ -79,6 +81,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug, info, warning or error")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto, json or console")
+    source_url: SecretStr | None = Field(
+        default=None, description="the URL of the database that `import` reads and `export` writes, like AI_WORKER_DB_URL"
+    )
     worker_name: str | None = Field(default=None, max_length=200, description="a name for this worker of at most 200 characters")
 
     @field_validator("log_level", "log_format", mode="before")
@@ -238,6 +243,8 @@ class DatabaseUrl:
     `hosts` are tried in turn. `unix_socket`, where given, takes the place of the hosts. `path` is the folder of an
     embedded server (scheme `embedded`), for which nothing else is set.
 
+    `setting` is where it was given, for messages.
+
     `ssl`: `off` never encrypts; `prefer` encrypts to other machines, where the server offers it, without checking who it is;
     `required` encrypts or fails; `verify` also checks the certificate and the host's name, against `ssl_ca` or the system's
     authorities.
@@ -257,6 +264,7 @@ class DatabaseUrl:
     read_timeout: float = 60.0
     write_timeout: float = 60.0
     path: Path | None = None
+    setting: str = dataclasses.field(default=DATABASE_SETTING, compare=False)
 
     @property
     def is_remote(self) -> bool:
@@ -270,6 +278,23 @@ class DatabaseUrl:
         where = self.unix_socket or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{self.user}@{where}/{self.database}"
 
+    def without_password(self) -> str:
+        """As a URL that `parse_database_url` reads, for keeping: all but the password and the time-outs."""
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}" for host, port in self.hosts)
+        options = {
+            "socket": self.unix_socket,
+            "ssl": self.ssl,
+            "ssl_ca": self.ssl_ca,
+            "ssl_cert": self.ssl_cert,
+            "ssl_key": self.ssl_key,
+        }
+        query = "&".join(f"{name}={quote(value)}" for name, value in options.items() if value)
+        return f"{self.scheme}://{quote(self.user, safe='')}@{hosts}/{quote(self.database, safe='')}?{query}"
+
+
+class _WrongUrlError(Exception):
+    """What is wrong with a URL, without a word of what could be its password."""
+
 
 _EXAMPLE = "it must look like mysql://user:password@host:3306/database"
 _QUERY_TIMES = ("connect_timeout", "read_timeout", "write_timeout")
@@ -277,7 +302,7 @@ _QUERY_PATHS = ("ssl_ca", "ssl_cert", "ssl_key")
 _QUERY = ("ssl", *_QUERY_PATHS, *_QUERY_TIMES, "socket")
 
 
-def parse_database_url(url: str, password: str | None = None) -> DatabaseUrl:
+def parse_database_url(url: str, password: str | None = None, *, setting: str = DATABASE_SETTING) -> DatabaseUrl:
     """Takes a database URL apart.
 
     `mysql://user:password@host1:3306,host2:3306/database?ssl=verify&ssl_ca=/etc/ssl/db.pem`, with `mariadb://` as another
@@ -285,32 +310,42 @@ def parse_database_url(url: str, password: str | None = None) -> DatabaseUrl:
     Special characters are percent-encoded; IPv6 addresses stand in brackets; the port defaults to 3306.
     Naming an authority (`ssl_ca`) without `ssl` means `ssl=verify`.
 
-    `password`, where given, takes the place of the URL's. Raises ConfigurationError saying which part is wrong; the message
-    never holds the password, nor anything that could be a piece of one.
+    `password`, where given, takes the place of the URL's; `setting` is where the URL was given, for messages. Raises
+    ConfigurationError saying which part is wrong; the message never holds the password, nor anything that could be a piece of it.
     """
+    try:
+        return _parsed(url, password, setting)
+    except _WrongUrlError as error:
+        message = f"the database URL ({setting}) {error}"
+    raise ConfigurationError(message)
+
+
+def _parsed(url: str, password: str | None, setting: str) -> DatabaseUrl:
     scheme, separator, rest = url.strip().partition("://")
     if not separator or scheme not in ("mysql", "mariadb", "embedded"):
-        raise _wrong(f"begins with none of mysql://, mariadb://, embedded://; {_EXAMPLE}")
+        raise _WrongUrlError(f"begins with none of mysql://, mariadb://, embedded://; {_EXAMPLE}")
     if scheme == "embedded":
-        return DatabaseUrl("embedded", path=_embedded_path(rest))
+        return DatabaseUrl("embedded", path=_embedded_path(rest), setting=setting)
 
     location, _, query = rest.partition("?")
     authority, _, database = location.partition("/")
     if "@" not in authority:
         if "@" in rest:
             # Anything that follows may be a piece of the password: say nothing of it.
-            raise _wrong("holds a special character in the user or the password; write / as %2F, ? as %3F, # as %23, @ as %40")
-        raise _wrong(f"names no user; {_EXAMPLE}")
+            raise _WrongUrlError(
+                "holds a special character in the user or the password; write / as %2F, ? as %3F, # as %23, @ as %40"
+            )
+        raise _WrongUrlError(f"names no user; {_EXAMPLE}")
     credentials, _, hosts = authority.rpartition("@")
     user, _, url_password = credentials.partition(":")
     if not user:
-        raise _wrong(f"names no user; {_EXAMPLE}")
+        raise _WrongUrlError(f"names no user; {_EXAMPLE}")
     options = _query_options(query)
     socket = options.pop("socket", None)
     if not database or "/" in database:
-        raise _wrong(f"names no database, or more than one, after the host; {_EXAMPLE}")
+        raise _WrongUrlError(f"names no database, or more than one, after the host; {_EXAMPLE}")
     if bool(hosts) == bool(socket):
-        raise _wrong("must name either hosts or ?socket=, not both and not neither")
+        raise _WrongUrlError("must name either hosts or ?socket=, not both and not neither")
     return DatabaseUrl(
         "mysql" if scheme == "mysql" else "mariadb",
         user=unquote(user),
@@ -318,6 +353,7 @@ def parse_database_url(url: str, password: str | None = None) -> DatabaseUrl:
         hosts=tuple(_host(each) for each in hosts.split(",")) if hosts else (),
         unix_socket=socket,
         database=unquote(database),
+        setting=setting,
         **options,
     )
 
@@ -329,33 +365,35 @@ def _query_options(query: str) -> dict[str, Any]:
         name, _, text = pair.partition("=")
         value = unquote(text)
         if name not in _QUERY:
-            raise _wrong(f"has an unknown option {name!r}; known ones: {', '.join(_QUERY)}")
+            raise _WrongUrlError(f"has an unknown option {name!r}; known ones: {', '.join(_QUERY)}")
         if name in options:
-            raise _wrong(f"gives the option {name!r} twice")
+            raise _WrongUrlError(f"gives the option {name!r} twice")
         if name == "ssl" and value not in get_args(SslMode):
-            raise _wrong(f"has ssl={value!r}; it must be one of {', '.join(get_args(SslMode))}")
+            raise _WrongUrlError(f"has ssl={value!r}; it must be one of {', '.join(get_args(SslMode))}")
         options[name] = _seconds(name, value) if name in _QUERY_TIMES else value
     if bool(options.get("ssl_cert")) != bool(options.get("ssl_key")):
-        raise _wrong("must give ssl_cert and ssl_key together, or neither")
+        raise _WrongUrlError("must give ssl_cert and ssl_key together, or neither")
     for name in _QUERY_PATHS:
         if name in options and not _is_file(Path(options[name])):
-            raise _wrong(f"has {name}={options[name]!r}, which is not a file")
+            raise _WrongUrlError(f"has {name}={options[name]!r}, which is not a file")
     if "ssl_ca" in options:
         if options.setdefault("ssl", "verify") == "off":
-            raise _wrong("has ssl=off together with ssl_ca; leave one of them out")
+            raise _WrongUrlError("has ssl=off together with ssl_ca; leave one of them out")
     elif "ssl_cert" in options and options.setdefault("ssl", "required") == "off":
-        raise _wrong("has ssl=off together with ssl_cert; leave one of them out")
+        raise _WrongUrlError("has ssl=off together with ssl_cert; leave one of them out")
     return options
 
 
 def _host(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"\[([0-9A-Fa-f:.%]+)\](?::(.*))?|([^:\[\]]+)(?::(.*))?", text)
     if match is None:
-        raise _wrong(f"has a host {text!r} that cannot be read; write host:port, and IPv6 addresses in brackets, as [::1]:3306")
+        raise _WrongUrlError(
+            f"has a host {text!r} that cannot be read; write host:port, and IPv6 addresses in brackets, as [::1]:3306"
+        )
     host = match[1] or unquote(match[3])
     port = match[2] or match[4] or "3306"
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise _wrong(f"has the port {port!r} for host {host!r}; it must be a number from 1 to 65535")
+        raise _WrongUrlError(f"has the port {port!r} for host {host!r}; it must be a number from 1 to 65535")
     return host, int(port)
 
 
@@ -365,14 +403,14 @@ def _seconds(name: str, value: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3600:
-        raise _wrong(f"has {name}={value!r}; it must be a number of seconds, more than 0 and at most 3600")
+        raise _WrongUrlError(f"has {name}={value!r}; it must be a number of seconds, more than 0 and at most 3600")
     return seconds
 
 
 def _embedded_path(rest: str) -> Path:
     text = unquote(rest)
     if not text or "?" in text:
-        raise _wrong("must name a folder and nothing else, as in embedded:///var/lib/ai-worker")
+        raise _WrongUrlError("must name a folder and nothing else, as in embedded:///var/lib/ai-worker")
     if os.name == "nt" and re.match(r"/[A-Za-z]:", text):
         text = text[1:]
     try:
@@ -381,7 +419,7 @@ def _embedded_path(rest: str) -> Path:
         path = Path(text)
     if not (path.is_absolute() or text.startswith("/")) or "\0" in text:
         # A relative one would be another database in each working directory; and of embedded://var/lib, var looks like a host.
-        raise _wrong("must name an absolute folder, with three slashes: embedded:///absolute/folder")
+        raise _WrongUrlError("must name an absolute folder, with three slashes: embedded:///absolute/folder")
     return path
 
 
@@ -397,7 +435,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _wrong(what: str) -> ConfigurationError:
-    return ConfigurationError(f"the database URL ({PREFIX}DB_URL) {what}")

@@ -36,7 +36,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ai_worker.config import DatabaseUrl
+from ai_worker.config import DATABASE_SETTING, DatabaseUrl
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.literals import literals, row_of_literals
 from ai_worker.log import Event, Log
@@ -91,6 +91,8 @@ VALUE: Final = frozenset(
         3140, 3141, 3157, 4025, 4038, 3819,  # no JSON, or nested too deep; against a CHECK
     }
 )  # fmt: skip
+
+HOPELESS: Final = frozenset({1044, 1142, 1143, 1227, 1370, 1054, 1064, 1146, 1036})  # of no row: rights, names, syntax, read-only
 
 REMEDIES: Final = {
     1044: "this user may not use the database: see sql/grants.sql",
@@ -200,6 +202,22 @@ class Transaction:
         cursor = self._run(name, parameters)
         return cursor.rowcount, cursor.lastrowid
 
+    def attempt(self, name: str, parameters: Parameters) -> int | DatabaseError:
+        """Runs a named statement on one row; the number of rows that it matched, or why the server does not take this row.
+
+        For tables of others, whose triggers and constraints may refuse anything: the transaction goes on. What no other row would
+        fare better with is raised: a right that is missing, a table or a column that is not there.
+        """
+        try:
+            return self.execute(name, parameters)
+        except ValueRefused as error:
+            return error
+        except pymysql.err.Error as error:
+            code = _code(error)
+            if code in LOST | CONFLICT | HOPELESS:
+                raise
+            return DatabaseError(_message(error), code)
+
     def raw(self, sql: str) -> list[Row]:
         """Runs a statement given as text: for migrations and for EXPLAIN only."""
         cursor = self._cursor()
@@ -235,7 +253,7 @@ class Transaction:
 class _Session:
     """One connection, used by one thread."""
 
-    def __init__(self, url: DatabaseUrl, host: tuple[str, int]) -> None:
+    def __init__(self, url: DatabaseUrl, host: tuple[str, int], writable: bool = True) -> None:
         self.host = host
         self.in_transaction = False
         try:
@@ -251,9 +269,11 @@ class _Session:
             # The driver knows no time-out of the handshake alone.
             setattr(self.connection, "_read_timeout", url.read_timeout)  # noqa: B010 -- private to it, and to its type
         except (pymysql.err.Error, OSError) as error:
-            raise _translated(error, host) from None
+            raise _translated(error, url, host) from None
         problem = None
-        if read_only not in {"0", "OFF"} or innodb_read_only not in {"0", "OFF"}:
+        if not writable:
+            pass
+        elif read_only not in {"0", "OFF"} or innodb_read_only not in {"0", "OFF"}:
             problem = "is read-only"
         elif galera.get("wsrep_ready", "ON") != "ON" or galera.get("wsrep_local_state_comment", "Synced") != "Synced":
             problem = f"is not synced with its cluster ({galera.get('wsrep_local_state_comment')})"
@@ -319,10 +339,12 @@ class Database:
     url: where it is; see `config.parse_database_url`.
     patience: seconds to go on trying when no host can be reached or written to, before `DatabaseAway` is raised. Waiting ends
         at once after `give_up()`.
+    writable: whether a host that is read-only, or not synced with its cluster, will not do.
     """
 
-    def __init__(self, url: DatabaseUrl, *, patience: float = 10.0) -> None:
+    def __init__(self, url: DatabaseUrl, *, patience: float = 10.0, writable: bool = True) -> None:
         self.url = url
+        self._writable = writable
         self.patience = patience
         self._local = threading.local()
         self._sessions: set[_Session] = set()
@@ -454,7 +476,7 @@ class Database:
         for step in range(len(hosts)):
             index = (self._preferred + step) % len(hosts)
             try:
-                session = _Session(self.url, hosts[index])
+                session = _Session(self.url, hosts[index], self._writable)
             except (DatabaseAway, DatabaseRefused) as error:
                 problems.append(error)
                 continue
@@ -513,11 +535,12 @@ def _name(host: tuple[str, int]) -> str:
     return f"{host[0]}:{host[1]}" if host[1] else host[0]
 
 
-def _translated(error: BaseException, host: tuple[str, int]) -> DatabaseError:
+def _translated(error: BaseException, url: DatabaseUrl, host: tuple[str, int]) -> DatabaseError:
     """What a failed connection means: refused for good, or away for now."""
     code = _code(error)
     # Other TLS errors happen to servers that are just going down.
     if code in REFUSED or isinstance(getattr(error, "original_exception", error), ssl.SSLCertVerificationError):
-        remedy = REMEDIES.get(code, "`ai-worker doctor` says more")
+        is_own = url.setting == DATABASE_SETTING
+        remedy = REMEDIES.get(code, "`ai-worker doctor` says more") if is_own else f"check {url.setting}"
         return DatabaseRefused(f"{_name(host)} refused the connection: {_message(error)}; {remedy}", code)
     return DatabaseAway(f"{_name(host)}: {_message(error)}", code)

@@ -13,6 +13,24 @@ from decimal import Decimal
 from typing import Any, Final
 
 
+class Identifier(str):
+    """The name of a table or column that is not AI Worker's own: stands in backticks, whatever is in it."""
+
+    __slots__ = ()
+
+
+class Identifiers(tuple[str, ...]):
+    """Names of columns with commas between them."""
+
+    __slots__ = ()
+
+
+class OperatorsSql(str):
+    """SQL that the person at the command line wrote, as it is. Never make one of anything else."""
+
+    __slots__ = ()
+
+
 def literals(parameters: Mapping[str, Any]) -> dict[str, str]:
     """The parameters as SQL literals; a list or tuple becomes what stands after IN.
 
@@ -44,6 +62,11 @@ def _list(values: Sequence[Any]) -> str:
     return "(" + ",".join([_WRITERS[type(value)](value) for value in values]) + ")"
 
 
+def _identifier(name: str) -> str:
+    """https://dev.mysql.com/doc/refman/9.0/en/identifiers.html: a backtick within is doubled, and nothing else is special."""
+    return "`" + name.replace("`", "``") + "`"
+
+
 class _Writers(dict[type, Callable[[Any], str]]):
     """How values of each type are written. Those of a subclass are written as their base's."""
 
@@ -64,4 +87,7 @@ _WRITERS[Decimal] = lambda value: format(value, "f")
 _WRITERS[str] = _text
 _WRITERS[bytes] = lambda value: f"x'{value.hex()}'"
 _WRITERS[datetime] = lambda value: f"'{value.isoformat(' ')}'"
+_WRITERS[Identifier] = _identifier
+_WRITERS[Identifiers] = lambda names: ", ".join(map(_identifier, names))
+_WRITERS[OperatorsSql] = str
 _WRITERS[list] = _WRITERS[tuple] = _list

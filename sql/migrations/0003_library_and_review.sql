@@ -225,6 +225,7 @@ CREATE TABLE IF NOT EXISTS task_item_export (
   outcome             VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   hash_before         BINARY(32) NOT NULL,
   hash_after          BINARY(32) NOT NULL,
+  message             VARCHAR(1000) NULL,
   exported_by         VARCHAR(190) NOT NULL,
   exported_at         DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   PRIMARY KEY (id_task_item_export),

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import json
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ COMMANDS = {
     "migrate": ("migrate", "Create the tables, or bring them up to date."),
     "model": ("model", "Endpoints, limits, prices and encrypted keys."),
     "submit": ("submit", "Make a task from a CSV, JSONL or text file."),
+    "import": ("sources", "Make a task from the rows of a table."),
     "run": ("work", "Process what is there, then exit."),
     "daemon": ("work", "Process what comes, for ever."),
     "status": ("status", "What is going on: all tasks, or one."),
@@ -31,6 +33,7 @@ COMMANDS = {
     "workers": ("status", "Which workers are alive, and what they hold."),
     "results": ("results", "Results as CSV, JSONL or an HTML page."),
     "review": ("review", "Accept, reject or edit results."),
+    "export": ("sources", "Write accepted results back to that table."),
     "retry": ("control", "Bring back items that ended in ERROR."),
     "pause": ("control", "Stop claiming items of a task."),
     "resume": ("control", "Go on with a paused or cancelled task."),
@@ -55,7 +58,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"ai_worker.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> object:

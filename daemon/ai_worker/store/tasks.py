@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -301,18 +301,25 @@ def _write(
     if tx.in_doubt and any(row["id_task"] == id_task for row in tx.query("task_of_key", {"submit_key": key})):
         return  # the earlier run had landed
     written.items = 0
-    for batch in _batches(id_task, rows()):
+    for batch in batches(id_task, rows()):
         written.items += tx.execute_many("insert_items", batch)
         progress(written.items)
+    write_task(tx, task, key, id_task)
+
+
+def write_task(tx: Transaction, task: NewTask, key: str, id_task: int | None = None) -> int:
+    """Writes a task without its items, under an id that was reserved for it or a new one; the id."""
+    if task.id_task_group is not None:
+        check_open(task.id_task_group, tx)  # under a lock that the group's end waits for: after all those rows
+    given = tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
+    id_task = id_task or given
     chain = enumerate(task.fallbacks, start=1)
     if fallbacks := [{"id_task": id_task, "position": position, "id_ai_model": model} for position, model in chain]:
         tx.execute_many("insert_fallbacks", fallbacks)
     if task.after:
         waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
         tx.execute_many("insert_dependencies", waits)
-    if task.id_task_group is not None:
-        check_open(task.id_task_group, tx)  # under a lock that the group's end waits for; late, because of all those rows
-    tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
+    return id_task
 
 
 def _columns(task: NewTask) -> dict[str, Any]:
@@ -335,7 +342,7 @@ def _columns(task: NewTask) -> dict[str, Any]:
     }
 
 
-def _batches(id_task: int, rows: Iterator[NewItem]) -> Iterator[list[dict[str, Any]]]:
+def batches(id_task: int, rows: Iterable[NewItem]) -> Iterator[list[dict[str, Any]]]:
     """Rows for `insert_items`, bounded in number and length. Measured: 1,000 at a time is as fast as it gets on both servers."""
     batch: list[dict[str, Any]] = []
     size = 0

@@ -1,0 +1,206 @@
+"""`import` and `export`: rows of a table become a task, and accepted results go back to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from ai_worker.cli import context, progress
+from ai_worker.cli.review import user
+from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
+from ai_worker.config import DatabaseUrl, Settings, parse_database_url, variable
+from ai_worker.db import Database
+from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
+from ai_worker.store.exports import LARGEST_BATCH, Exported, Exports, Origin
+from ai_worker.store.imports import Imports
+from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
+from ai_worker.text import harmless
+
+NAMED_PROBLEMS = 20  # that are told one by one; the others are counted
+LONGEST_CLAUSE = 65_535  # bytes of task_source.where_clause
+
+_OPTION = "--url"
+_PROBLEMS = {
+    ExportOutcome.CONFLICT: "the row was changed meanwhile, and left alone",
+    ExportOutcome.MISSING: "the row is gone",
+    ExportOutcome.FAILED: "the row was refused",
+}
+
+
+@click.command()
+@click.option("--table", required=True, metavar="[DB.]TABLE", help="The table; `DB`.`TABLE` for names with dots.")
+@click.option("--key-column", metavar="COLUMN", help="Its key, kept as external_key.  [default: the primary key]")
+@click.option("--column", required=True, help="The column with the text.")
+@click.option("--where", metavar="SQL", help="Which rows, as your own SQL: \"status = 'draft'\".  [default: all]")
+@click.option(
+    _OPTION, metavar="URL", help="The server and database of the table.  [default: AI_WORKER_SOURCE_URL, else AI Worker's own]"
+)
+@click.option("--context-columns", metavar="A,B,…", help="Columns that go along as the item's context.")
+@click.option("--context-key-column", metavar="COLUMN", help="The column that says whom or what a row is about.")
+@task_options
+@click.option("--json", "as_json", is_flag=True, help='Print {"id_task": …, "items": …, "skipped": …}.')
+def import_(
+    options: TaskOptions,
+    table: str,
+    key_column: str | None,
+    column: str,
+    where: str | None,
+    url: str | None,
+    context_columns: str | None,
+    context_key_column: str | None,
+    as_json: bool,
+) -> int:
+    """Make a task from the rows of a table on any MySQL or MariaDB server; `ai-worker export` writes accepted results back.
+
+    \b
+    ai-worker import --table shop.articles --column body --where "status = 'draft'" --key drafts-may
+    ai-worker import --table shop.articles --column body --key-column slug --context-columns title,tags
+
+    The rows are read in the order of their key, in short statements without locks; rows without text are skipped and counted.
+    The task is PAUSED ("being imported") until all rows are in. With --key, an import that was cut short is simply run again,
+    and goes on where it stood; one that had finished adds nothing.
+
+    The key must be unique by itself and not NULL: a whole number, CHAR, VARCHAR, or BINARY, which is kept in hexadecimal.
+    --where is run as it is, with the rights of the source's user, who needs SELECT alone; `export` needs UPDATE of the column.
+    A password is best given in AI_WORKER_SOURCE_URL or the file that AI_WORKER_SOURCE_URL_FILE names: others see a command line.
+    It is never stored.
+    """
+    if where is not None and len(where.encode("utf-8", "replace")) > LONGEST_CLAUSE:
+        raise UsageError(f"--where is longer than {LONGEST_CLAUSE:,} bytes")
+    names = tuple(name.strip() for name in (context_columns or "").split(",") if name.strip())
+    settings = context.settings()
+    place = _chosen(settings, url)
+    with context.database(settings) as db, _source(db, place, writable=False) as other:
+        task, model = options.plan(db)
+        source = SourceTable.look_up(other, Columns(table, key_column, column, names, context_key_column))
+        with progress.row_counter() as show:
+            done = Imports(db).run(task, source, where or None, None if place is None else place.without_password(), show)
+        warn_of_stopped(model)
+    if done.was_finished:
+        note(f"task {done.id_task} was made from --key {options.key} before; nothing was added")
+    if done.skipped:
+        note(f"{context.number(done.skipped)} {'row' if done.skipped == 1 else 'rows'} without text skipped")
+    if as_json:
+        context.emit_json({"id_task": done.id_task, "items": done.items, "skipped": done.skipped})
+    elif done.id_task is None:
+        click.echo(f"no rows to import from {source}; no task was made")
+    else:
+        click.echo(f"task {done.id_task}: {'1 item' if done.items == 1 else f'{context.number(done.items)} items'}")
+    return EXIT_DONE
+
+
+@click.command()
+@click.argument("id_task", metavar="ID", type=int)
+@click.option(_OPTION, metavar="URL", help="The server and database to write to.  [default: where the task came from]")
+@click.option("--batch", type=click.IntRange(1, LARGEST_BATCH), default=200, show_default=True, help="Rows in one transaction.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written, and what not.")
+@click.option("--by", metavar="NAME", help="Who exports, for the audit.  [default: the user of this machine]")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts and all rows that were not written.")
+def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | None, as_json: bool) -> int:
+    """Write accepted results back to the table that the task was imported from, by UPDATE of the text's column.
+
+    Each row is guarded by its text: one that was changed since the import, or since the last export, is a conflict and left
+    alone. Run it as often as you like, also after it was killed: each result is written once. What became of each item stands
+    in task_item_export.
+
+    \b
+    written    the row has the accepted text now
+    unchanged  the result is what the row holds
+    conflict   somebody has changed the row meanwhile; it is left alone
+    missing    the row is gone
+    failed     the source refused it: too long, a CHECK, a trigger; the others go on
+
+    Exit code 3: there are conflicts, missing or failed rows. The first of them are named, all of them with --json.
+
+    The source's user needs SELECT on the table and UPDATE on the column; triggers and ON UPDATE columns act as on any UPDATE.
+    """
+    settings = context.settings()
+    counts: Counter[ExportOutcome] = Counter()
+    before = 0
+    problems: list[Exported] = []
+    with context.database(settings) as db:
+        exports = Exports(db)
+        origin = exports.origin(id_task)
+        with _source(db, _place(settings, url, origin, id_task), writable=not dry_run) as other:
+            source = SourceTable.look_up(other, origin.columns)
+            for each in exports.run(id_task, source, by or user(), size=batch, dry_run=dry_run):
+                counts[each.outcome] += each.is_news
+                before += not each.is_news
+                if each.outcome in _PROBLEMS and (as_json or len(problems) < NAMED_PROBLEMS):
+                    problems.append(each)
+    if as_json:
+        named = [
+            {
+                "id_task_item": each.id_task_item,
+                "external_key": each.external_key,
+                "outcome": each.outcome,
+                "message": each.message,
+            }
+            for each in problems
+        ]
+        numbers = {outcome.value: counts[outcome] for outcome in ExportOutcome}
+        context.emit_json({"id_task": id_task, "dry_run": dry_run, **numbers, "before": before, "problems": named})
+    else:
+        _tell(id_task, counts, before, problems, dry_run)
+    return EXIT_ITEMS_FAILED if any(counts[outcome] for outcome in _PROBLEMS) else EXIT_DONE
+
+
+def _tell(id_task: int, counts: Counter[ExportOutcome], before: int, problems: list[Exported], dry_run: bool) -> None:
+    for each in problems:
+        why = f": {harmless(each.message)}" if each.message else ""
+        key = "without a key" if each.external_key is None else f"key {harmless(each.external_key)}"
+        click.echo(f"{each.outcome.value:<9} item {each.id_task_item}, {key}: {_PROBLEMS[each.outcome]}{why}")
+    if more := sum(counts[outcome] for outcome in _PROBLEMS) - len(problems):
+        click.echo(f"… and {context.number(more)} more: --json names them all")
+    parts = [f"{context.number(counts[outcome])} {outcome.value}" for outcome in ExportOutcome if counts[outcome]]
+    if before:
+        parts.append(f"{context.number(before)} done before")
+    text = ", ".join(parts) or "nothing is accepted; `ai-worker review` accepts"
+    click.echo(f"task {id_task}: {text}{'; nothing was written, this was a dry run' if dry_run else ''}")
+
+
+def _chosen(settings: Settings, option: str | None) -> DatabaseUrl | None:
+    """The source that was named, None for AI Worker's own server."""
+    if option is not None:
+        return _parsed(option, _OPTION)
+    if settings.source_url is not None:
+        return _parsed(settings.source_url.get_secret_value(), variable("source_url"))
+    return None
+
+
+def _place(settings: Settings, option: str | None, origin: Origin, id_task: int) -> DatabaseUrl | None:
+    """Where the rows of a task are. Without --url it is where they came from; what is kept of that lacks the password."""
+    if option is not None:
+        return _parsed(option, _OPTION)
+    if origin.url is None:
+        return None
+    kept = _parsed(origin.url, f"task_source.url of task {id_task}")
+    if settings.source_url is None:
+        return kept
+    named = _chosen(settings, None)
+    assert named is not None  # noqa: S101 -- it is set
+    if (named.hosts, named.unix_socket) != (kept.hosts, kept.unix_socket):
+        raise UsageError(
+            f"task {id_task} was imported from {kept}, and {named.setting} names {named}; give --url to write there all the same"
+        )
+    return named
+
+
+def _parsed(url: str, setting: str) -> DatabaseUrl:
+    parsed = parse_database_url(url, setting=setting)
+    if parsed.scheme == "embedded":
+        raise ConfigurationError(f"the database URL ({setting}) must begin with mysql:// or mariadb://")
+    return parsed
+
+
+@contextmanager
+def _source(own: Database, url: DatabaseUrl | None, *, writable: bool) -> Iterator[Database]:
+    """The source's database; a read-only replica will do for reading."""
+    db = Database(url or own.url, patience=own.patience, writable=writable)
+    try:
+        yield db
+    finally:
+        db.close()
