@@ -360,3 +360,59 @@ def test_what_was_to_be_back_soon_and_is_not_leaves_its_place_to_another() -> No
         assert (held.slots.in_flight, held.slots.free(0), held.slots.room(limited)) == (0, 1, 9)
 
     asyncio.run(run())
+
+
+class Sharing(Held):
+    """Calls with two more calls beside them, each ended by its name."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.may_add = True
+        self.begun: list[str] = []
+        self.slots = Slots(slots, self._call, self._told, self._defect, lambda: True, lambda _: self.may_add)
+
+    async def _call(self, item: Item) -> Outcome:
+        helpers = [asyncio.create_task(self._help(item, name)) for name in "ab"]
+        try:
+            return await super()._call(item)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _help(self, item: Item, name: str) -> None:
+        async with self.slots.beside(item):
+            self.begun.append(f"{item.id_task_item}{name}")
+            key = 10 * item.id_task_item + "ab".index(name)
+            self.ends[key] = asyncio.Event()
+            await self.ends[key].wait()
+
+
+def test_further_calls_of_an_item_take_slots_that_nothing_else_waits_for() -> None:
+    async def run() -> None:
+        held = Sharing(3)
+        limited = replace(TASK, max_in_flight=9)
+        held.slots.fill(items(1, 2, 3, 4, task=limited))
+        await held.end()
+        await held.end(1)
+        await held.end()
+        assert (held.begun, held.slots.in_flight) == ([], 3), "4 was ready, and went first"
+        await held.end(2)
+        await held.end()
+        (first,) = held.begun
+        assert (held.slots.in_flight, held.slots.room(limited)) == (3, 6)
+        held.may_add = False
+        await held.end(10 * int(first[0]) + "ab".index(first[1]))
+        await held.end()
+        assert (held.begun, held.slots.in_flight) == ([first], 2)
+        held.may_add = True
+        held.slots.offer()
+        await held.end()
+        assert (len(held.begun), held.slots.in_flight, held.slots.room(limited)) == (2, 3, 6)
+        held.slots.cancel()
+        await held.end()
+        await held.end()
+        assert (held.slots.in_flight, len(held.slots), held.slots.free(0), held.slots.room(limited)) == (0, 0, 3, 9)
+        assert {kind for _, kind in held.outcomes[2:]} == {OutcomeKind.RELEASED}
+
+    asyncio.run(run())

@@ -2,6 +2,8 @@
 
 A call that waits for something else than its provider (for its retry, for another item's answer) is *away*: its slot is free for
 another, and it gets one again before it goes on. One that will be back *soon* counts as an item that is ready.
+
+An item may have more calls under way than its own, *beside* it: each of these takes a slot too, one that nothing else waits for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ai_worker.models import Item, Outcome, Task
 
@@ -24,6 +26,17 @@ RATE_SECONDS: Final = 1.0  # over which the rate is taken
 AWAY_PER_SLOT: Final = 10  # more of them take slots after all: a provider that fails every call must not have all items claimed
 
 
+_Call = asyncio.Task[Any]
+
+
+class _Waiter(NamedTuple):
+    """A further call of an item, until it has a slot."""
+
+    call: _Call
+    item: Item
+    place: asyncio.Future[None]
+
+
 class Slots:
     """Used in the loop, but for `room` and `full_models`, which the claim's thread may ask.
 
@@ -34,6 +47,7 @@ class Slots:
     on_outcome: told how each item ended, given back ones included.
     on_defect: makes an outcome of an error that `call` should not have let out.
     may_start: whether a call may begin now; what is ready is given back when not.
+    may_add: whether there may be one more call for an item that has one.
     """
 
     def __init__(
@@ -43,22 +57,25 @@ class Slots:
         on_outcome: Callable[[Item, Outcome], None],
         on_defect: Callable[[Item, BaseException], Outcome],
         may_start: Callable[[], bool],
+        may_add: Callable[[Task], bool] = lambda _: True,
     ) -> None:
         self._slots = slots
         self._call = call
         self._on_outcome = on_outcome
         self._on_defect = on_defect
         self._may_start = may_start
-        self._calls: dict[asyncio.Task[Outcome], Item] = {}
-        self._away: dict[asyncio.Task[Outcome], asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
-        self._returning: deque[asyncio.Task[Outcome]] = deque()
-        self._soon: set[asyncio.Task[Outcome]] = set()  # of those away: back in a moment, their first call still to be made
+        self._may_add = may_add
+        self._calls: dict[_Call, Item] = {}
+        self._away: dict[_Call, asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
+        self._returning: deque[_Call] = deque()
+        self._soon: set[_Call] = set()  # of those away: back in a moment, their first call still to be made
+        self._beside: deque[_Waiter] = deque()  # further calls of items, each of which waits for a slot
         self._ready: deque[Item] = deque()
         self._needed = 0  # ahead, by the latest rate
         self._rate_since, self._ended_since = time.monotonic(), 0
         self._held: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
-        self._keeping: set[asyncio.Task[Outcome]] = set()  # of those away, who will make their call again
+        self._keeping: set[_Call] = set()  # of those away, who will make their call again
         self._kept: Counter[int] = Counter()  # how many these are, by model
         self._has_room = asyncio.Event()
 
@@ -189,11 +206,52 @@ class Slots:
         self._returning.append(call)
         await place
 
-    def _come_back(self, call: asyncio.Task[Outcome]) -> None:
+    @asynccontextmanager
+    async def beside(self, item: Item) -> AsyncIterator[None]:
+        """A slot for one more call of an item that has one, in a task of its own. Inside the block it is a call like others.
+
+        Waits for a slot that nothing else waits for: what is ready and what comes back go first.
+        """
+        call = asyncio.current_task()
+        if call is None or call in self._calls:
+            raise RuntimeError("a further call of an item is made in a task of its own")
+        waiter = _Waiter(call, item, asyncio.get_running_loop().create_future())
+        self._beside.append(waiter)
+        self.offer()
+        try:
+            await waiter.place
+            yield
+        finally:
+            if self._calls.pop(call, None) is None:
+                self._beside.remove(waiter)
+            else:
+                if call in self._away:
+                    del self._away[call]
+                    self._hold_again(call, item)
+                self._held[item.task.id_ai_model] -= 1
+                self._start()
+                self._has_room.set()
+
+    def offer(self) -> None:
+        """Lets further calls of items begin, as far as there is room. Call it when what `may_add` says has changed."""
+        for _ in range(len(self._beside)):
+            if self.in_flight >= self._slots or not self._may_start():
+                return
+            waiter = self._beside.popleft()
+            if waiter.place.done():  # cancelled, and about to say so
+                self._beside.append(waiter)
+            elif self._may_add(waiter.item.task):
+                self._calls[waiter.call] = waiter.item
+                self._held[waiter.item.task.id_ai_model] += 1
+                waiter.place.set_result(None)
+            else:
+                self._beside.append(waiter)
+
+    def _come_back(self, call: _Call) -> None:
         del self._away[call]
         self._hold_again(call, self._calls[call])
 
-    def _hold_again(self, call: asyncio.Task[Outcome], item: Item) -> None:
+    def _hold_again(self, call: _Call, item: Item) -> None:
         if call in self._keeping:
             self._keeping.remove(call)
             self._kept[item.task.id_ai_model] -= 1
@@ -217,13 +275,15 @@ class Slots:
             call = loop.create_task(self._call(item))
             self._calls[call] = item
             call.add_done_callback(self._ended)
+        if self._beside:
+            self.offer()
 
     def _ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
         if call in self._away:
             del self._away[call]
             self._hold_again(call, item)  # for `_end`, which takes it off
-        if self._ready or self._returning:
+        if self._ready or self._returning or self._beside:
             self._start()
         if call.cancelled():
             outcome = Outcome.released(item)
