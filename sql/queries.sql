@@ -156,7 +156,7 @@ STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_it
 
 -- name: model_states
 -- Of all models, a handful: which of them may be called now. Looked at only where a task names more than one.
-SELECT id_ai_model, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(probe_at <= NOW(6), 0) AS is_due,
+SELECT id_ai_model, name, is_active, stopped_at IS NOT NULL AS is_stopped, COALESCE(probe_at <= NOW(6), 0) AS is_due,
        TIMESTAMPDIFF(MICROSECOND, NOW(6), probe_at) / 1000000 AS probe_seconds, max_in_flight, budget_per_day,
        max_requests_per_minute, max_tokens_per_minute,
        (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',

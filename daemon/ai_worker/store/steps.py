@@ -12,7 +12,9 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.models import NO_USAGE, Item, ItemStatus, Lane, StepResult, Usage
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Lane, StepResult, Usage
+from ai_worker.store.chains import ModelState, model_states
+from ai_worker.store.claims import filter_columns
 from ai_worker.store.ledger import (
     SHARDS,
     Counters,
@@ -84,6 +86,12 @@ class Steps:
             return {place: StepResult(row["text"] or "", json.loads(row["result"])) for place, row in kept.items()}
 
         return self._db.transaction(work)
+
+    def models(self) -> dict[str, ModelState]:
+        """All models by name, as a step may name one: what each takes, and whether it may be called now."""
+        rows = self._db.query("model_states", filter_columns(Filters()))
+        states = model_states(rows)
+        return {row["name"]: states[row["id_ai_model"]] for row in rows}
 
     def store(self, id_worker: int, done: Finished) -> None:
         """Stores a finished step with what it cost. Raises ClaimLostError; ValueRefused, ValueError or TypeError where its result

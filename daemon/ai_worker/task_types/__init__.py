@@ -58,6 +58,9 @@ class SteppedTaskType(TaskType, Protocol):
     def steps(self, task: Task) -> Sequence[Step]:
         """The calls that an item of the task takes, in order; at least one."""
 
+    def step_identity(self, task: Task, number: int) -> bytes:
+        """Stands for all that step `number` is made of, beside its item: a stored result counts while that is the same."""
+
     def step_prompt(self, item: Item, number: int, earlier: Mapping[str, StepResult]) -> Prompt:
         """What to send for step `number`, from 1; `earlier` has the results of those before, by name. Raises as `prompt` does."""
 
@@ -71,6 +74,21 @@ class SteppedTaskType(TaskType, Protocol):
 def stepped(kind: TaskType) -> SteppedTaskType | None:
     """The task type as one of steps; None where it does not know of them, and each item takes exactly one call."""
     return cast(SteppedTaskType, kind) if hasattr(kind, "steps") else None
+
+
+class SplittingTaskType(SteppedTaskType, Protocol):
+    """One that takes long texts in parts, each of which is sent as step 1 of an item with that text."""
+
+    def split(self, item: Item, most: int | None = None) -> Sequence[str]:
+        """The parts of the item's text, none of more than `most` tokens; empty where it is sent as it is. Joined, they are it."""
+
+    def joined(self, item: Item, results: Sequence[StepResult]) -> Result:
+        """The result to store, of those of all parts in order; of a part of blanks alone that part itself, without data."""
+
+
+def splitting(kind: TaskType) -> SplittingTaskType | None:
+    """The task type as one that splits long texts; None where it sends each as it is."""
+    return cast(SplittingTaskType, kind) if hasattr(kind, "split") else None
 
 
 def is_simple(kind: TaskType, task: Task) -> bool:

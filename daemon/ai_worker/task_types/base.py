@@ -19,16 +19,19 @@ from ai_worker.models import Completion, Item, Needs, Prompt, Result, Step, Step
 from ai_worker.task_types import TIME_LIMIT
 from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
+from ai_worker.task_types.joining import joined_answer
 from ai_worker.task_types.parameters import Parameters
 from ai_worker.task_types.prompt_file import PromptFile, PromptStep
 from ai_worker.task_types.templates import RenderError
 from ai_worker.text import clean, estimate_tokens
+from ai_worker.text_parts import fits, parts_of
 
 _PLANS_KEPT = 256
 _LONGEST_TIME = 86_400  # seconds of an attempt: a day
 # Parameters that do not determine an answer: what is drawn into a prompt does, and that is in its fingerprint.
 _DRAWING = ("history_results", "history_facts", "history_tokens", "history_types", "reviewed_examples")
-_BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", *_DRAWING})
+_BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", "part_tokens", "models", *_DRAWING})
+_PART_TOKENS, _FEWEST_PART_TOKENS, _MOST_PART_TOKENS = 3000, 100, 100_000
 _REASON_AT_MOST = 400
 
 Settings = Mapping[str, Any]
@@ -83,7 +86,9 @@ class _Plan:
 
     settings: Settings
     steps: tuple[_StepPlan, ...]
+    calls: tuple[Step, ...]
     needs: Needs | None
+    part_tokens: int | None  # a text of more is sent in parts; None: never
 
 
 class Earlier(NamedTuple):
@@ -176,9 +181,13 @@ class PromptedTaskType:
 
     # -- several calls -------------------------------------------------------------------------------------------------
 
-    def steps(self, task: Task) -> Sequence[Step]:  # noqa: ARG002 -- for those whose steps depend on it
-        """The calls that an item of the task takes, in order."""
-        return self._steps
+    def steps(self, task: Task) -> Sequence[Step]:
+        """The calls that an item of the task takes, in order, each with the model that the task or the file names for it."""
+        return self._plan(task).calls if len(self._steps) > 1 else self._steps
+
+    def step_identity(self, task: Task, number: int) -> bytes:
+        """What stands for all that step `number` is made of, beside its item."""
+        return self._plan(task).steps[number - 1].digest
 
     def step_prompt(self, item: Item, number: int, earlier: Mapping[str, StepResult]) -> Prompt:
         """The prompt of step `number`, from 1, with the results of those before by name. Raises as `prompt` does."""
@@ -202,6 +211,29 @@ class PromptedTaskType:
         last = results[plan.steps[-1].file.name]
         result = self.result(clean(item.text_original), last.data, plan.settings)
         return result._replace(data={name: step.data for name, step in results.items()})
+
+    # -- long texts ----------------------------------------------------------------------------------------------------
+
+    def split(self, item: Item, most: int | None = None) -> Sequence[str]:
+        """The parts that the item's text is sent in, each of at most as many tokens as the task says, and `most`.
+
+        Empty: it is sent as it is. Joined, the parts are the text.
+        """
+        plan = self._plan(item.task)
+        if plan.part_tokens is None:
+            return ()
+        limits = [plan.part_tokens, most, _half(plan.steps[0].file.max_output_tokens)]
+        tokens = max(_FEWEST_PART_TOKENS, min([limit for limit in limits if limit is not None]))
+        return () if fits(item.text_original, tokens) else parts_of(item.text_original, tokens)
+
+    def joined(self, item: Item, results: Sequence[StepResult]) -> Result:
+        """What is stored of a text whose parts are done, in their order. One of blanks alone is its own result, without data."""
+        plan = self._plan(item.task)
+        step = plan.steps[0]
+        text = "".join([result.text for result in results])
+        answers = [result.data for result in results if result.data]
+        answer = joined_answer(answers, step.schema, step.file.answer_field, text)
+        return self.result(clean(item.text_original), answer, plan.settings)
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -270,6 +302,11 @@ class PromptedTaskType:
         settings = {**task.parameters, **self.settings(parameters)}
         parameters.seconds(TIME_LIMIT, maximum=_LONGEST_TIME)
         needs = parameters.needs(self.history_types)
+        part_tokens = None
+        if (self.keeps_layout or self.file.splits) and len(self._steps) == 1:
+            bounds = {"minimum": _FEWEST_PART_TOKENS, "maximum": _MOST_PART_TOKENS}
+            part_tokens = parameters.integer("part_tokens", default=_PART_TOKENS, **bounds)
+        calls = self._calls(parameters)
         parameters.finish()
         description = clean(task.description or "").strip()
         try:
@@ -280,7 +317,15 @@ class PromptedTaskType:
         except RenderError as error:  # a parameter that the template reads, and the task does not have
             raise UsageError(f"task type {self.name}: {error}") from None
         steps = tuple([self._made_step(number, system, settings) for number, system in enumerate(systems)])
-        return _Plan(settings, steps, needs)
+        return _Plan(settings, steps, calls, needs, part_tokens)
+
+    def _calls(self, parameters: Parameters) -> tuple[Step, ...]:
+        """The steps, each with its model: the one that the parameter `models` names for it goes before the file's."""
+        models = parameters.mapping("models", most=len(self._steps)) if len(self._steps) > 1 else {}
+        if unknown := models.keys() - {step.name for step in self._steps}:
+            known = ", ".join(step.name for step in self._steps)
+            raise UsageError(f"task type {self.name}: parameter 'models': there is no step {min(unknown)!r}; known ones: {known}")
+        return tuple([step._replace(model=models.get(step.name, step.model)) for step in self._steps])
 
     def _made_step(self, number: int, system: str, settings: dict[str, Any]) -> _StepPlan:
         file, is_last = self.file.steps[number], number == len(self.file.steps) - 1
@@ -302,6 +347,11 @@ class PromptedTaskType:
             is_last=is_last,
             digest=hashlib.sha256(json.dumps(determining, default=repr).encode()).digest(),
         )
+
+
+def _half(tokens: int | None) -> int | None:
+    """What of an answer's bound a text may have: the answer may be longer than the text, and counted otherwise by its model."""
+    return None if tokens is None else tokens // 2
 
 
 def _drawn(names: Iterable[str], item: Item, earlier: Mapping[str, StepResult]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     version = 1                         # raised whenever anything in the file changes
     kind = "summary"                    # the task type that it behaves like; by default its own name's, else "custom"
     answer_field = "corrected_text"     # the schema's property that takes the main text
+    splits = true                       # a long text is sent in parts, and the answers are joined again
     [model]                             # all optional; a `temperature` outside of [model] counts, too
     temperature = 0.0
     top_p = 1.0
@@ -58,7 +59,7 @@ _STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _STEP_HEADING = re.compile(r"# Step (\S+)\s*")
 _MODEL_KEYS = {"temperature", "top_p", "max_output_tokens"}
 _ANSWER_KEYS = {"answer_field", "checks", "schema"}
-_KEYS = {"version", "kind", "temperature", "model", "examples", "steps"} | _ANSWER_KEYS
+_KEYS = {"version", "kind", "temperature", "model", "examples", "steps", "splits"} | _ANSWER_KEYS
 _STEP_KEYS = {"name", "model"} | _MODEL_KEYS | _ANSWER_KEYS
 _EXAMPLE_KEYS = {"text", "context", "answer"}
 _SYSTEM_NAMES = {"description", "parameters", "examples"}
@@ -109,6 +110,7 @@ class PromptFile:
     source: str
     origin: str
     digest: bytes
+    splits: bool = False
 
     @property
     def last(self) -> PromptStep:
@@ -156,9 +158,19 @@ class PromptFile:
                 source="\n".join(lines),
                 origin=origin,
                 digest=_digest("\n".join(lines), [text for section in sections for text, _ in section]),
+                splits=_splits(front.values),
             )
         except WrongValue as wrong:
             fail(origin, front.line(wrong), str(wrong))
+
+
+def _splits(front: Mapping[str, Any]) -> bool:
+    splits = front.get("splits", False)
+    if not isinstance(splits, bool):
+        raise WrongValue("splits", f"'splits' is true or false, not {splits!r}")
+    if splits and "steps" in front:
+        raise WrongValue("splits", "a prompt of several steps cannot split long texts")
+    return splits
 
 
 Section = tuple[tuple[str, int], tuple[str, int]]

@@ -24,6 +24,15 @@ class GivenBackError(Exception):
     """The call is not made, and nothing is lost by giving the item back: the worker is stopping, or the model was stopped."""
 
 
+class PutOffError(Exception):
+    """The item waits for what is no fault of its own, and is not charged: for `delay` seconds, for the reason `kind`."""
+
+    def __init__(self, kind: str, message: str, delay: float) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.delay = delay
+
+
 class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
@@ -61,11 +70,39 @@ class Attempt:
         self._is_unpriced |= cost is None
         self.cost = None if cost is None or self._is_unpriced else cost if self.cost is None else self.cost + cost
 
+    # -- of an item that takes several calls: each has books of its own
+
+    def for_step(self, item: Item, model: Model) -> Attempt:
+        """A step of this attempt, with empty books; `item` is for the step's model, or has a part of the text."""
+        step = Attempt(item, self.log)
+        step.model, step.type = model, self.type
+        return step
+
+    def add(self, step: Attempt) -> None:
+        """Takes over what a step was billed for and did not store."""
+        self.is_spared |= step.is_spared
+        if step.usage != NO_USAGE:
+            self.book(step.usage, step.cost, step.lane)
+
+    def end_with(self, step: Attempt) -> None:
+        """The attempt ends as this step does, on the books of its model."""
+        self.item, self.model = step.item, step.model
+        self.add(step)
+
+    def clear(self) -> None:
+        """What has been billed so far is stored."""
+        self.usage, self.cost, self._is_unpriced = NO_USAGE, None, False
+
+    @property
+    def latency_ms(self) -> int:
+        """Milliseconds since it began."""
+        return milliseconds(self._began)
+
     def processed(self, result: Result) -> Outcome:
         """Raises TypeError when a plug-in made a result that is none."""
         if not isinstance(result.text_corrected, _TEXT):
             raise TypeError(f"the result's text is of the type {type(result.text_corrected).__name__}")
-        return self._in_lane(Outcome.processed(self.item, result, self.usage, self._total(), milliseconds(self._began)))
+        return self._in_lane(Outcome.processed(self.item, result, self.usage, self.total(), milliseconds(self._began)))
 
     def from_cache(self, result: Result) -> Outcome:
         """Answered by the result of identical work: nothing was sent, and nothing is paid."""
@@ -76,6 +113,10 @@ class Attempt:
         """Not now, in `delay` seconds, for what became of identical work: nothing was sent, and nothing is charged."""
         self.lane = Lane.CACHE
         return self._postponed(kind, message, delay)
+
+    def waits(self, error: PutOffError) -> Outcome:
+        """For what is no fault of its own."""
+        return self._logged(self._postponed(error.kind, str(error), error.delay))
 
     def postponed(self, error: Transient) -> Outcome:
         """Being told to slow down, or to come back later, says nothing about the item: it waits, and is not charged."""
@@ -90,22 +131,22 @@ class Attempt:
 
     def _postponed(self, kind: str, message: str, delay: float) -> Outcome:
         latency = milliseconds(self._began)
-        return self._in_lane(Outcome.postponed(self.item, _column(kind), message, delay, self.usage, self._total(), latency))
+        return self._in_lane(Outcome.postponed(self.item, _column(kind), message, delay, self.usage, self.total(), latency))
 
     def retry(self, kind: str, message: str, retry_after: float | None) -> Outcome:
         delay = attempt_delay(self.item.tries, retry_after)
         latency = milliseconds(self._began)
-        return self._logged(Outcome.retry(self.item, _column(kind), message, delay, self.usage, self._total(), latency))
+        return self._logged(Outcome.retry(self.item, _column(kind), message, delay, self.usage, self.total(), latency))
 
     def refused(self, kind: str, message: str) -> Outcome:
         latency = milliseconds(self._began)
-        return self._logged(Outcome.refused(self.item, _column(kind), message, self.usage, self._total(), latency))
+        return self._logged(Outcome.refused(self.item, _column(kind), message, self.usage, self.total(), latency))
 
     def failed(self, kind: str, message: str) -> Outcome:
         latency = milliseconds(self._began)
-        return self._logged(Outcome.failed(self.item, _column(kind), message, self.usage, self._total(), latency))
+        return self._logged(Outcome.failed(self.item, _column(kind), message, self.usage, self.total(), latency))
 
-    def _total(self) -> Decimal | None:
+    def total(self) -> Decimal | None:
         """USD of the attempt: what was billed, nothing where nothing was but would be, None where the price is not known."""
         if self.cost is None and not self._is_unpriced and self.model is not None:
             return prices.cost(self.model, NO_USAGE)

@@ -24,14 +24,15 @@ from ai_worker.errors import (
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import TIME_LIMIT, TaskType, task_type
-from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, milliseconds, plausible
+from ai_worker.task_types import TIME_LIMIT, task_type
+from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, PutOffError, milliseconds, plausible
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.learning import Learner
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
+from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
 from ai_worker.worker.twins import TooManyTwinsError, Twins
 
 PUT_OFF_SECONDS = 3.0  # one of too many twins
@@ -52,6 +53,7 @@ class Caller:
     twins: whether a call need be made at all.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     pause: the same between two calls, where its place at the model is kept.
+    stepwise: takes items through several calls, made of what makes one.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Caller:
         twins: Twins,
         away: Callable[[], AbstractAsyncContextManager[object]],
         pause: Callable[[], AbstractAsyncContextManager[object]],
+        stepwise: Callable[[Complete], Stepwise],
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints
@@ -76,6 +79,7 @@ class Caller:
         self._learner = learner
         self._pause = pause
         self._packs = Packs(self._complete, away)
+        self._stepwise = stepwise(self._complete)
         self._log = log
 
     async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911, PLR0912 -- one return per row of the error table
@@ -91,8 +95,10 @@ class Caller:
         attempt.model = endpoint.model
         try:
             kind = attempt.type = task_type(item.task.task_type)
+            if (work := work_of(kind, item, endpoint.model)) is not None:
+                return await self._stepwise.outcome(attempt, endpoint, work)
             try:
-                prompt = _prompt(kind, item)
+                prompt = in_lane(kind.prompt(item), item)
             except ItemRejected as error:  # by its own text, whichever model it were for
                 return attempt.failed(error.kind, str(error))
             key = self._twins.key(item, endpoint.model, prompt)
@@ -106,6 +112,8 @@ class Caller:
             return attempt.given_back(str(error))
         except DatabaseError:  # the same: nobody could say whether a call need be made
             return attempt.given_back("database_away")
+        except PutOffError as error:
+            return attempt.waits(error)
         except TooManyTwinsError as error:
             delay = min(PUT_OFF_MOST, PUT_OFF_SECONDS * error.turn)
             return attempt.put_off("twin", "too many items wait for the same work", delay)
@@ -285,9 +293,3 @@ def _untimed(timer: asyncio.Timeout | None) -> Iterator[None]:
     finally:
         if not timer.expired():
             timer.reschedule(clock() + left)
-
-
-def _prompt(kind: TaskType, item: Item) -> Prompt:
-    prompt = kind.prompt(item)
-    is_flex = item.task.lane is Lane.FLEX and not item.is_single
-    return prompt._replace(lane=Lane.FLEX) if is_flex else prompt

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -39,6 +40,7 @@ from ai_worker.worker.picker import Picker
 from ai_worker.worker.shares import Shares
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.slots import Slots
+from ai_worker.worker.steps import stepwise
 from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
 from ai_worker.worker.upkeep import Upkeep, log_ended
 
@@ -99,6 +101,8 @@ class Worker:
     on_progress: called in the loop after each commit with the summary so far.
     """
 
+    _slots: Slots
+
     def __init__(
         self,
         queue: Queue,
@@ -118,6 +122,7 @@ class Worker:
         self._open: Counter[int] = Counter()  # by task: claimed, and not yet known to be stored
         self._commits = Commits(self._store, self._account, self._refused, self._kept)
         self._claimed = 0
+        self._is_claiming = False  # by what room there was: it must not be taken meanwhile
         self._has_ended = False
         self._progress_at = time.monotonic()
         self._has_looked_everywhere = False
@@ -198,9 +203,23 @@ class Worker:
             self._twins,
             self._away,
             self._pause_call,
+            partial(
+                stepwise,
+                steps=queue.steps,
+                take_probe=queue.take_probe,
+                id_worker=lambda: self._lease.id_worker,
+                in_thread=lambda *verb: self._in_thread(self._commit_thread, *verb),
+                endpoints=self._endpoints,
+                slots=lambda: self._slots,
+                saw=self._pacer.saw,
+                stopping=self._draining,
+                on_answer=self._breaker.answered,
+            ),
             lambda: self._lease.log,
         )
-        self._slots = Slots(options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim)
+        self._slots = Slots(
+            options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim, self._may_add
+        )
         self._batches = BatchLane(
             Batches(queue),
             filters,
@@ -291,6 +310,7 @@ class Worker:
                 await self._pause(self._options.lease_seconds / 20)
                 continue
             self._work_seen.clear()  # what is seen from here on may be missed by this look, and leads to another
+            self._is_claiming = True
             try:
                 items = await self._in_thread(self._claim_thread, self._picker.take, self._lease.id_worker, size, new_item)
             except DatabaseAway:
@@ -298,6 +318,8 @@ class Worker:
                 if self._may_wait_no_longer(away_since):
                     raise
                 continue
+            finally:
+                self._is_claiming = False
             away_since = None
             new_item = None
             self._batches.offer(self._picker.taken_for_batches())
@@ -309,6 +331,7 @@ class Worker:
             elif not self._options.forever and await self._is_done():
                 return
             else:
+                self._slots.offer()
                 new_item = await self._listener.wait(self._work_seen)
 
     async def _wait_for_slots(self) -> int | None:
@@ -352,6 +375,11 @@ class Worker:
 
     def _room(self, task: Task) -> int:
         return min(self._slots.room(task), self._throttle.room(task.id_ai_model), self._shares.room(task), self._pacer.room(task))
+
+    def _may_add(self, task: Task) -> bool:
+        """Whether an item of the task may have one more call; the pace is kept by the call itself."""
+        room = (self._slots.room(task), self._throttle.room(task.id_ai_model), self._shares.room(task))
+        return not self._is_claiming and min(room) > 0
 
     def _begin(self, items: list[Item]) -> None:
         counts = Counter(item.task.id_task for item in items)
@@ -578,6 +606,7 @@ class Worker:
     def _look_now(self) -> None:
         """At all tasks: there are items that could not be claimed before."""
         self._picker.forget()
+        self._slots.offer()
         self._wake()
 
     def _held(self, id_ai_model: int) -> int:

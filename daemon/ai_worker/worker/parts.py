@@ -44,8 +44,8 @@ class Parts:
     async def work_off(self, item: Item, parts: Sequence[T], one: Callable[[T], Awaitable[None]]) -> None:
         """Does `one` to each part, in any order. A part that fails holds up no other; then the gravest error is raised.
 
-        What strikes all parts alike (the model is stopped, the provider wants fewer calls, the worker is stopping) lets those under
-        way end, and no other begin.
+        After what strikes all parts alike (the model is stopped, the provider wants fewer calls, the worker is stopping) those
+        under way end, and no other begins.
         """
         waiting = deque(parts)
         errors: list[Exception] = []
@@ -68,7 +68,8 @@ class Parts:
                         await next_one()
                     busy.discard(me)
 
-        helpers = [asyncio.create_task(help_out()) for _ in range(min(AT_ONCE, len(parts)) - 1)]
+        at_once = 1 if item.task.is_probe else min(AT_ONCE, len(parts))
+        helpers = [asyncio.create_task(help_out()) for _ in range(at_once - 1)]
         try:
             while waiting:
                 await next_one()
@@ -84,7 +85,7 @@ class Parts:
             raise min(errors, key=_rank)
 
     async def _until_done(self, busy: set[asyncio.Task[None]], has_no_slot: bool) -> None:
-        """Waits for the last parts, which others do, without a slot, and without waiting for one again: the item is about to end."""
+        """Waits without a slot for the last parts, which others do; and for no slot afterwards, as the item is about to end."""
         if not busy:
             return
         if has_no_slot:  # a wait between two calls was broken off

@@ -232,6 +232,23 @@ class Slots:
                 self._start()
                 self._has_room.set()
 
+    def turn_to(self, item: Item) -> bool:
+        """Whether the running call may be one of this item's model from here on; from then on it is."""
+        call = asyncio.current_task()
+        before = self._calls.get(call) if call is not None else None
+        if call is None or before is None or call in self._away:
+            raise RuntimeError("only a call that has a slot can turn to another model")
+        if item.task.id_ai_model != before.task.id_ai_model:
+            if not self._may_add(item.task):
+                return False
+            self._held[before.task.id_ai_model] -= 1
+            self._held[item.task.id_ai_model] += 1
+            if item.task.max_in_flight is not None:
+                self._limits[item.task.id_ai_model] = item.task.max_in_flight
+            self._has_room.set()
+        self._calls[call] = item
+        return True
+
     def offer(self) -> None:
         """Lets further calls of items begin, as far as there is room. Call it when what `may_add` says has changed."""
         for _ in range(len(self._beside)):

@@ -1,0 +1,259 @@
+"""Items that take several calls: the steps of their prompt one after the other, or the parts of a long text side by side.
+
+Each finished one is stored, and paid for, at once. The next attempt, here or in another process, goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
+from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
+from ai_worker.store.steps import MOST_PARTS, ClaimLostError, Finished, Place, Steps
+from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, splitting, stepped
+from ai_worker.worker.attempt import Attempt, GivenBackError
+from ai_worker.worker.commits import AWAY_SECONDS, UNSTORABLE
+from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.parts import Parts
+from ai_worker.worker.slots import Slots
+from ai_worker.worker.step_models import StepModels
+
+Complete = Callable[[Attempt, Endpoint, Prompt], Awaitable[Completion]]
+
+
+class Unstorable(ItemRejected):
+    """The database does not take what the model answered."""
+
+    kind = UNSTORABLE
+
+
+class Parted(NamedTuple):
+    """An item whose text is sent in parts."""
+
+    kind: SplittingTaskType
+    parts: Sequence[str]
+
+
+class Stepped(NamedTuple):
+    """An item that takes several steps."""
+
+    kind: SteppedTaskType
+    steps: Sequence[Step]
+
+
+def work_of(kind: TaskType, item: Item, model: Model) -> Parted | Stepped | None:
+    """The calls that an item takes; None where it is one, as nearly always. Raises UsageError as the type's `validate` does."""
+    by_steps = stepped(kind)
+    if by_steps is not None and len(steps := by_steps.steps(item.task)) > 1:
+        return Stepped(by_steps, steps)
+    by_parts = splitting(kind)
+    if by_parts is None:
+        return None
+    most = model.options.get("max_output_tokens")
+    parts = by_parts.split(item, most // 2 if isinstance(most, int) else None)
+    if not 1 < len(parts) <= MOST_PARTS or item.text_original.isspace():
+        return None
+    return Parted(by_parts, parts)
+
+
+def in_lane(prompt: Prompt, item: Item) -> Prompt:
+    """The prompt for the lane in which the item is sent by itself."""
+    is_flex = item.task.lane is Lane.FLEX and not item.is_single
+    return prompt._replace(lane=Lane.FLEX) if is_flex else prompt
+
+
+class Stepwise:
+    """Takes items through their several calls. Used in the loop.
+
+    Parameters
+    ----------
+    complete: makes one call, again and again as the retry policy says, and puts what it costs on the attempt's books.
+    begin, store: what `store.steps.Steps` does, awaited.
+    turn: turns the running call to a step's model: the item for it, and its endpoint. See `StepModels.turn`.
+    parts: does parts side by side.
+    stopping: no step or part begins any more.
+    on_answer: told of an item that tried a stopped model, and has its answer.
+    """
+
+    def __init__(
+        self,
+        complete: Complete,
+        begin: Callable[[Item, Mapping[Place, bytes]], Awaitable[dict[Place, StepResult]]],
+        store: Callable[[Finished], Awaitable[None]],
+        turn: Callable[[Item, Step, Endpoint], Awaitable[tuple[Item, Endpoint]]],
+        parts: Parts,
+        stopping: asyncio.Event,
+        on_answer: Callable[[Item], None],
+    ) -> None:
+        self._complete = complete
+        self._begin = begin
+        self._store = store
+        self._turn = turn
+        self._parts = parts
+        self._stopping = stopping
+        self._on_answer = on_answer
+
+    async def outcome(self, attempt: Attempt, endpoint: Endpoint, work: Parted | Stepped) -> Outcome:
+        """How the item's attempt ends that succeeds; raises what a single call would.
+
+        What was billed and could not be stored is on the attempt's books by then, also when it is broken off.
+        """
+        try:
+            if isinstance(work, Parted):
+                result = await self._by_parts(attempt, endpoint, work)
+                return attempt.processed(result)._replace(is_joined=True)
+            return attempt.processed(await self._by_steps(attempt, endpoint, work))
+        except asyncio.CancelledError:
+            if attempt.usage == NO_USAGE:
+                raise
+            return attempt.given_back("drained")
+
+    async def _by_steps(self, attempt: Attempt, endpoint: Endpoint, work: Stepped) -> Result:
+        item, kind = attempt.item, work.kind
+        digests = {Place(number): _digest(kind, item, number, step.name) for number, step in enumerate(work.steps, 1)}
+        stored = await self._resumed(item, digests)
+        results: dict[str, StepResult] = {}
+        for place, step in zip(digests, work.steps, strict=True):
+            if place in stored:
+                results[step.name] = stored[place]
+                continue
+            if self._stopping.is_set():
+                raise GivenBackError("drained")
+            theirs, its_endpoint = await self._turn(item, step, endpoint)
+            one = attempt.for_step(theirs, its_endpoint.model)
+            try:
+                results[step.name] = await self._one(one, its_endpoint, kind, place, digests[place], results)
+            except BaseException:
+                attempt.end_with(one)
+                raise
+            if theirs.task.is_probe:
+                self._on_answer(theirs)
+        return kind.combined(item, results)
+
+    async def _by_parts(self, attempt: Attempt, endpoint: Endpoint, work: Parted) -> Result:
+        item, kind = attempt.item, work.kind
+        items = {
+            Place(1, number): item._replace(text_original=part)
+            for number, part in enumerate(work.parts, 1)
+            if not part.isspace()  # such a one is copied
+        }
+        digests = {place: _digest(kind, part, 1, "") for place, part in items.items()}
+        results = await self._resumed(item, digests)
+
+        async def one(place: Place) -> None:
+            if self._stopping.is_set():
+                raise GivenBackError("drained")
+            part = attempt.for_step(items[place], endpoint.model)
+            try:
+                results[place] = await self._one(part, endpoint, kind, place, digests[place], {})
+            finally:
+                attempt.add(part)
+
+        await self._parts.work_off(item, [place for place in digests if place not in results], one)
+        in_order = [results.get(Place(1, number), StepResult(part, {})) for number, part in enumerate(work.parts, 1)]
+        return kind.joined(item, in_order)
+
+    async def _one(
+        self,
+        attempt: Attempt,
+        endpoint: Endpoint,
+        kind: SteppedTaskType,
+        place: Place,
+        digest: bytes,
+        earlier: Mapping[str, StepResult],
+    ) -> StepResult:
+        prompt = in_lane(kind.step_prompt(attempt.item, place.step, earlier), attempt.item)
+        completion = await self._complete(attempt, endpoint, prompt)
+        result = kind.parse_step(attempt.item, place.step, completion)
+        await self._keep(attempt, Finished(attempt.item, place, digest, result))
+        return result
+
+    async def _resumed(self, item: Item, digests: Mapping[Place, bytes]) -> dict[Place, StepResult]:
+        try:
+            return await self._begin(item, digests)
+        except ClaimLostError:
+            raise GivenBackError("late") from None
+
+    async def _keep(self, attempt: Attempt, done: Finished) -> None:
+        """Returns when the result is stored, however long the database is away: it has been paid for."""
+        done = done._replace(usage=attempt.usage, cost=attempt.total(), latency_ms=attempt.latency_ms, lane=attempt.lane)
+        is_stored = False
+        while not is_stored:
+            try:
+                await _to_its_end(self._store(done), attempt.clear)
+                is_stored = True
+            except ClaimLostError as lost:
+                if lost.is_booked:
+                    attempt.clear()
+                raise GivenBackError("late") from None
+            except (ValueRefused, TypeError, ValueError) as error:
+                raise Unstorable(f"the database refused the result: {error}") from None
+            except DatabaseError:  # said by whoever lost the connection
+                await asyncio.sleep(AWAY_SECONDS)
+
+
+def stepwise(
+    complete: Complete,
+    *,
+    steps: Steps,
+    take_probe: Callable[[int], bool],
+    id_worker: Callable[[], int],
+    in_thread: Callable[..., Awaitable[Any]],
+    endpoints: Endpoints,
+    slots: Callable[[], Slots],
+    saw: Callable[[Iterable[Task]], None],
+    stopping: asyncio.Event,
+    on_answer: Callable[[Item], None],
+) -> Stepwise:
+    """A worker's, of its own pieces; the slots are made after those who make their calls."""
+
+    async def endpoint(id_ai_model: int) -> Endpoint:
+        return endpoints.fresh(id_ai_model) or await endpoints.get(id_ai_model)
+
+    models = StepModels(
+        lambda: in_thread(steps.models),
+        endpoint,
+        saw=saw,
+        turn_to=lambda item: slots().turn_to(item),
+        away=lambda: slots().away(),
+        take_probe=lambda id_ai_model: in_thread(take_probe, id_ai_model),
+    )
+    return Stepwise(
+        complete,
+        lambda item, digests: in_thread(steps.begin, item, digests),
+        lambda done: in_thread(steps.store, id_worker(), done),
+        models.turn,
+        Parts(lambda item: slots().beside(item), lambda: slots().away()),
+        stopping,
+        on_answer,
+    )
+
+
+async def _to_its_end(storing: Awaitable[None], on_stored: Callable[[], None]) -> None:
+    """Waits for a transaction, also while being cancelled: what it has booked must not be booked again."""
+    transaction = asyncio.ensure_future(storing)
+    cancelled: asyncio.CancelledError | None = None
+    while not transaction.done():
+        try:
+            await asyncio.wait([transaction])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if transaction.exception() is None:
+        on_stored()
+    if cancelled is not None:
+        raise cancelled
+    transaction.result()
+
+
+def _digest(kind: SteppedTaskType, item: Item, number: int, name: str) -> bytes:
+    """Stands for what a step is made of, beside its model.
+
+    What was drawn for the prompt is not in it, as that may change by the hour: a finished step stays finished.
+    """
+    text = item.text_original.encode("utf-8", "surrogatepass")
+    about = json.dumps([name, dict(item.context)], sort_keys=True, default=repr).encode()
+    return sha256(b"%b%d:%b%b" % (kind.step_identity(item.task, number), len(about), about, text)).digest()
