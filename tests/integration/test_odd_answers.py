@@ -65,7 +65,8 @@ def test_any_unicode_that_a_model_answers_is_stored(
 
 def test_a_text_of_several_megabytes_is_stored(sql: Sql, database_url: str, fake: FakeProvider) -> None:
     long = "Zażółć gęślą jaźń. " * 180_000 + "Koniec"  # 5 MB in UTF-8
-    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), [long, *GOOD])
+    in_one = {"parameters": '{"part_tokens": 10000000}'}
+    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), [long, *GOOD], **in_one)
     assert Run(database_url).summary.processed == 4
     assert [item["text_corrected"] for item in items_of(sql, id_task)] == [correct(text) for text in (long, *GOOD)]
 

@@ -31,7 +31,7 @@ _LONGEST_TIME = 86_400  # seconds of an attempt: a day
 # Parameters that do not determine an answer: what is drawn into a prompt does, and that is in its fingerprint.
 _DRAWING = ("history_results", "history_facts", "history_tokens", "history_types", "reviewed_examples")
 _BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", "part_tokens", "models", *_DRAWING})
-_PART_TOKENS, _FEWEST_PART_TOKENS, _MOST_PART_TOKENS = 3000, 100, 100_000
+_PART_TOKENS, _FEWEST_PART_TOKENS, _MOST_PART_TOKENS = 3000, 100, 10_000_000
 _REASON_AT_MOST = 400
 
 Settings = Mapping[str, Any]
