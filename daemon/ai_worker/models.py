@@ -78,12 +78,14 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one model call. `tokens_input` includes `tokens_cached`; `tokens_output` includes `tokens_reasoning`."""
+    """Tokens of one model call. `tokens_input` includes `tokens_cached`; `tokens_output` includes `tokens_reasoning` and
+    `tokens_image`, those of pictures that were made, which may have a price of their own."""
 
     tokens_input: int = 0
     tokens_output: int = 0
     tokens_cached: int = 0
     tokens_reasoning: int = 0
+    tokens_image: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         if self is NO_USAGE:
@@ -93,6 +95,7 @@ class Usage:
             self.tokens_output + other.tokens_output,
             self.tokens_cached + other.tokens_cached,
             self.tokens_reasoning + other.tokens_reasoning,
+            self.tokens_image + other.tokens_image,
         )
 
 
@@ -291,10 +294,15 @@ class ImageRequest(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a model has made that is no text."""
+    """What a model has made that is no text. A provider fills in the first two; the rest, which a worker adds, says what the bytes
+    are: pixels, SHA-256, a small picture of it."""
 
     content: bytes
     mime_type: str
+    width: int | None = None
+    height: int | None = None
+    sha256: bytes | None = None
+    thumbnail: bytes | None = None
 
 
 class Prompt(NamedTuple):
@@ -327,7 +335,8 @@ class Prompt(NamedTuple):
 
 class Completion(NamedTuple):
     """A model's answer. `text` is JSON that should fit the prompt's schema; `finish` says how the answer ended; `lane` is the one
-    that it was served and is billed in, `limits` what the provider said of its own.
+    that it was served and is billed in, `limits` what the provider said of its own. `files` are the pictures that were asked for;
+    `text` is then what the model said beside them, if anything.
     """
 
     text: str

@@ -35,13 +35,15 @@ _COLUMN: Final = Decimal("0.000000001")  # task_item.cost is DECIMAL(18,9)
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens. `tiers`, where set, gives the price of calls with more than `tiers_above` input tokens."""
+    """USD per million tokens. `output_image`, where set, is that of tokens of pictures, which otherwise cost as much as others: the
+    list has models of both kinds. `tiers`, where set, gives the price of calls with more than `tiers_above` input tokens."""
 
     input: Decimal
     output: Decimal
     cached: Decimal
     tiers: Any = None  # a genai_prices ModelPrice
     tiers_above: int | None = None
+    output_image: Decimal | None = None
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for these tokens, rounded to nine decimals."""
@@ -51,6 +53,8 @@ class Price:
             return _tiered(self.tiers, usage).quantize(_COLUMN)
         fresh = usage.tokens_input - usage.tokens_cached
         micros = fresh * self.input + usage.tokens_cached * self.cached + usage.tokens_output * self.output
+        if self.output_image is not None and usage.tokens_image:
+            micros += usage.tokens_image * (self.output_image - self.output)
         return (micros * _PER_TOKEN).quantize(_COLUMN)
 
 
@@ -84,7 +88,8 @@ def price(model: Model, lane: Lane = Lane.ONLINE) -> Price | None:
     cached = listed.cached if own_in is None and listed else tokens_in
     if own_cached is not None:
         cached = own_cached if lane is Lane.ONLINE else min(own_cached, tokens_in)
-    return Price(tokens_in, tokens_out, cached)
+    image = listed.output_image if own_out is None and listed else None
+    return Price(tokens_in, tokens_out, cached, output_image=image)
 
 
 def cost(model: Model, usage: Usage, lane: Lane = Lane.ONLINE) -> Decimal | None:
@@ -151,6 +156,7 @@ def _half(online: Any) -> Any:
 
     half = copy(online)
     half.input_mtok, half.output_mtok = halved(online.input_mtok), halved(online.output_mtok)
+    half.output_image_mtok = halved(online.output_image_mtok)
     if isinstance(half.input_mtok, Decimal) and isinstance(half.cache_read_mtok, Decimal):
         half.cache_read_mtok = min(half.cache_read_mtok, half.input_mtok)
     return half
@@ -171,15 +177,19 @@ def _price_of(found: Any) -> Price | None:
     tokens_in, tokens_out, cached = base(found.input_mtok), base(found.output_mtok), base(found.cache_read_mtok)
     if tokens_in is None or tokens_out is None:
         return None
+    image = base(found.output_image_mtok)
     above = min(thresholds) if thresholds else None
-    return Price(tokens_in, tokens_out, tokens_in if cached is None else cached, found if thresholds else None, above)
+    return Price(tokens_in, tokens_out, tokens_in if cached is None else cached, found if thresholds else None, above, image)
 
 
 def _tiered(tiers: Any, usage: Usage) -> Decimal:
     from genai_prices import Usage as ListUsage
 
     counted = ListUsage(
-        input_tokens=usage.tokens_input, cache_read_tokens=usage.tokens_cached or None, output_tokens=usage.tokens_output
+        input_tokens=usage.tokens_input,
+        cache_read_tokens=usage.tokens_cached or None,
+        output_tokens=usage.tokens_output,
+        output_image_tokens=usage.tokens_image or None,
     )
     total: Decimal = tiers.calc_price(counted)["total_price"]
     return total

@@ -122,6 +122,12 @@ def takes_batches(name: str) -> bool:
     return hasattr(provider_class(name), "submit_batch")
 
 
+def makes_pictures(name: str) -> bool:
+    """Whether the provider registered as `name` may answer a prompt that asks for a picture: all but those whose class says
+    `makes_pictures = False`. Raises ConfigurationError as `provider_class` does."""
+    return bool(getattr(provider_class(name), "makes_pictures", True))
+
+
 def provider_names() -> list[str]:
     """The names of all registered providers, sorted."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP).names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ai_worker.errors import (
@@ -20,13 +20,15 @@ from ai_worker.errors import (
     RateLimited,
     Shed,
 )
-from ai_worker.models import Lane, Limits, Usage
+from ai_worker.models import File, Lane, Limits, Usage
 from ai_worker.providers._failures import class_for_status, clean, duration, retry_after
+from ai_worker.providers._images import NO_PICTURE, decoded
 from ai_worker.providers._limits import whole
 
 # https://ai.google.dev/api/generate-content#FinishReason: these mean that a policy, not the model, ended the answer.
 _REFUSALS = frozenset(
-    {"SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT"}
+    {"SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"}
+    | {"IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"}
 )
 
 # What `responseJsonSchema` understands: https://ai.google.dev/gemini-api/docs/structured-output
@@ -70,6 +72,41 @@ def supported_schema(schema: Any) -> Any:
 def read(body: Mapping[str, Any], key: str | None) -> Said:
     """A generateContent answer. Raises ContentRefused, BadAnswer, or what an error inside it stands for; each with its usage."""
     usage = _usage(_dict(body.get("usageMetadata")))
+    parts, finish = _parts(body, usage, key)
+    text = _words(parts)
+    if not text.strip():
+        if finish == "MAX_TOKENS":
+            raise BadAnswer("cut short before the first word: thoughts used up the output limit", usage=usage, code="MAX_TOKENS")
+        raise BadAnswer("the answer is empty", usage=usage, code="empty")
+    return _said(body, text, usage, finish)
+
+
+def read_picture(body: Mapping[str, Any], key: str | None) -> tuple[Said, File]:
+    """The same for an answer with a picture, and what the model said beside it, if anything. All of the output counts as picture
+    where the usage does not tell; but not thoughts."""
+    counted = _dict(body.get("usageMetadata"))
+    usage = _usage(counted)
+    details = [_dict(one) for one in _list(counted.get("candidatesTokensDetails"))]
+    image = sum(_int(one.get("tokenCount")) for one in details if one.get("modality") == "IMAGE")
+    usage = replace(usage, tokens_image=image if details else usage.tokens_output - usage.tokens_reasoning)
+    parts, finish = _parts(body, usage, key)
+    words = _words(parts)
+    for part in parts:
+        found = _dict(part.get("inlineData"))
+        if found and not part.get("thought"):  # thinking models draw drafts
+            return _said(body, words, usage, finish), decoded(found.get("data"), _text(found.get("mimeType")), usage)
+    if finish == "MAX_TOKENS":
+        raise BadAnswer("cut short before the picture", usage=usage, code="MAX_TOKENS")
+    if any(_dict(part.get("fileData")) for part in parts):
+        raise ModelStopped(
+            "Gemini sent an address instead of the picture, and addresses are not fetched", usage=usage, code="url"
+        )
+    said = f"no picture but words: {clean(words, key)}" if words.strip() else "there is no picture in the answer"
+    raise BadAnswer(said, usage=usage, code=NO_PICTURE)
+
+
+def _parts(body: Mapping[str, Any], usage: Usage, key: str | None) -> tuple[list[dict[str, Any]], str]:
+    """The parts of an answer's first candidate, and how it ended: STOP or MAX_TOKENS. Raises for all other ends."""
     if error := _dict(body.get("error")):
         problem = failure(_int(error.get("code")) or 500, {"error": error}, {}, key)
         problem.usage = usage
@@ -87,12 +124,14 @@ def read(body: Mapping[str, Any], key: str | None) -> Said:
         raise BadAnswer(
             f"Gemini ended the answer with {clean(str(finish), key)}", usage=usage, code=_text(finish) or "wrong_shape"
         )
-    parts = [_dict(part) for part in _list(_dict(candidate.get("content")).get("parts"))]
-    text = "".join(_text(part.get("text")) for part in parts if not part.get("thought"))
-    if not text.strip():
-        if finish == "MAX_TOKENS":
-            raise BadAnswer("cut short before the first word: thoughts used up the output limit", usage=usage, code="MAX_TOKENS")
-        raise BadAnswer("the answer is empty", usage=usage, code="empty")
+    return [_dict(part) for part in _list(_dict(candidate.get("content")).get("parts"))], finish
+
+
+def _words(parts: list[dict[str, Any]]) -> str:
+    return "".join(_text(part.get("text")) for part in parts if not part.get("thought"))
+
+
+def _said(body: Mapping[str, Any], text: str, usage: Usage, finish: str) -> Said:
     model, request_id = _text(body.get("modelVersion")) or None, _text(body.get("responseId")) or None
     tier = _text(_dict(body.get("usageMetadata")).get("serviceTier")).lower()
     lane = Lane.FLEX if tier == "flex" else Lane.ONLINE

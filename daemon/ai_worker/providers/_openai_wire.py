@@ -7,7 +7,7 @@ that every verdict on the content carries the tokens it cost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ai_worker.errors import (
@@ -159,6 +159,19 @@ def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
         raise ContentRefused(f"the model refused: {clean(refusal, key)}", usage=usage, code="refusal")
     text = "".join(_text(part.get("text")) for part in parts if part.get("type") == "output_text")
     return _said(text, usage, cut=cut, body=body)
+
+
+def images_usage(body: Mapping[str, Any], key: str | None) -> Usage:
+    """The tokens of an answer of the images API, all of whose output counts as picture where it does not say. Raises what an error
+    inside the answer stands for."""
+    counted = _dict(body.get("usage"))
+    usage = _responses_usage(counted)
+    details = _dict(counted.get("output_tokens_details"))
+    image = _int(details.get("image_tokens")) if "image_tokens" in details else usage.tokens_output
+    usage = replace(usage, tokens_image=image)
+    if error := body.get("error"):
+        raise failure(200, error, {}, key, usage)
+    return usage
 
 
 def _said(text: str, usage: Usage, *, cut: bool, body: Mapping[str, Any]) -> Said:

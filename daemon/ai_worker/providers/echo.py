@@ -11,6 +11,7 @@ import orjson
 from ai_worker.models import Completion, Prompt, Usage
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._fill import filler
+from ai_worker.providers._images import no_pictures
 from ai_worker.providers._options import Options
 
 CHARACTERS_PER_TOKEN = 4
@@ -22,6 +23,8 @@ class EchoProvider:
     Usage is estimated at four characters a token. Needs neither key nor network.
     """
 
+    makes_pictures = False
+
     def __init__(self, config: ProviderConfig) -> None:
         options = Options(config.name, config.options, ("delay_ms",))
         self._delay = (options.number("delay_ms", minimum=0) or 0.0) / 1000
@@ -29,6 +32,8 @@ class EchoProvider:
         self._schema: Mapping[str, Any] | None = None
 
     async def complete(self, prompt: Prompt) -> Completion:
+        if prompt.image is not None:
+            raise no_pictures("echo")
         if self._delay:
             await asyncio.sleep(self._delay)
         if prompt.schema is not self._schema:  # it is one object for all items of a task

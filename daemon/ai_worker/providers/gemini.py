@@ -16,12 +16,13 @@ from google import genai
 from google.genai import types
 
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
-from ai_worker.models import Completion, Lane, Prompt
+from ai_worker.models import Completion, ImageRequest, Lane, Prompt
 from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe
 from ai_worker.providers._gemini_batch import LIMITS, GeminiBatches
 from ai_worker.providers._gemini_errors import sorted_problem
-from ai_worker.providers._gemini_wire import read, served_in_flex, supported_schema
+from ai_worker.providers._gemini_wire import read, read_picture, served_in_flex, supported_schema
+from ai_worker.providers._images import PICTURE_TIMEOUT, gemini_request, whole_prompt
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
@@ -81,6 +82,8 @@ class GeminiProvider:
         return f"<GeminiProvider {self._config.name!r}>"
 
     async def complete(self, prompt: Prompt) -> Completion:
+        if prompt.image is not None:
+            return await self._picture(prompt, prompt.image)
         flex = prompt.lane is Lane.FLEX and self._has_flex
         try:
             return await self._ask(prompt, flex=flex)
@@ -124,8 +127,31 @@ class GeminiProvider:
 
     # -- single calls --------------------------------------------------------------------------------------------------
 
-    async def _ask(self, prompt: Prompt, *, flex: bool) -> Completion:
-        answer = await self._generate(prompt, flex=flex)
+    async def _picture(self, prompt: Prompt, image: ImageRequest) -> Completion:
+        """One picture, asked for online whatever the lane."""
+        limit = max(self._config.request_timeout, PICTURE_TIMEOUT)
+        config = self._image_config(prompt, image, limit)
+        answer = await self._sent(whole_prompt(prompt), config, limit, Lane.ONLINE)
+        said, file = await asyncio.to_thread(lambda: read_picture(self._json(answer), self._key))  # megabytes of JSON and base64
+        return Completion(said.text, said.usage, said.finish, said.model, said.request_id, files=(file,))
+
+    def _image_config(self, prompt: Prompt, image: ImageRequest, limit: float) -> types.GenerateContentConfig:
+        ratio, resolution = gemini_request(image)
+        settings: dict[str, Any] = {}
+        if ratio or resolution:
+            settings["image_config"] = types.ImageConfig(aspect_ratio=ratio, image_size=resolution)
+        return types.GenerateContentConfig(
+            response_modalities=["IMAGE"],
+            temperature=prompt.temperature if self._temperature is None else self._temperature,
+            http_options=types.HttpOptions(timeout=round(limit * 1000)),
+            automatic_continuation=False,
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            should_return_http_response=True,
+            **self._safety(),
+            **settings,
+        )
+
+    def _json(self, answer: types.HttpResponse) -> Mapping[str, Any]:
         content = answer.body or ""
         try:
             body = json.loads(content)
@@ -133,24 +159,32 @@ class GeminiProvider:
             body = None
         if not isinstance(body, dict):
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._key)}", code="not_json")
-        said = read(body, self._key)
+        return body
+
+    async def _ask(self, prompt: Prompt, *, flex: bool) -> Completion:
+        answer = await self._generate(prompt, flex=flex)
+        said = read(self._json(answer), self._key)
         lane = Lane.FLEX if flex and served_in_flex(answer.headers or {}) else said.lane
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, said.request_id, lane)
 
     async def _generate(self, prompt: Prompt, *, flex: bool) -> types.HttpResponse:
+        limit = max(self._config.request_timeout, FLEX_TIMEOUT) if flex else self._config.request_timeout
+        config = self._request_config(prompt, flex=flex)
+        return await self._sent(prompt.user, config, limit, Lane.FLEX if flex else Lane.ONLINE)
+
+    async def _sent(self, contents: str, config: types.GenerateContentConfig, limit: float, lane: Lane) -> types.HttpResponse:
         """The answer's headers and text.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the response, its request, and that the key.
         """
-        limit = max(self._config.request_timeout, FLEX_TIMEOUT) if flex else self._config.request_timeout
         try:
             async with asyncio.timeout(limit):
                 response = await self._connected().aio.models.generate_content(
-                    model=self._model, contents=prompt.user, config=self._request_config(prompt, flex=flex)
+                    model=self._model, contents=contents, config=config
                 )
                 return response.sdk_http_response or types.HttpResponse()
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, limit, self._key, Lane.FLEX if flex else Lane.ONLINE)
+            problem = sorted_problem(error, limit, self._key, lane)
         raise problem
 
     def _request_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:
@@ -180,13 +214,7 @@ class GeminiProvider:
         if self._thinking_budget is not None or self._thinking_level is not None:
             level = types.ThinkingLevel(self._thinking_level.upper()) if self._thinking_level else None
             settings["thinking_config"] = types.ThinkingConfig(thinking_budget=self._thinking_budget, thinking_level=level)
-        if self._safety_off:
-            settings["safety_settings"] = [
-                types.SafetySetting(
-                    category=types.HarmCategory(f"HARM_CATEGORY_{category}"), threshold=types.HarmBlockThreshold.OFF
-                )
-                for category in _SAFETY_CATEGORIES
-            ]
+        settings |= self._safety()
         return types.GenerateContentConfig(
             system_instruction=system,
             temperature=prompt.temperature if self._temperature is None else self._temperature,
@@ -197,6 +225,13 @@ class GeminiProvider:
             should_return_http_response=True,
             **settings,
         )
+
+    def _safety(self) -> dict[str, Any]:
+        if not self._safety_off:
+            return {}
+        off = types.HarmBlockThreshold.OFF
+        categories = [types.HarmCategory(f"HARM_CATEGORY_{category}") for category in _SAFETY_CATEGORIES]
+        return {"safety_settings": [types.SafetySetting(category=category, threshold=off) for category in categories]}
 
     def _connected(self) -> genai.Client:
         """The client; made on first use, inside the event loop that its connections will belong to."""

@@ -11,6 +11,7 @@ from ai_worker.errors import InvalidRequest, ModelUnknown
 from ai_worker.models import Completion, Prompt
 from ai_worker.providers import ProviderConfig
 from ai_worker.providers._fill import fill
+from ai_worker.providers._images import no_pictures
 from ai_worker.providers._options import Options
 from ai_worker.providers._proofread import LanguageChoice, proofread
 
@@ -26,6 +27,8 @@ class OfflineProvider:
     Dictionaries are loaded with the first text that needs them, once per process.
     """
 
+    makes_pictures = False
+
     def __init__(self, config: ProviderConfig) -> None:
         options = Options(config.name, config.options, ("language",))
         self._language = cast("LanguageChoice", options.choice("language", ("auto", "en", "pl")))
@@ -34,6 +37,8 @@ class OfflineProvider:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offline")
 
     async def complete(self, prompt: Prompt) -> Completion:
+        if prompt.image is not None:
+            raise no_pictures("offline")
         if prompt.task_type != _TASK_TYPE:
             raise InvalidRequest(
                 f"the offline provider does {_TASK_TYPE!r} only, not {prompt.task_type!r};"

@@ -19,16 +19,18 @@ from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, Mode
 from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
 from ai_worker.providers._failures import check_base_url, clean, header_safe
+from ai_worker.providers._images import PICTURE_TIMEOUT, openai_picture, openai_request
 from ai_worker.providers._limits import LimitsReader
 from ai_worker.providers._openai_batch import LIMITS, OpenAIBatches
 from ai_worker.providers._openai_errors import sorted_problem
-from ai_worker.providers._openai_wire import Said, read_chat, read_responses
+from ai_worker.providers._openai_wire import Said, images_usage, read_chat, read_responses
 from ai_worker.providers._options import Options
 from ai_worker.providers._structured import LADDER, OfSchema, json_object_in, schema_instruction
 from ai_worker.providers._tls import tls_context
 
 OFFICIAL_URL = "https://api.openai.com/v1"
 FLEX_TIMEOUT = 900.0  # seconds; both vendors advise a quarter of an hour
+IMAGES = "/images/generations"
 CONNECT_TIMEOUT = 15.0  # seconds for DNS, TCP and TLS; a host that is up answers far sooner
 
 OPTIONS = ("api", "structured", "max_output_tokens", "temperature", "top_p", "reasoning_effort", "flex", "headers", "extra_body")
@@ -102,7 +104,8 @@ class Settings:
 
 
 class OpenAIProvider:
-    """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can.
+    """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can; the images
+    API for prompts that ask for a picture, with the model's `extra_body` and no other option.
 
     Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
     one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` and `top_p` (each
@@ -154,6 +157,8 @@ class OpenAIProvider:
         return f"<OpenAIProvider {self._config.name!r}>"
 
     async def complete(self, prompt: Prompt) -> Completion:
+        if prompt.image is not None:
+            return await self._picture(prompt)
         while True:
             dialect = self._dialect
             try:
@@ -210,13 +215,30 @@ class OpenAIProvider:
             return error
         return None if self._widest.narrowed(str(error)) else _of_all_items(error) or error
 
-    async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
-        body = self._body(prompt, dialect)
-        limit = self._config.request_timeout
-        if prompt.lane is Lane.FLEX and dialect.flex:
-            body.setdefault("service_tier", "flex")
-            limit = max(limit, FLEX_TIMEOUT)
-        answer = await self._post(body, limit)
+    async def _picture(self, prompt: Prompt) -> Completion:
+        """One picture, asked for online whatever the lane: the images API has no other tier."""
+        try:
+            answer = await self._post(
+                openai_request(self._settings.model, prompt, self._settings.extra_body),
+                max(self._config.request_timeout, PICTURE_TIMEOUT),
+                IMAGES,
+            )
+        except InvalidRequest as error:
+            refusal = error
+        else:
+            return await asyncio.to_thread(self._read_picture, answer, prompt)  # megabytes of JSON and base64
+        raise _of_all_items(refusal) or refusal
+
+    def _read_picture(self, answer: httpx2.Response, prompt: Prompt) -> Completion:
+        body = self._json(answer)
+        usage = images_usage(body, self._key)
+        file, words = openai_picture(body, self._key, usage, prompt.image and prompt.image.format)
+        request_id = answer.headers.get("x-request-id")
+        return Completion(
+            words, usage, model=self._settings.model, request_id=request_id, limits=self._limits(answer.headers), files=(file,)
+        )
+
+    def _json(self, answer: httpx2.Response) -> Mapping[str, Any]:
         try:
             content = json.loads(answer.content)
         except ValueError:
@@ -224,7 +246,16 @@ class OpenAIProvider:
         if not isinstance(content, dict):
             start = clean(answer.content.decode(errors="replace"), self._key)
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {start}", code="not_json")
-        said = self._api.read(content, self._key)
+        return content
+
+    async def _ask(self, prompt: Prompt, dialect: Dialect) -> Completion:
+        body = self._body(prompt, dialect)
+        limit = self._config.request_timeout
+        if prompt.lane is Lane.FLEX and dialect.flex:
+            body.setdefault("service_tier", "flex")
+            limit = max(limit, FLEX_TIMEOUT)
+        answer = await self._post(body, limit, self._api.path)
+        said = self._api.read(self._json(answer), self._key)
         limits, request_id = self._limits(answer.headers), answer.headers.get("x-request-id")
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id, said.lane, limits)
 
@@ -232,7 +263,7 @@ class OpenAIProvider:
         system = prompt.system if dialect.structured == "json_schema" else prompt.system + schema_instruction(prompt.schema)
         return self._api.body(prompt, system, dialect, self._settings)
 
-    async def _post(self, body: dict[str, Any], limit: float) -> httpx2.Response:
+    async def _post(self, body: dict[str, Any], limit: float, path: str) -> httpx2.Response:
         """The answer to the request, within `limit` seconds.
 
         Raises ProviderError only, and outside the `except`: the SDK's errors hold the request, and that the key.
@@ -242,7 +273,7 @@ class OpenAIProvider:
             options["timeout"] = httpx2.Timeout(limit, connect=min(CONNECT_TIMEOUT, limit))
         try:
             async with asyncio.timeout(limit):
-                return await self._connected().post(self._api.path, cast_to=httpx2.Response, body=body, options=options)
+                return await self._connected().post(path, cast_to=httpx2.Response, body=body, options=options)
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
             problem = sorted_problem(error, limit, self._key)
         raise problem

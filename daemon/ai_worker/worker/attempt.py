@@ -191,13 +191,15 @@ def plausible(usage: Usage) -> Usage:
     if (
         0 <= usage.tokens_cached <= usage.tokens_input <= MOST_TOKENS
         and 0 <= usage.tokens_reasoning <= usage.tokens_output <= MOST_TOKENS
+        and 0 <= usage.tokens_image <= usage.tokens_output
     ):
         return usage
     tokens_input, tokens_output, cached, reasoning = (
         min(max(0, tokens), MOST_TOKENS)
         for tokens in (usage.tokens_input, usage.tokens_output, usage.tokens_cached, usage.tokens_reasoning)
     )
-    return Usage(tokens_input, tokens_output, min(cached, tokens_input), min(reasoning, tokens_output))
+    image = min(max(0, usage.tokens_image), tokens_output)
+    return Usage(tokens_input, tokens_output, min(cached, tokens_input), min(reasoning, tokens_output), image)
 
 
 def _column(kind: str) -> str:
