@@ -1128,6 +1128,57 @@ SELECT c.cache_key, c.id_task_item, c.id_worker
     OR c.stored_at < NOW(6) - INTERVAL %(days)s DAY
     OR (c.stored_at IS NULL AND w.id_worker IS NULL);
 
+-- ===== background: what is drawn into prompts beside the items =====
+
+-- name: earlier_results
+-- The latest results of a subject before an item, newest first, from the end of the index without a sort; of the latest 500 items of
+-- the subject alone, or one with a million items that are not done would be read through for each. Texts no longer than there is room.
+SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(i.text_corrected, %(longest)s) AS text_corrected
+  FROM task_item i FORCE INDEX (k_task_item_context)
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
+ WHERE i.context_key = %(context_key)s
+   AND i.id_task_item < %(before)s
+   AND i.id_task_item >= COALESCE((SELECT o.id_task_item FROM task_item o FORCE INDEX (k_task_item_context)
+                                    WHERE o.context_key = %(context_key)s AND o.id_task_item < %(before)s
+                                    ORDER BY o.id_task_item DESC LIMIT 1 OFFSET 499), 0)
+   AND i.status_id = 1
+   AND i.text_corrected IS NOT NULL
+   AND (%(any_type)s OR t.task_type IN %(types)s)
+ ORDER BY i.id_task_item DESC
+ LIMIT %(size)s;
+
+-- name: newest_facts
+-- What is known of a subject, newest first, from the end of the index without a sort: by the whole key MariaDB would sort, as the key
+-- is a text.
+SELECT fact
+  FROM context_fact FORCE INDEX (k_context_fact_newest)
+ WHERE context_key = %(context_key)s
+ ORDER BY id_context_fact DESC
+ LIMIT %(size)s;
+
+-- name: reviewed_examples
+-- What people have accepted and rejected of a task, the newest of each, from the ends of two index ranges without a sort; not what has
+-- been reviewed otherwise or made anew since.
+(SELECT r.id_task_item, r.review_status_id, r.note, LEFT(i.text_original, %(longest)s) AS text_original,
+        LEFT(COALESCE(r.text_reviewed, i.text_corrected), %(longest)s) AS answer
+   FROM task_item_review r FORCE INDEX (k_task_item_review_task)
+   STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item
+  WHERE r.id_task = %(id_task)s AND r.review_status_id = 1 AND i.review_status_id = 1 AND i.text_corrected IS NOT NULL
+  ORDER BY r.id_task DESC, r.review_status_id DESC, r.id_task_item_review DESC
+  LIMIT %(size)s)
+UNION ALL
+(SELECT r.id_task_item, r.review_status_id, r.note, LEFT(i.text_original, %(longest)s), LEFT(i.text_corrected, %(longest)s)
+   FROM task_item_review r FORCE INDEX (k_task_item_review_task)
+   STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id_task_item
+  WHERE r.id_task = %(id_task)s AND r.review_status_id = 2 AND i.review_status_id = 2 AND i.text_corrected IS NOT NULL
+  ORDER BY r.id_task DESC, r.review_status_id DESC, r.id_task_item_review DESC
+  LIMIT %(size)s);
+
+-- name: keep_facts
+-- A fact is kept once per subject: IGNORE leaves a known one as it is. Sorted by subject and fact, so that two of these do not deadlock.
+INSERT IGNORE INTO context_fact (context_key, fact, id_task_item)
+VALUES (%s, %s, %s);
+
 -- ===== models =====
 
 -- name: model_list

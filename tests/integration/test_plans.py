@@ -26,6 +26,8 @@ from tests.servers import TestDatabase, TestServer
 TASKS, ITEMS = 8, 2500  # items of each task
 CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_item_due", "k_task_runnable", "k_worker_lease"
 
+CONTEXT = "k_task_item_context"
+
 # statement -> table or alias -> (key, how many rows it may look at by the optimizer's estimate)
 EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # claim
@@ -77,6 +79,10 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "item_states": {"task_item": (PRIMARY, 250)},
     "item_results": {"i": (PRIMARY, 250), "f": (PRIMARY, 10)},
     "files_of_items": {"task_item_file": (PRIMARY, 250)},
+    # what is drawn into prompts
+    "earlier_results": {"i": (CONTEXT, 400), "t": (PRIMARY, 1), "o": (CONTEXT, 400)},
+    "newest_facts": {"context_fact": ("k_context_fact_newest", 400)},
+    "reviewed_examples": {"r": ("k_task_item_review_task", 400), "i": (PRIMARY, 1)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {
         "t": (PRIMARY, 100),
@@ -152,7 +158,11 @@ def busy(server: TestServer) -> Iterator[Busy]:
             "INSERT INTO result_cache (cache_key, id_task_item, id_worker, stored_at)"
             " SELECT UNHEX(LPAD(HEX(id_task_item), 64, '0')), id_task_item, IF(status_id = 2, id_worker, NULL),"
             " IF(status_id = 2, NULL, NOW(6)) FROM task_item WHERE id_task_item <= 5000",
-            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache",
+            "UPDATE task_item SET context_key = CONCAT('klient ', id_task_item % 100)",
+            "INSERT INTO context_fact (context_key, fact) SELECT context_key, CONCAT('fakt ', id_task_item) FROM task_item",
+            "INSERT INTO task_item_review (id_task, id_task_item, review_status_id, reviewed_by)"
+            " SELECT id_task, id_task_item, 1 + id_task_item % 2, 'ja' FROM task_item WHERE id_task_item % 9 = 0",
+            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -199,6 +209,10 @@ def parameters() -> dict[str, Any]:
         "busy_models": (0,),
         "new_item": 100,
         "name": "ai_worker.turn",
+        "context_key": "klient 7",
+        "longest": 1000,
+        "any_type": False,
+        "types": ("reply",),
         "looks": 10,
         "before": 2**63,
         "lease_us": 1,
@@ -214,7 +228,7 @@ def test_plan(busy: Busy, name: str) -> None:
     values: dict[str, Any] = {}
     if name == "lock_pending_of_task":
         values = {"id_task": 3, "after": busy.items[0]}
-    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid"}:
+    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid", "reviewed_examples"}:
         values = {"id_task": 3}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}

@@ -18,12 +18,13 @@ from typing import Any, Final
 import orjson
 
 from ai_worker.db import Transaction
-from ai_worker.models import NO_USAGE, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
+from ai_worker.models import NO_USAGE, Item, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
 from ai_worker.store.cache import settle_work
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
 MESSAGE_CHARACTERS: Final = 1000  # error_message
+FACT_CHARACTERS: Final = 2000  # context_fact.fact
 SHARDS: Final = 16  # rows of `ai_model_day` per model and day: workers that commit at the same time mostly write different ones
 # An item lost with its worker this often is set aside: it may be what kills them. Many, because a host that crashes again and
 # again claims the same oldest items each time, and they are not to blame.
@@ -100,6 +101,7 @@ class Changes:
         self._answers: list[tuple[bytes, int]] = []  # in the result cache: key, and the item that led it and has a result now
         self._freed: list[tuple[bytes, int]] = []  # the same, of those that have none
         self._joined: list[int] = []  # items whose parts are joined, and done with
+        self._facts: list[tuple[str, str, int]] = []  # subject, fact, and the item that brought it
 
     def add_result(self, outcome: Outcome) -> None:
         """A result whose item nobody has looked at: `write` raises NotAsClaimed when it is no longer as it was claimed."""
@@ -122,6 +124,8 @@ class Changes:
             (self._answers if outcome.is_answer else self._freed).append((outcome.cache_key, item.id_task_item))
         if outcome.is_joined:
             self._joined.append(item.id_task_item)
+        if result.facts:
+            self._learnt(item, result)
         counters = self._counters(item.task.id_task)
         counters.processed += 1
         counters.charge(outcome)
@@ -159,6 +163,8 @@ class Changes:
             self._answers.append((outcome.cache_key, item.id_task_item))
         if outcome.is_joined:
             self._joined.append(item.id_task_item)
+        if outcome.result is not None and outcome.result.facts:
+            self._learnt(item, outcome.result)
         if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
             self.given_back[item.id_task_item] = item.task.id_task
         if outcome.kind is OutcomeKind.RELEASED:
@@ -183,6 +189,12 @@ class Changes:
         """Of an outcome that brings no answer: the work that its item led is anybody's now."""
         if outcome.cache_key is not None:
             self._freed.append((outcome.cache_key, outcome.item.id_task_item))
+
+    def _learnt(self, item: Item, result: Result) -> None:
+        """Facts of an item that is about nobody are its result alone."""
+        if item.context_key is not None:
+            facts = (cleaned[:FACT_CHARACTERS] for fact in result.facts if (cleaned := clean(fact).strip()))
+            self._facts += [(item.context_key, fact, item.id_task_item) for fact in facts]
 
     def _counters(self, id_task: int) -> Counters:
         counters = self._tasks.get(id_task)
@@ -228,6 +240,8 @@ class Changes:
             tx.execute("forget_lost_attempts", {"operations": self._found_again})
         if self._attempts:
             tx.execute_many("insert_attempts", self._attempts)
+        if self._facts:
+            tx.execute_many("keep_facts", sorted(self._facts))
         settle_work(tx, self._id_worker, self._answers, self._freed)
         ended = settle(tx, self._tasks, {*touched, *self.given_back.values()}, self.given_back)
         if self._days:

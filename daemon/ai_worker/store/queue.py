@@ -13,6 +13,7 @@ from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
+from ai_worker.store.background import Backgrounds
 from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
@@ -77,6 +78,7 @@ class Queue:
         self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
         self.steps: Final = Steps(db)
+        self.backgrounds: Final = Backgrounds(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
 from ai_worker.errors import ConfigurationError, UsageError
-from ai_worker.models import Completion, Item, Prompt, Result, Step, StepResult, Task
+from ai_worker.models import Completion, Item, Needs, Prompt, Result, Step, StepResult, Task
 
 if TYPE_CHECKING:  # what it is made of takes long to import, and most commands do without
     from ai_worker.task_types.prompt_file import PromptFile
@@ -45,6 +45,21 @@ class HasFallback(Protocol):
 
     def fallback(self, item: Item, kind: str, message: str) -> Result | None:
         """What to store of an item that would be set aside for good: for the error `kind`, with `message`. None for nothing."""
+
+
+@runtime_checkable
+class HasNeeds(Protocol):
+    """A task type whose prompts may hold more than their items."""
+
+    def needs(self, task: Task) -> Needs | None:
+        """What is to be drawn into the prompts of the task's items; None: nothing. Raises UsageError as `validate` does."""
+
+
+def needs(task_type: TaskType, task: Task) -> Needs | None:
+    """What is to be drawn into `Item.background` before a prompt is made; None where nothing is."""
+    asked = getattr(task_type, "needs", None)  # on the way of every item, where an isinstance of a protocol would be felt
+    wanted: Needs | None = None if asked is None else asked(task)
+    return wanted
 
 
 def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result | None:
@@ -100,8 +115,7 @@ def is_simple(kind: TaskType, task: Task) -> bool:
     by_steps = stepped(kind)
     if by_steps is not None and len(by_steps.steps(task)) > 1:
         return False
-    needs = getattr(kind, "needs", None)
-    return needs is None or needs(task) is None
+    return needs(kind, task) is None
 
 
 @cache

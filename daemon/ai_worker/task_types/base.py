@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Final, NamedTuple
 import jsonschema_rs
 
 from ai_worker.errors import BadAnswer, ConfigurationError, ContentRefused, InvalidRequest, UsageError
-from ai_worker.models import Completion, Item, Needs, Prompt, Result, Step, StepResult, Task
+from ai_worker.models import NO_BACKGROUND, Completion, Item, Needs, Prompt, Result, Step, StepResult, Task
 from ai_worker.task_types import TIME_LIMIT
 from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
 from ai_worker.task_types.joining import joined_answer
 from ai_worker.task_types.parameters import Parameters
 from ai_worker.task_types.prompt_file import PromptFile, PromptStep
-from ai_worker.task_types.templates import RenderError
+from ai_worker.task_types.templates import ENVIRONMENT, RenderError
 from ai_worker.text import clean, estimate_tokens
 from ai_worker.text_parts import fits, parts_of
 
@@ -33,6 +33,8 @@ _DRAWING = ("history_results", "history_facts", "history_tokens", "history_types
 _BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", "part_tokens", "models", *_DRAWING})
 _PART_TOKENS, _FEWEST_PART_TOKENS, _MOST_PART_TOKENS = 3000, 100, 10_000_000
 _REASON_AT_MOST = 400
+
+_BACKGROUND_NAMES: Final = frozenset({"facts", "results", "reviewed"})
 
 Settings = Mapping[str, Any]
 _NONE_EARLIER: Final[Mapping[str, StepResult]] = MappingProxyType({})
@@ -111,8 +113,10 @@ class PromptedTaskType:
     """The answer is the text itself in a new shape: it gets the original's line ends, and the blanks around it."""
     unchanged_is_right: ClassVar[bool] = False
     """The original itself is a right answer, and no check need be asked."""
-    history_types: ClassVar[tuple[str, ...]] = ()
-    """The task types whose earlier results are drawn into a prompt, where the task does not say which; none: all."""
+    is_repeatable: ClassVar[bool] = True
+    """The answer may serve for identical work: False where each item wants its own, or where more is stored than a result."""
+    default_needs: ClassVar[Needs] = Needs()
+    """What is drawn into the prompts, where the task does not say otherwise."""
 
     def __init__(self, file: PromptFile | None = None) -> None:
         self.kind: Final = type(self).name
@@ -145,6 +149,10 @@ class PromptedTaskType:
         """What is stored of an answer that passed. A file of another's may have other properties than the shipped one."""
         return Result(answer[self.file.answer_field], None, answer)
 
+    def original(self, item: Item) -> str:
+        """What an answer is held against."""
+        return clean(item.text_original)
+
     def tokens_expected(self, text: str, settings: Settings) -> int:
         """About how many tokens the answer will have."""
         raise NotImplementedError
@@ -173,7 +181,7 @@ class PromptedTaskType:
         plan = self._plan(item.task)
         if len(plan.steps) > 1:
             raise ConfigurationError(f"the prompt {self.name!r} has {len(plan.steps)} steps: one answer is not its result")
-        original = clean(item.text_original)
+        original = self.original(item)
         try:
             return self.result(original, self._checked(plan.steps[0], plan.settings, original, completion), plan.settings)
         except CheckFailed as failed:
@@ -199,7 +207,7 @@ class PromptedTaskType:
         plan = self._plan(item.task)
         step = plan.steps[number - 1]
         try:
-            answer = self._checked(step, plan.settings, clean(item.text_original), completion)
+            answer = self._checked(step, plan.settings, self.original(item), completion)
         except CheckFailed as failed:
             raise _rejection(failed, completion) from None
         text = answer[step.file.answer_field]
@@ -209,7 +217,7 @@ class PromptedTaskType:
         """What is stored when all steps are done: of the last one as of a single call's answer, with the answers of all."""
         plan = self._plan(item.task)
         last = results[plan.steps[-1].file.name]
-        result = self.result(clean(item.text_original), last.data, plan.settings)
+        result = self.result(self.original(item), last.data, plan.settings)
         return result._replace(data={name: step.data for name, step in results.items()})
 
     # -- long texts ----------------------------------------------------------------------------------------------------
@@ -242,9 +250,8 @@ class PromptedTaskType:
         if not text or text.isspace():
             raise InvalidRequest("nothing to send: the text is empty")
         content = text.encode("utf-8", "surrogatepass")
-        if file.drawn:
-            drawn = _drawn(file.drawn, item, earlier)
-            user, more = _rendered(file, text, drawn)
+        if file.drawn or item.background is not NO_BACKGROUND:
+            user, more = _rendered(file, item, earlier)
         else:
             user, more = file.render_user(text=text, marker=marker_outside(text)), b""
         return Prompt(
@@ -258,7 +265,9 @@ class PromptedTaskType:
             parameters=settings,
             temperature=file.temperature,
             tokens_output_expected=self._expected(step, settings, text),
-            fingerprint=None if more is None else hashlib.sha256(b"".join((step.digest, more, content))).digest(),
+            fingerprint=None
+            if more is None or not self.is_repeatable
+            else hashlib.sha256(b"".join((step.digest, more, content))).digest(),
             top_p=file.top_p,
             max_output_tokens=file.max_output_tokens,
         )
@@ -301,7 +310,7 @@ class PromptedTaskType:
         parameters = Parameters(task)
         settings = {**task.parameters, **self.settings(parameters)}
         parameters.seconds(TIME_LIMIT, maximum=_LONGEST_TIME)
-        needs = parameters.needs(self.history_types)
+        needs = parameters.needs(self.default_needs)
         part_tokens = None
         if (self.keeps_layout or self.file.splits) and len(self._steps) == 1:
             bounds = {"minimum": _FEWEST_PART_TOKENS, "maximum": _MOST_PART_TOKENS}
@@ -367,15 +376,25 @@ def _drawn(names: Iterable[str], item: Item, earlier: Mapping[str, StepResult]) 
     return {name: values[name] for name in sorted(names)}
 
 
-def _rendered(file: PromptStep, text: str, drawn: Mapping[str, Any]) -> tuple[str, bytes | None]:
-    """The user's part, and what stands for the drawn values in the fingerprint; None where nothing can."""
+def _rendered(file: PromptStep, item: Item, earlier: Mapping[str, StepResult]) -> tuple[str, bytes | None]:
+    """The user's part, and what stands for the drawn values in the fingerprint; None where nothing can.
+
+    What a template has no place for of the item's background is put in front.
+    """
+    text = item.text_original
+    in_front = dict.fromkeys(_BACKGROUND_NAMES, ()) | _drawn(_BACKGROUND_NAMES - file.drawn, item, earlier)
+    drawn = _drawn(file.drawn, item, earlier)
+    if any(in_front.values()):
+        drawn["background"] = in_front
     try:
         known = json.dumps(drawn, ensure_ascii=False, default=dict)
     except (TypeError, ValueError, RecursionError):  # what a plug-in draws need not be JSON
         known = None
     marker = marker_outside(text if known is None else f"{text}\n{known}")
     try:
-        user = file.render_user(text=text, marker=marker, **drawn)
+        user = file.render_user(text=text, marker=marker, **{name: drawn[name] for name in file.drawn})
+        if "background" in drawn:
+            user = ENVIRONMENT.get_template("_background.md").render(in_front, marker=marker) + user
     except RenderError as error:
         raise InvalidRequest(f"the item does not have what its prompt needs: {error}") from None
     # As long as it says, so that no end of it can be taken for the beginning of the text.

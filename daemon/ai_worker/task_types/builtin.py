@@ -42,7 +42,7 @@ class Correction(PromptedTaskType):
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
         corrected = answer["corrected_text"]
         spans = diff(original, corrected)
-        told = "" if corrected == original else _one_line(answer["change_summary"])  # a model may tell of changes it did not make
+        told = "" if corrected == original else one_line(answer["change_summary"])  # a model may tell of changes it did not make
         changes = measure(original, corrected, spans).as_json()
         return Result(corrected, told or summary_of(spans), {"changes": changes, **answer})
 
@@ -91,13 +91,13 @@ class Analysis(PromptedTaskType):
         }
 
     def check_parameters(self, settings: Settings) -> Mapping[str, Mapping[str, Any] | None]:
-        return {"language": _expected(settings)}
+        return {"language": expected_language(settings)}
 
     def tokens_expected(self, text: str, settings: Settings) -> int:
         return expected_tokens(text, 0.2, 250 + 80 * len(settings["aspects"]))
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        return Result(answer["analysis"].strip(), _one_line(answer["conclusion"]) or None, answer)
+        return Result(answer["analysis"].strip(), one_line(answer["conclusion"]) or None, answer)
 
 
 class Categorization(PromptedTaskType):
@@ -139,14 +139,14 @@ class Categorization(PromptedTaskType):
         return 50
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        return Result(answer["category"], _one_line(answer["reason"]) or None, answer)
+        return Result(answer["category"], one_line(answer["reason"]) or None, answer)
 
     def fallback(self, item: Item, kind: str, message: str) -> Result | None:
         """The fallback category, with what went wrong for a reason."""
         settings = self._plan(item.task).settings
         if not settings["fallback_on_failure"]:
             return None
-        reason = _one_line(f"{kind}: {message}")
+        reason = one_line(f"{kind}: {message}")
         return Result(settings["fallback"], reason, {"reason": reason, "category": settings["fallback"], "is_fallback": True})
 
 
@@ -165,7 +165,7 @@ class Summary(PromptedTaskType):
         }
 
     def check_parameters(self, settings: Settings) -> Mapping[str, Mapping[str, Any] | None]:
-        return {"language": _expected(settings), "word_limit": {"maximum": settings["max_words"]}}
+        return {"language": expected_language(settings), "word_limit": {"maximum": settings["max_words"]}}
 
     def tokens_expected(self, text: str, settings: Settings) -> int:
         max_words: int = settings["max_words"]
@@ -176,12 +176,13 @@ class Summary(PromptedTaskType):
         return Result(summary, f"{len(original.split())} words → {len(summary.split())} words", answer)
 
 
-def _expected(settings: Settings) -> Mapping[str, Any] | None:
+def expected_language(settings: Settings) -> Mapping[str, Any] | None:
     """The language asked for; without one the description may have asked for any, and nothing is checked."""
     code = language_code(settings["language"]) if settings["language"] else None
     return {"expected": code} if code else None
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text in one line, no longer than a summary may be."""
     line = " ".join(text.split())
     return line if len(line) <= _SUMMARY_AT_MOST else f"{line[: _SUMMARY_AT_MOST - 1]}…"

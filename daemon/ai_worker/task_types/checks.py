@@ -265,13 +265,39 @@ def word_limit(_original: str, answer: str, maximum: int = 0) -> None:
         raise CheckFailed(f"the answer has {count} words; {maximum} were allowed")
 
 
+# Advice on somebody's money, in English and Polish; not a report of what others advise, nor a denial.
+_NOT = r"(?<!not )(?<!never )(?<!n't )(?<!nie )"
+_ADVICE = re.compile(
+    "|".join(
+        (
+            rf"\b(?:we|i) (?:strongly |would |highly )?{_NOT}(?:recommend|advise|suggest)\b[^.\n]{{0,40}}"
+            r"\b(?:buy|sell|hold|invest|purchas|divest|avoid)",
+            r"\b(?:you|investors|one) (?:should|must|ought to) (?:\w+ )?(?:buy|sell|hold|invest|purchase|divest)\b",
+            r"\b(?:recommendation|verdict|rating|rekomendacja|werdykt|ocena):\W*(?:strong )?"
+            r"(?:buy|sell|hold|kup|sprzedaj|trzymaj)\w*",
+            rf"{_NOT}\b(?:rekomendujemy|rekomenduję|zalecamy|zalecam|polecamy|polecam|radzimy|radzę|doradzamy|doradzam)\b"
+            r"[^.\n]{0,40}\b(?:kup|sprzeda|zainwest|inwest|nabyci|zakup|trzyma)",
+            rf"{_NOT}\b(?:warto|należy|powinieneś|powinnaś|powinni państwo|powinien pan|powinna pani)\s+(?:\w+\s+)?"
+            r"(?:kupić|sprzedać|zainwestować|nabyć)\b",
+            rf"{_NOT}(?<!no )(?<!without )(?<!bez )\b(?:guaranteed (?:returns?|profits?|gains?)|gwarantowan\w+ zysk\w*)",
+        )
+    )
+)
+
+
+def no_advice(_original: str, answer: str) -> None:
+    """Nobody is told to buy, to sell or to hold, and no gain is promised."""
+    if found := _ADVICE.search(answer.casefold().replace("’", "'").replace("*", "")):
+        raise CheckFailed(f"this is advice: {_quoted(found[0])}")
+
+
 Check = Callable[..., None]
 
 CHECKS: Final[dict[str, Check]] = {
     check.__name__: check
     for check in (
         not_empty, no_marker, not_refusal, placeholders, urls, no_new_urls, numbers, numbers_translated, markup, length_ratio,
-        language, word_limit,
+        language, word_limit, no_advice,
     )
 }  # fmt: skip
 """All checks by the name that a prompt file calls them by."""

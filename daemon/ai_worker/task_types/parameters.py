@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -43,6 +44,15 @@ class Parameters:
             self._refuse(name, value, f"{remedy} of at most {limit} characters")
         return value.strip() or None
 
+    def matching(self, name: str, pattern: str, remedy: str) -> str | None:
+        """A text that the pattern fits as a whole; None when not given."""
+        value = self._value(name)
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            self._refuse(name, value, remedy)
+        return value
+
     def flag(self, name: str, *, default: bool) -> bool:
         """true or false."""
         value = self._value(name)
@@ -70,14 +80,14 @@ class Parameters:
             self._refuse(name, value, f"a number of seconds, more than 0 and at most {maximum}")
         return float(value)
 
-    def needs(self, types: tuple[str, ...]) -> Needs | None:
-        """What is to be drawn into the prompts of the task's items, results by default of these task types; None: nothing."""
+    def needs(self, default: Needs) -> Needs | None:
+        """What is to be drawn into the prompts of the task's items, the `default` where the task does not say; None: nothing."""
         needs = Needs(
-            results=self.integer("history_results", default=0, minimum=0, maximum=100),
-            facts=self.integer("history_facts", default=0, minimum=0, maximum=1000),
-            examples=self.integer("reviewed_examples", default=0, minimum=0, maximum=50),
-            tokens=self.integer("history_tokens", default=1000, minimum=1, maximum=1_000_000),
-            types=tuple(self.strings("history_types", most=50, limit=50)) or types,
+            results=self.integer("history_results", default=default.results, minimum=0, maximum=100),
+            facts=self.integer("history_facts", default=default.facts, minimum=0, maximum=1000),
+            examples=self.integer("reviewed_examples", default=default.examples, minimum=0, maximum=50),
+            tokens=self.integer("history_tokens", default=default.tokens, minimum=1, maximum=1_000_000),
+            types=tuple(self.strings("history_types", most=50, limit=50)) or default.types,
         )
         return needs if needs.results or needs.facts or needs.examples else None
 

@@ -11,7 +11,7 @@ from ai_worker.errors import ConfigurationError, ItemRejected, ModelStopped, Pro
 from ai_worker.log import Event, Log
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, Prompt
 from ai_worker.providers import Provider
-from ai_worker.task_types import task_type
+from ai_worker.task_types import is_simple, task_type
 from ai_worker.worker.attempt import INVALID_TASK, Attempt
 
 ROWS: Final = 5_000  # of one batch, where its provider names no bound of its own
@@ -56,6 +56,9 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
         attempt = _attempt(item, model, log)
         try:
             attempt.type = task_type(item.task.task_type)
+            if not is_simple(attempt.type, item.task):
+                found.outcomes.append(undone(item, "its calls depend on what is known only when they are made"))
+                continue
             prompt = attempt.type.prompt(item)
         except ItemRejected as error:  # by its own text, whichever model it were for
             found.outcomes.append(attempt.failed(error.kind, str(error)))

@@ -24,8 +24,9 @@ from ai_worker.errors import (
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import TIME_LIMIT, task_type
+from ai_worker.task_types import TIME_LIMIT, needs, task_type
 from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, PutOffError, milliseconds, plausible
+from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
@@ -51,6 +52,7 @@ class Caller:
     throttle: told how calls end, and asked whether one may be made again.
     learner: told how calls end, for the next ones' pace.
     twins: whether a call need be made at all.
+    backgrounds: what is drawn into prompts, for the tasks that ask for it.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
     pause: the same between two calls, where its place at the model is kept.
     stepwise: takes items through several calls, made of what makes one.
@@ -65,6 +67,7 @@ class Caller:
         throttle: Throttle,
         learner: Learner,
         twins: Twins,
+        backgrounds: Backgrounds,
         away: Callable[[], AbstractAsyncContextManager[object]],
         pause: Callable[[], AbstractAsyncContextManager[object]],
         stepwise: Callable[[Complete], Stepwise],
@@ -72,6 +75,7 @@ class Caller:
     ) -> None:
         self._endpoints = endpoints
         self._twins = twins
+        self._backgrounds = backgrounds
         self._stopping = stopping
         self._breaker = breaker
         self._pacer = pacer
@@ -95,6 +99,8 @@ class Caller:
         attempt.model = endpoint.model
         try:
             kind = attempt.type = task_type(item.task.task_type)
+            if (wanted := needs(kind, item.task)) is not None:
+                item = attempt.item = item._replace(background=await self._backgrounds.of(item, wanted))
             if (work := work_of(kind, item, endpoint.model)) is not None:
                 return await self._stepwise.outcome(attempt, endpoint, work)
             try:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ai_worker import prices
 from ai_worker.models import Item, Lane, Model, Outcome, Usage
-from ai_worker.task_types import task_type
+from ai_worker.task_types import needs, task_type
 from ai_worker.text import estimate_tokens
 
 FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again
@@ -68,11 +68,13 @@ class Estimates:
         if model is None or prices.price(model) is None:
             return None
         try:
-            prompt = task_type(item.task.task_type).prompt(item)
+            kind = task_type(item.task.task_type)
+            prompt, wanted = kind.prompt(item), needs(kind, item.task)
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING
+        drawn = 0 if wanted is None else 2 * wanted.tokens  # at most: of the subject, and of reviewed examples
         usage = Usage(
-            estimate_tokens(prompt.system) + estimate_tokens(prompt.user),
+            estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn,
             prompt.tokens_output_expected or estimate_tokens(prompt.text),
         )
         # The cheaper synchronous tier may be shed, and is then paid as the usual one.

@@ -25,6 +25,7 @@ from ai_worker.store.batches import Batches
 from ai_worker.store.budgets import is_limited
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Committed, Queue, Waiting
+from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.batches import BatchLane
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller
@@ -201,6 +202,7 @@ class Worker:
             self._throttle,
             self._learner,
             self._twins,
+            Backgrounds(lambda wanted: self._in_thread(self._cache_thread, queue.backgrounds.draw, wanted)),
             self._away,
             self._pause_call,
             partial(

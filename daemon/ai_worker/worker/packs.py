@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ai_worker import prices
 from ai_worker.errors import ModelStopped, Transient
-from ai_worker.models import NO_BACKGROUND, NO_USAGE, Completion, Item, Model, Prompt, Result
+from ai_worker.models import NO_USAGE, Completion, Item, Model, Prompt, Result
 from ai_worker.task_types import TIME_LIMIT, TaskType
 from ai_worker.task_types.pack import pack_key, packed, shared, shared_cost, unpacked
 from ai_worker.text import estimate_tokens
@@ -173,7 +173,7 @@ def companions_key(item: Item, model: Model, prompt: Prompt) -> Hashable | None:
     task = item.task
     if task.pack < 2 or task.is_probe or item.is_single or model.provider in prices.FREE_PROVIDERS:
         return None
-    if item.background is not NO_BACKGROUND or TIME_LIMIT in task.parameters:  # of an item's own, not of its companions'
+    if TIME_LIMIT in task.parameters:  # of its own, not of its companions
         return None
     if item.tries > 1 and item.is_last_attempt:  # it may be for the pack's sake that the ones before failed: a time-out, say
         return None
