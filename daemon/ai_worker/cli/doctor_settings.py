@@ -61,9 +61,9 @@ def _holds_secrets(path: Path) -> bool:
     values = dotenv_values(path, encoding="utf-8-sig")
     if any(values.get(name) for name in _SECRETS):
         return True
-    url = values.get(variable("db_url"))
+    urls = [url for field in ("db_url", "source_url") if (url := values.get(variable(field)))]
     try:
-        return bool(url and parse_database_url(url).password.reveal())
+        return any(parse_database_url(url).password.reveal() for url in urls)
     except ConfigurationError:  # it cannot be told, and a password is what one is to expect
         return True
 
