@@ -1799,13 +1799,14 @@ UPDATE task_source SET finished_at = NOW(6) WHERE id_task = %(id_task)s AND fini
 SELECT i.id_task_item, i.external_key, UNHEX(SHA2(i.text_original, 256)) AS original,
        UNHEX(SHA2(COALESCE(i.text_reviewed, i.text_corrected), 256)) AS target,
        OCTET_LENGTH(COALESCE(i.text_reviewed, i.text_corrected)) AS size, last.outcome, last.hash_after,
-       (SELECT w.hash_after FROM task_item_export w FORCE INDEX (k_task_item_export_item)
-         WHERE w.id_task_item = i.id_task_item AND w.outcome = 'written'
-         ORDER BY w.id_task_item_export DESC LIMIT 1) AS written
+       written.hash_after AS written
   FROM task_item i FORCE INDEX (k_task_item_claim)
   LEFT JOIN task_item_export last ON last.id_task_item_export =
        (SELECT MAX(e.id_task_item_export) FROM task_item_export e FORCE INDEX (k_task_item_export_item)
          WHERE e.id_task_item = i.id_task_item)
+  LEFT JOIN task_item_export written ON written.id_task_item_export =
+       (SELECT MAX(w.id_task_item_export) FROM task_item_export w FORCE INDEX (k_task_item_export_item)
+         WHERE w.id_task_item = i.id_task_item AND w.outcome = 'written')
  WHERE i.id_task = %(id_task)s AND i.status_id = 1 AND i.id_task_item > %(after)s AND i.review_status_id = 1
    AND COALESCE(i.text_reviewed, i.text_corrected) IS NOT NULL
  ORDER BY i.id_task_item

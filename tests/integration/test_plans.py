@@ -27,6 +27,7 @@ TASKS, ITEMS = 8, 2500  # items of each task
 CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_item_due", "k_task_runnable", "k_worker_lease"
 
 CONTEXT = "k_task_item_context"
+EXPORT = "k_task_item_export_item"
 
 # statement -> table or alias -> (key, how many rows it may look at by the optimizer's estimate)
 EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
@@ -83,6 +84,21 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "earlier_results": {"i": (CONTEXT, 400), "t": (PRIMARY, 1), "o": (CONTEXT, 400)},
     "newest_facts": {"context_fact": ("k_context_fact_newest", 400)},
     "reviewed_examples": {"r": ("k_task_item_review_task", 400), "i": (PRIMARY, 1)},
+    # review and export: one pass over a task's results, in pages
+    "items_to_review": {"task_item": (CLAIM, ITEMS)},
+    "unreviewed_items": {"task_item": (CLAIM, ITEMS)},
+    "items_of_span": {"task_item": (PRIMARY, 250)},
+    "lock_to_review": {"task_item": (PRIMARY, 250)},
+    "review_items": {"task_item": (PRIMARY, 250)},
+    "accepted_items": {
+        "i": (CLAIM, ITEMS),
+        "last": (PRIMARY, 1),
+        "written": (PRIMARY, 1),
+        "e": (EXPORT, 10),
+        "w": (EXPORT, 10),
+    },
+    "accepted_texts": {"task_item": (PRIMARY, 250)},
+    "latest_exports": {"task_item_export": (EXPORT, 1000), "e": (PRIMARY, 1)},
     # dry runs: one pass over all tasks, in pages
     "preview_tasks": {
         "t": (PRIMARY, 100),
@@ -162,7 +178,10 @@ def busy(server: TestServer) -> Iterator[Busy]:
             "INSERT INTO context_fact (context_key, fact) SELECT context_key, CONCAT('fakt ', id_task_item) FROM task_item",
             "INSERT INTO task_item_review (id_task, id_task_item, review_status_id, reviewed_by)"
             " SELECT id_task, id_task_item, 1 + id_task_item % 2, 'ja' FROM task_item WHERE id_task_item % 9 = 0",
-            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review",
+            *["INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, exported_by)"
+              " SELECT id_task, id_task_item, 'written', REPEAT('x', 32), REPEAT('y', 32), 'ja' FROM task_item"] * 2,
+            "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review, "
+            "task_item_export",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -220,6 +239,9 @@ def parameters() -> dict[str, Any]:
         "in_flight": 0,
         "items_processed": 0,
         "items_failed": 0,
+        "review_status_id": 1,
+        "text_reviewed": None,
+        "reviewed_by": "ja",
     }
 
 
@@ -228,8 +250,10 @@ def test_plan(busy: Busy, name: str) -> None:
     values: dict[str, Any] = {}
     if name == "lock_pending_of_task":
         values = {"id_task": 3, "after": busy.items[0]}
-    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid", "reviewed_examples"}:
+    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid", "reviewed_examples", "accepted_items"}:
         values = {"id_task": 3}
+    elif name in {"items_to_review", "unreviewed_items", "items_of_span"}:
+        values = {"id_task": 3, "after": busy.items[0], "last": busy.items[0] + 200}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}
     elif name == "wait_for_items":
