@@ -47,7 +47,7 @@ def opened(database_url: str) -> Iterator[Opened]:
 
 
 def add_item(tx: Transaction, id_task: int, text: str = "x") -> None:
-    tx.insert("insert_items", {"id_task": id_task, "external_key": None, "context": None, "text_original": text})
+    tx.insert("insert_items", {"id_task": id_task, "external_key": None, "context_key": None, "context": None, "text_original": text})
 
 
 def count(sql: Sql) -> int:
@@ -140,7 +140,7 @@ def test_a_refused_statement_says_why_and_rolls_back(database: Database, task: i
 @pytest.mark.parametrize("many", [False, True])
 def test_a_statement_longer_than_a_packet_is_a_clear_error(database: Database, task: int, many: bool) -> None:
     size = database.query("server_packet")[0]["bytes"]
-    row = {"id_task": task, "external_key": None, "context": None, "text_original": "x" * size}
+    row = {"id_task": task, "external_key": None, "context_key": None, "context": None, "text_original": "x" * size}
     runs = []
 
     def work(tx: Transaction) -> None:

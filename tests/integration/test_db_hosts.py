@@ -101,7 +101,7 @@ def other_url() -> Iterator[DatabaseUrl]:
 
 
 def add_item(tx: Transaction) -> int:
-    tx.insert("insert_items", {"id_task": 1, "external_key": None, "context": None, "text_original": "x"})
+    tx.insert("insert_items", {"id_task": 1, "external_key": None, "context_key": None, "context": None, "text_original": "x"})
     port: int = tx.raw("SELECT @@port AS port")[0]["port"]
     return port
 
