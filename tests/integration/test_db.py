@@ -47,7 +47,9 @@ def opened(database_url: str) -> Iterator[Opened]:
 
 
 def add_item(tx: Transaction, id_task: int, text: str = "x") -> None:
-    tx.insert("insert_items", {"id_task": id_task, "external_key": None, "context_key": None, "context": None, "text_original": text})
+    tx.insert(
+        "insert_items", {"id_task": id_task, "external_key": None, "context_key": None, "context": None, "text_original": text}
+    )
 
 
 def count(sql: Sql) -> int:

@@ -22,7 +22,8 @@ class _Share:
     granted: int = 0
     asked_at: float = 0.0  # when items were last looked for
     renewed_at: float = float("-inf")
-    is_renewing: bool = False
+    renewing: int | None = None  # while it is renewed: how many were held then; no more may be begun until it is known
+    is_given: bool = False  # room was told of since the last renewal: a claim may be using it, uncounted as yet
 
 
 class Shares:
@@ -70,8 +71,11 @@ class Shares:
         if share is None:
             share = self._shares.setdefault(task.id_ai_model, _Share(task.max_in_flight))
         share.limit, share.asked_at = task.max_in_flight, self._clock()
-        room = min(share.granted, share.limit) - self._held(task.id_ai_model)
-        if room <= 0 and self._loop is not None:
+        granted = share.granted if (renewing := share.renewing) is None else min(share.granted, renewing)
+        room = min(granted, share.limit) - self._held(task.id_ai_model)
+        if room > 0:
+            share.is_given = True
+        elif self._loop is not None:
             self._loop.call_soon_threadsafe(self._soon, task.id_ai_model)
         return max(0, room)
 
@@ -88,25 +92,27 @@ class Shares:
 
     def _soon(self, id_ai_model: int) -> None:
         share = self._shares.get(id_ai_model)
-        if share is not None and not share.is_renewing and self._clock() - share.renewed_at > SOON_SECONDS:
+        if share is not None and share.renewing is None and self._clock() - share.renewed_at > SOON_SECONDS:
             task = asyncio.create_task(self._one(id_ai_model))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _one(self, id_ai_model: int) -> None:
         share = self._shares.get(id_ai_model)
-        if share is None or share.is_renewing:
+        if share is None or share.renewing is not None:
             return
         held = self._held(id_ai_model)
+        if share.is_given:  # else what is just being claimed would be somebody else's, too
+            held, share.is_given = max(held, min(share.granted, share.limit)), False
         is_wanted = self._clock() - share.asked_at < 2 * RENEW_SECONDS
         wanted = min(self._slots, share.limit) if is_wanted else held
-        before, share.is_renewing = share.granted, True
+        before, share.renewing = share.granted, held
         try:
             share.granted = await self._renew(id_ai_model, wanted, held, share.limit)
         except DatabaseError:  # said by whoever lost the connection; the share stands as long as the lease
             return
         finally:
-            share.is_renewing, share.renewed_at = False, self._clock()
+            share.renewing, share.renewed_at = None, self._clock()
         if not wanted and not held:
             del self._shares[id_ai_model]
         elif share.granted > before:
