@@ -37,7 +37,8 @@ class Attempt:
     """One attempt under way: what it has cost so far, and its possible ends."""
 
     __slots__ = (
-        *("_began", "_is_unpriced", "companions", "cost", "is_spared", "item", "lane", "log", "model", "timer", "type", "usage"),
+        *("_began", "_is_unpriced", "companions", "cost", "is_elsewhere", "is_spared", "item", "lane"),
+        *("log", "model", "timer", "type", "usage"),
     )
 
     def __init__(self, item: Item, log: Log) -> None:
@@ -50,6 +51,7 @@ class Attempt:
         self.cost: Decimal | None = None  # the same in USD; None while nothing was billed, and where a price is not known
         self.lane = Lane.ONLINE  # of the latest call
         self.is_spared = False  # it was not called again, for its provider's sake
+        self.is_elsewhere = False  # it has come to its end in a step that is for another model than its task
         self.companions = 0  # items that its calls are made for, beside this one
         self._is_unpriced = False
         self._began = time.monotonic()
@@ -86,6 +88,7 @@ class Attempt:
 
     def end_with(self, step: Attempt) -> None:
         """The attempt ends as this step does, on the books of its model."""
+        self.is_elsewhere = step.item.task.id_ai_model != self.item.task.id_ai_model
         self.item, self.model = step.item, step.model
         self.add(step)
 

@@ -272,7 +272,10 @@ class Caller:
     async def _stopped(self, attempt: Attempt, error: ModelStopped) -> Outcome:
         self._endpoints.recheck(attempt.item.task.id_ai_model)
         self._throttle.restart(attempt.item.task.id_ai_model)
-        await self._breaker.trip(attempt.item.task, error, bounded(error.retry_after or PROBE_SECONDS))
+        probe_seconds = bounded(error.retry_after or PROBE_SECONDS)
+        await self._breaker.trip(attempt.item.task, error, probe_seconds)
+        if attempt.is_elsewhere:  # its task's model is well: claimed again at once, it would come here again at once
+            return attempt.waits(PutOffError(error.kind, str(error), probe_seconds))
         return attempt.given_back(error.kind)
 
 

@@ -215,7 +215,7 @@ class Worker:
                 slots=lambda: self._slots,
                 saw=self._pacer.saw,
                 stopping=self._draining,
-                on_answer=self._breaker.answered,
+                breaker=self._breaker,
             ),
             lambda: self._lease.log,
         )

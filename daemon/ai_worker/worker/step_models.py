@@ -31,6 +31,7 @@ class StepModels:
     saw: takes note of a task's limits.
     turn_to: makes the running call one of this item's model, if there is room, see `Slots.turn_to`.
     away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
+    is_shunned: whether this worker knows that a model must not be called now.
     take_probe: whether this worker may try a stopped model with one call.
     """
 
@@ -42,6 +43,7 @@ class StepModels:
         saw: Callable[[Collection[Task]], None],
         turn_to: Callable[[Item], bool],
         away: Callable[[], AbstractAsyncContextManager[object]],
+        is_shunned: Callable[[int], bool],
         take_probe: Callable[[int], Awaitable[bool]],
     ) -> None:
         self._fetch = fetch
@@ -49,6 +51,7 @@ class StepModels:
         self._saw = saw
         self._turn_to = turn_to
         self._away = away
+        self._is_shunned = is_shunned
         self._take_probe = take_probe
         self._states: Mapping[str, ModelState] = {}
         self._fetched_at = float("-inf")
@@ -78,12 +81,13 @@ class StepModels:
             raise UsageError(f"step {step!r} is for the model {name!r}, and there is no such one; known ones: {known}")
         if not state.is_active:
             raise PutOffError("model_inactive", f"the model {name!r} of step {step!r} is not in use", LONGEST_SECONDS)
+        id_ai_model: int = state.columns["id_ai_model"]
         is_probe = False
-        if state.is_stopped:
-            id_ai_model: int = state.columns["id_ai_model"]
-            is_probe = state.is_due and await self._take_probe(id_ai_model)
+        if state.is_stopped or self._is_shunned(id_ai_model):
+            self._fetched_at = float("-inf")  # it may be well again in a moment
+            is_probe = state.is_stopped and state.is_due and await self._take_probe(id_ai_model)
             if not is_probe:
                 delay = min(LONGEST_SECONDS, max(STOPPED_SECONDS, state.probe_seconds))
                 raise PutOffError("model_stopped", f"the model {name!r} of step {step!r} is stopped", delay)
         # It stands alone: a chain is of models for the whole item, and one that refuses a step has refused the item.
-        return replace(task, **state.columns, chain=(state.columns["id_ai_model"],), is_probe=is_probe)
+        return replace(task, **state.columns, chain=(id_ai_model,), is_probe=is_probe)

@@ -16,6 +16,7 @@ from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, P
 from ai_worker.store.steps import MOST_PARTS, ClaimLostError, Finished, Place, Steps
 from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, splitting, stepped
 from ai_worker.worker.attempt import Attempt, GivenBackError
+from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import AWAY_SECONDS, UNSTORABLE
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.parts import Parts
@@ -207,7 +208,7 @@ def stepwise(
     slots: Callable[[], Slots],
     saw: Callable[[Iterable[Task]], None],
     stopping: asyncio.Event,
-    on_answer: Callable[[Item], None],
+    breaker: Breaker,
 ) -> Stepwise:
     """A worker's, of its own pieces; the slots are made after those who make their calls."""
 
@@ -220,6 +221,7 @@ def stepwise(
         saw=saw,
         turn_to=lambda item: slots().turn_to(item),
         away=lambda: slots().away(),
+        is_shunned=breaker.is_shunned,
         take_probe=lambda id_ai_model: in_thread(take_probe, id_ai_model),
     )
     return Stepwise(
@@ -229,7 +231,7 @@ def stepwise(
         models.turn,
         Parts(lambda item: slots().beside(item), lambda: slots().away()),
         stopping,
-        on_answer,
+        breaker.answered,
     )
 
 
