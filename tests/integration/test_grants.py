@@ -14,7 +14,7 @@ import pytest
 from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
-from ai_worker.models import Filters, Outcome, Result, TaskStatus, Usage
+from ai_worker.models import Filters, Needs, Outcome, Result, TaskStatus, Usage
 from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
@@ -138,6 +138,15 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         assert isinstance(known, Answer)
         sql("DELETE FROM task_item WHERE id_task_item = %s", [item.id_task_item])
         assert queue.cache.forget(bytes(32)) == 1
+        # what is drawn into prompts, and the facts that a result leaves behind
+        sql("INSERT INTO task_item (id_task, text_original, context_key) VALUES (%s, 'ość', 'klient 7')", [id_task])
+        assert queue.reopen_for_new_items(0) == 1
+        (item,) = queue.claim(second, [task], 1)
+        learnt = Result("ość", None, {}, facts=("Ma psa.",))
+        assert queue.commit(second, [Outcome.processed(item, learnt, usage, cost, 5)]).stored
+        later = item._replace(id_task_item=item.id_task_item + 1)
+        (drawn,) = queue.backgrounds.draw([(later, Needs(results=1, facts=1, examples=1))])
+        assert (drawn.results, drawn.facts) == ((("ość", "ość"),), ("Ma psa.",))
         queue.end_worker(second, processed=4, failed=0)
         # the named lock that idle workers wait for
         assert db.transaction(lambda tx: tx.raw("SELECT GET_LOCK('ai_worker_test_grants', 0) AS got")) == [{"got": 1}]

@@ -77,7 +77,10 @@ def test_errors_about_unknown_names_list_the_plugins_too(installed_plugin: Path)
 def test_without_the_plugin_its_names_are_unknown() -> None:
     with pytest.raises(ConfigurationError, match=r"unknown provider 'shout'; known ones: echo, gemini, offline, openai$"):
         provider_class("shout")
-    known = "analysis, categorization, correction, summary, translation"
+    known = (
+        "analysis, categorization, correction, custom, image, image_prompt, investment, memory, reply, research, summary, swot, "
+        "technical_review, translation"
+    )
     with pytest.raises(UsageError, match=rf"unknown task type 'shouting'; known ones: {known}$"):
         task_type("shouting")
 

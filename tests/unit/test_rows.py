@@ -52,6 +52,16 @@ class TestCsv:
         items, _ = read(csv, "id,text\n17,jeden\n,dwa\n", key_column="id")
         assert items == [NewItem("jeden", "17", None), NewItem("dwa", None, None)]
 
+    def test_the_context_key_is_kept_apart(self, csv: Path) -> None:
+        items, _ = read(csv, "klient,text,kod\nAnna,jeden,a\n,dwa,\n", context_key_column="klient", key_column="kod")
+        assert items == [NewItem("jeden", "a", None, "Anna"), NewItem("dwa", None, None, None)]
+        items, _ = read(csv, "klient,text\nAnna,jeden\n", context_key_column="klient", key_column="klient")
+        assert items == [NewItem("jeden", "Anna", None, "Anna")]
+        assert "has no column 'klnt', which --context-key-column asks for" in refusal(
+            csv, "klient,text\n1,x\n", context_key_column="klnt"
+        )
+        assert "longer than 190" in refusal(csv, f"klient,text\n{'x' * 191},x\n", context_key_column="klient")
+
     @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
     def test_delimiter_is_taken_from_the_header(self, csv: Path, delimiter: str) -> None:
         items, _ = read(csv, f'id{delimiter}text\n1{delimiter}"a, b; c\td"\n')
@@ -145,6 +155,16 @@ class TestCsv:
 
 
 class TestJsonl:
+    def test_the_context_key_has_a_usual_name(self, jsonl: Path) -> None:
+        row = '{"msg": "A w sobotę?", "context_key": 7, "messages": [{"role": "user", "text": "hej"}]}'
+        items, _ = read(jsonl, row, column="msg")
+        assert items == [NewItem("A w sobotę?", None, '{"messages": [{"role": "user", "text": "hej"}]}', "7")]
+        assert read(jsonl, '{"msg": "x", "context_key": "a"}')[0] == [NewItem("x", None, None, "a")]
+        (item,) = read(jsonl, '{"text": "x", "context_key": "a", "who": "b"}', context_key_column="who")[0]
+        assert (item.context_key, item.context) == ("b", '{"context_key": "a"}')
+        assert "field 'context_key' is [1]" in refusal(jsonl, '{"text": "x", "context_key": [1]}')
+        assert "NUL" in refusal(jsonl, '{"text": "x", "context_key": "a\\u0000"}')
+
     def test_strings_and_objects(self, jsonl: Path) -> None:
         items, skipped = read(
             jsonl, '"Ala ma kota"\n{"text": "żółw", "id": 7, "tags": ["a"]}\n\n{"text": null}\n', key_column="id"

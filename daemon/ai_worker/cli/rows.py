@@ -31,9 +31,10 @@ Format = Literal["csv", "jsonl", "txt"]
 
 SUFFIXES: Final[dict[str, Format]] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
 USUAL_COLUMNS: Final = ("text_original", "text")
+USUAL_CONTEXT_KEY: Final = "context_key"
 
 LONGEST_TEXT: Final = 16_777_215  # bytes of a MEDIUMTEXT
-LONGEST_KEY: Final = 190  # characters of task_item.external_key
+LONGEST_KEY: Final = 190  # characters of task_item.external_key and context_key
 LONGEST_CONTEXT: Final = 1_000_000  # characters of all the other columns of a row
 LONGEST_LINE: Final = 120_000_000  # characters: a text of the longest size, each character written as \uXXXX, and then some
 
@@ -44,8 +45,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 class Layout:
     """How to read an input. `packet` is the longest statement that the database takes, in bytes.
 
-    `column` holds the text, `key_column` the caller's own key; the others become the item's context.
-    Without `column` it is `text_original`, `text`, or the only one there is.
+    `column` holds the text, `key_column` the caller's own key, `context_key_column` whom or what it is about; the others become
+    the item's context. Without `column` it is `text_original`, `text`, or the only one there is; in JSONL, without
+    `context_key_column`, the field `context_key`.
     """
 
     format: Format
@@ -54,6 +56,12 @@ class Layout:
     delimiter: str | None = None
     encoding: str = "utf-8"
     packet: int = 16_777_216
+    context_key_column: str | None = None
+
+    @property
+    def subject_column(self) -> str | None:
+        """Where the context key stands, where there is one."""
+        return self.context_key_column or (USUAL_CONTEXT_KEY if self.format == "jsonl" else None)
 
 
 class RowFile:
@@ -174,8 +182,8 @@ class RowFile:
         if not header:
             raise UsageError(f"{self.name} is empty")
         names = [name.strip() for name in header]
-        text_at, key_at = self._columns(names)
-        others = [(at, name) for at, name in enumerate(names) if name and at not in (text_at, key_at)]
+        text_at, key_at, subject_at = self._columns(names)
+        others = [(at, name) for at, name in enumerate(names) if name and at not in (text_at, key_at, subject_at)]
         field = names[text_at]
         for line, record in records:
             if len(record) > len(names) or len(record) <= text_at:
@@ -189,7 +197,8 @@ class RowFile:
                 self.skipped += 1
                 continue
             context = {name: record[at] for at, name in others if at < len(record) and record[at]} if others else None
-            yield self._item(line, field, text, record[key_at] if key_at is not None and key_at < len(record) else None, context)
+            key, subject = (record[at] if at is not None and at < len(record) else None for at in (key_at, subject_at))
+            yield self._item(line, field, text, key, context, subject)
 
     def _records(self, reader: Any) -> Iterator[tuple[int, list[str]]]:
         """Records with the number of the line that they begin on; blank lines are passed over."""
@@ -209,19 +218,19 @@ class RowFile:
                 self._refuse(line, 'text after a closing quote. Quotes inside of a quoted cell must be doubled: "he said ""no"""')
             self._refuse(line, f"this is not CSV: {said}")
 
-    def _columns(self, names: Sequence[str]) -> tuple[int, int | None]:
-        """The positions of the text and of the key."""
+    def _columns(self, names: Sequence[str]) -> tuple[int, int | None, int | None]:
+        """The positions of the text, of the key and of the context key."""
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
             self._refuse(1, f"the header names the column {_short(twice)!r} twice")
-        text = self._column(names)
-        if self.layout.key_column is None:
-            return names.index(text), None
-        if self.layout.key_column not in names:
-            raise UsageError(
-                f"{self.name} has no column {self.layout.key_column!r}, which --key-column asks for; {_listed(names)}"
-            )
-        return names.index(text), names.index(self.layout.key_column)
+        text = names.index(self._column(names))
+        key = self._place(names, self.layout.key_column, "--key-column")
+        return text, key, self._place(names, self.layout.context_key_column, "--context-key-column")
+
+    def _place(self, names: Sequence[str], wanted: str | None, option: str) -> int | None:
+        if wanted is not None and wanted not in names:
+            raise UsageError(f"{self.name} has no column {wanted!r}, which {option} asks for; {_listed(names)}")
+        return None if wanted is None else names.index(wanted)
 
     def _column(self, names: Sequence[str]) -> str:
         column = self.layout.column
@@ -229,7 +238,7 @@ class RowFile:
             if column not in names:
                 raise UsageError(f"{self.name} has no column {column!r}; {_listed(names)}")
             return column
-        rest = [name for name in names if name != self.layout.key_column]
+        rest = [name for name in names if name not in (self.layout.key_column, self.layout.subject_column)]
         for usual in USUAL_COLUMNS:
             if usual in rest:
                 return usual
@@ -241,29 +250,34 @@ class RowFile:
 
     def _jsonl(self, stream: io.TextIOWrapper) -> Iterator[NewItem]:
         decode = json.JSONDecoder(parse_constant=_no_constant).decode
-        key_column = self.layout.key_column
+        key_column, subject_column = self.layout.key_column, self.layout.subject_column
         column = ""
         for line, raw in enumerate(self._lines(stream), 1):
             if raw.isspace():
                 continue
             value = self._decoded(line, raw, decode)
-            key: Any = None
+            key: str | None = None
+            subject: str | None = None
             context: dict[str, Any] | None = None
             if isinstance(value, dict):
                 column = column or self._column(list(value))
                 if column not in value:
                     self._refuse(line, f"the object has no field {column!r}; {_listed(list(value))}")
-                context = {name: each for name, each in value.items() if name not in (column, key_column)}
-                key = value.get(key_column) if key_column else None
+                context = {name: each for name, each in value.items() if name not in (column, key_column, subject_column)}
+                key, subject = (self._key(line, value, name) for name in (key_column, subject_column))
                 value = value[column]
             if value is None or (isinstance(value, str) and (not value or value.isspace())):
                 self.skipped += 1
                 continue
             if not isinstance(value, str):
                 self._refuse(line, f"the text must be a JSON string, but is {_short(_encode(value))}")
-            if key is not None and not isinstance(key, str | int):
-                self._refuse(line, f"the key must be a string or an integer, but field {key_column!r} is {_short(_encode(key))}")
-            yield self._item(line, column or "text", value, None if key is None else str(key), context)
+            yield self._item(line, column or "text", value, key, context, subject)
+
+    def _key(self, line: int, row: dict[str, Any], name: str | None) -> str | None:
+        key = row.get(name) if name else None
+        if key is not None and not isinstance(key, str | int):
+            self._refuse(line, f"the key must be a string or an integer, but field {name!r} is {_short(_encode(key))}")
+        return None if key is None else str(key)
 
     def _decoded(self, line: int, raw: str, decode: Callable[[str], Any]) -> Any:
         try:
@@ -281,26 +295,36 @@ class RowFile:
         for line, raw in enumerate(self._lines(stream), 1):
             text = raw.removesuffix("\n")
             if text and not text.isspace():
-                yield self._item(line, "text", text, None, None)
+                yield self._item(line, "text", text)
 
     # ----- rows to items
 
-    def _item(self, line: int, field: str, text: str, key: str | None, context: dict[str, Any] | None) -> NewItem:
+    def _item(
+        self,
+        line: int,
+        field: str,
+        text: str,
+        key: str | None = None,
+        context: dict[str, Any] | None = None,
+        subject: str | None = None,
+    ) -> NewItem:
         try:
             size = len(text) if text.isascii() else len(text.encode())
             others = _encode(context) if context else None
             if self.layout.format == "jsonl":  # only there can characters be written that no encoding has
                 others and others.encode()
-                key and key.encode()
-                if "\0" in text or "\0" in (key or ""):
+                keys = f"{key or ''}{subject or ''}"
+                keys.encode()
+                if "\0" in text or "\0" in keys:
                     self._refuse(line, f"field {field!r} or the key holds a NUL character (\\u0000), which texts do not have")
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             self._refuse(line, f"{half}, half of a surrogate pair, which is no character: the program that wrote the file cut it")
         except ValueError:
             self._refuse(line, "a number that JSON does not have")
-        if key is not None and len(key) > LONGEST_KEY:
-            self._refuse(line, f"the key is longer than {LONGEST_KEY} characters: {_short(key)!r}")
+        for each in (key, subject):
+            if each is not None and len(each) > LONGEST_KEY:
+                self._refuse(line, f"the key is longer than {LONGEST_KEY} characters: {_short(each)!r}")
         if others is not None and len(others) > LONGEST_CONTEXT:
             self._refuse(
                 line, f"the columns beside {field!r} hold more than {LONGEST_CONTEXT:,} characters; leave out what is not needed"
@@ -317,7 +341,7 @@ class RowFile:
                     f"column {field!r} holds {size:,} bytes, more than the server takes in one statement "
                     f"(max_allowed_packet is {self.layout.packet:,}); raise it there, or split the text: {_short(text)!r}",
                 )
-        return NewItem(text, key or None, others)
+        return NewItem(text, key or None, others, subject or None)
 
     def _refuse(self, line: int, what: str) -> NoReturn:
         raise UsageError(f"{self.name}, line {line}: {what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -23,6 +24,11 @@ from ai_worker.store.tasks import NewTask, Submitted, Tasks
 @task_options
 @click.option("--column", help="Column with the text.  [default: text_original, text, or the only one]")
 @click.option("--key-column", help="Column with your own key, kept as external_key.")
+@click.option(
+    "--context-key-column",
+    metavar="COLUMN",
+    help="Column with whom or what a row is about: earlier results and facts are drawn by it.  [default in JSONL: context_key]",
+)
 @click.option("--format", "format_name", type=click.Choice(["csv", "jsonl", "txt"]), help="Needed for standard input.")
 @click.option("--delimiter", help="Of a CSV; `tab` may be spelled out.  [default: comma, semicolon or tab, as the header has it]")
 @click.option("--encoding", default="utf-8", show_default=True, help="For example cp1250.")
@@ -35,6 +41,7 @@ def submit(
     file: str,
     column: str | None,
     key_column: str | None,
+    context_key_column: str | None,
     format_name: Any,
     delimiter: str | None,
     encoding: str,
@@ -64,7 +71,14 @@ def submit(
     --cache-age 30d    work done before is not paid again
     """
     settings = context.settings()
-    layout = Layout(format_name or format_of(file), column, key_column, _delimiter(delimiter), encoding)
+    layout = Layout(
+        format_name or format_of(file),
+        column,
+        key_column,
+        _delimiter(delimiter),
+        encoding,
+        context_key_column=context_key_column,
+    )
     with context.database(settings) as db:
         task, model = options.plan(db)
         if estimate or dry_run:
@@ -88,7 +102,7 @@ def submit(
 
 def _submit(db: Database, task: NewTask, file: str, layout: Layout) -> Submitted:
     tasks = Tasks(db)
-    layout = Layout(layout.format, layout.column, layout.key_column, layout.delimiter, layout.encoding, tasks.packet())
+    layout = replace(layout, packet=tasks.packet())
     with RowFile.open(file, layout) as source, progress.row_counter() as show:
         submitted = tasks.submit(task, source.rows, show)
         skipped = source.skipped
@@ -102,7 +116,7 @@ def _submit(db: Database, task: NewTask, file: str, layout: Layout) -> Submitted
 def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layout, shown: int, as_json: bool) -> None:
     """Reads the whole file, and shows what it would come to."""
     packet = Tasks(db).packet()
-    layout = Layout(layout.format, layout.column, layout.key_column, layout.delimiter, layout.encoding, packet)
+    layout = replace(layout, packet=packet)
     stored = Task(
         0,
         model.id_ai_model,
