@@ -294,8 +294,8 @@ class ImageRequest(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a model has made that is no text. A provider fills in the first two; the rest, which a worker adds, says what the bytes
-    are: pixels, SHA-256, a small picture of it."""
+    """What a model has made that is no text. A provider fills in the first two; the rest, which a worker adds, says what the
+    bytes are: pixels, SHA-256, a small picture of it."""
 
     content: bytes
     mime_type: str

@@ -35,8 +35,8 @@ _COLUMN: Final = Decimal("0.000000001")  # task_item.cost is DECIMAL(18,9)
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens. `output_image`, where set, is that of tokens of pictures, which otherwise cost as much as others: the
-    list has models of both kinds. `tiers`, where set, gives the price of calls with more than `tiers_above` input tokens."""
+    """USD per million tokens. `output_image`, where set, is that of tokens of pictures, which otherwise cost as much as others:
+    the list has models of both kinds. `tiers`, where set, gives the price of calls with more than `tiers_above` input tokens."""
 
     input: Decimal
     output: Decimal

@@ -74,8 +74,8 @@ def openai_picture(body: Mapping[str, Any], key: str | None, usage: Usage, asked
         return decoded(encoded, f"image/{kind if isinstance(kind, str) else asked or 'png'}", usage), words
     if entry.get("url") is not None:
         raise ModelStopped(
-            "the server sends an address instead of the picture, and addresses are not fetched; where it takes that parameter, set"
-            ' the model\'s option extra_body={"response_format": "b64_json"}',
+            "the server sends an address instead of the picture, and addresses are not fetched; where it takes that parameter,"
+            ' set the model\'s option extra_body={"response_format": "b64_json"}',
             usage=usage,
             code="url",
         )

@@ -162,8 +162,8 @@ def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
 
 
 def images_usage(body: Mapping[str, Any], key: str | None) -> Usage:
-    """The tokens of an answer of the images API, all of whose output counts as picture where it does not say. Raises what an error
-    inside the answer stands for."""
+    """The tokens of an answer of the images API, all of whose output counts as picture where it does not say. Raises what an
+    error inside the answer stands for."""
     counted = _dict(body.get("usage"))
     usage = _responses_usage(counted)
     details = _dict(counted.get("output_tokens_details"))

@@ -104,8 +104,8 @@ class Settings:
 
 
 class OpenAIProvider:
-    """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can; the images
-    API for prompts that ask for a picture, with the model's `extra_body` and no other option.
+    """Chat completions (default) or responses, with the answer held to the prompt's JSON schema as far as the server can; the
+    images API for prompts that ask for a picture, with the model's `extra_body` and no other option.
 
     Options: `api` = chat | responses; `structured` = json_schema | json_object | text (where to start; a server that refuses
     one gets the next, and the instance remembers); `max_output_tokens` (reasoning included), `temperature` and `top_p` (each
