@@ -395,6 +395,47 @@ DELETE s
   FROM task_item_step s FORCE INDEX (PRIMARY)
  WHERE s.id_task_item IN %(items)s AND s.part > 0;
 
+-- name: forget_files
+-- What an item's earlier result brought goes when it has a new one.
+DELETE FROM task_item_file
+ WHERE id_task_item IN %(items)s;
+
+-- name: begin_file
+-- A file's bytes are gathered in the session, in pieces that every packet takes, and come into the table with their row: appended
+-- there, each piece would have all before it written again.
+SET @ai_worker_file = %(piece)s;
+
+-- name: append_to_file
+-- The next piece of it.
+SET @ai_worker_file = CONCAT(@ai_worker_file, %(piece)s);
+
+-- name: add_file
+-- A file of an item whose row this transaction holds, with the bytes that were sent.
+INSERT INTO task_item_file (id_task_item, position, mime_type, size, sha256, width, height, content, thumbnail)
+VALUES (%(id_task_item)s, %(position)s, %(mime_type)s, %(size)s, %(sha256)s, %(width)s, %(height)s, @ai_worker_file, %(thumbnail)s);
+
+-- name: end_file
+-- The session need not hold megabytes until the next one.
+SET @ai_worker_file = NULL;
+
+-- name: add_file_in_folder
+-- The same of a file that lies in a folder.
+INSERT INTO task_item_file (id_task_item, position, mime_type, size, sha256, width, height, path, thumbnail)
+VALUES (%(id_task_item)s, %(position)s, %(mime_type)s, %(size)s, %(sha256)s, %(width)s, %(height)s, %(path)s, %(thumbnail)s);
+
+-- name: files_of_items
+-- Without their bytes, which may be megabytes each; by ranges of the primary key.
+SELECT id_task_item, position, mime_type, size, sha256, width, height, path, IF(%(thumbnails)s, thumbnail, NULL) AS thumbnail
+  FROM task_item_file
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item, position;
+
+-- name: file_piece
+-- A file leaves in pieces as well: one at a time in memory, and no packet is too small.
+SELECT SUBSTRING(content, %(start)s, %(length)s) AS piece
+  FROM task_item_file
+ WHERE id_task_item = %(id_task_item)s AND position = %(position)s;
+
 -- name: lock_tasks
 -- Before looking whether a task has ended: who finishes another item of it at the same instant waits here, and then sees ours.
 SELECT id_task, status_id, records_processed, records_failed, finished_at IS NOT NULL AS is_finished

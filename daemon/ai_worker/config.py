@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         default=120, ge=1, le=3600, description="the seconds one model call may take, 1 to 3600"
     )
+    files_folder: Path | None = Field(
+        default=None, description="an absolute folder for pictures, which are kept in the database without one"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug, info, warning or error")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto, json or console")
     source_url: SecretStr | None = Field(
@@ -90,6 +93,13 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("files_folder")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("a relative folder would be another one in each working directory")
+        return value
 
     @classmethod
     def settings_customise_sources(

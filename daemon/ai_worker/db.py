@@ -158,6 +158,11 @@ class Transaction:
         self._max_packet = max_packet
         self.in_doubt: Final = in_doubt
 
+    @property
+    def max_packet(self) -> int:
+        """The server's max_allowed_packet: the longest statement that it takes, and the longest value that it makes, in bytes."""
+        return self._max_packet
+
     def query(self, name: str, parameters: Parameters | None = None) -> list[Row]:
         """The rows of a named SELECT."""
         rows: list[Row] = list(self._run(name, parameters).fetchall())

@@ -35,8 +35,10 @@ def process(
     on_progress: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
+    queue = Queue(db)
+    queue.keep_files_in(settings.files_folder)
     worker = Worker(
-        Queue(db),
+        queue,
         Models(db),
         context.keyring(settings).decrypt,
         filters=filters,

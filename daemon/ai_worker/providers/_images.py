@@ -50,7 +50,8 @@ def openai_request(model: str, prompt: Prompt, extra: Mapping[str, Any]) -> dict
 def gemini_request(image: ImageRequest) -> tuple[str | None, str | None]:
     """Aspect ratio and resolution, each None where it is left to the model. A quality of 1K, 2K or 4K is the resolution; others
     mean nothing there, nor does a format."""
-    resolution = image.quality if image.quality in _GEMINI_RESOLUTIONS else None
+    quality = (image.quality or "").upper()
+    resolution = quality if quality in _GEMINI_RESOLUTIONS else None
     if image.size is None or image.size == "auto":
         return None, resolution
     across, down = _sides(image.size)

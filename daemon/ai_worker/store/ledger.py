@@ -20,6 +20,7 @@ import orjson
 from ai_worker.db import Transaction
 from ai_worker.models import NO_USAGE, Item, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
 from ai_worker.store.cache import settle_work
+from ai_worker.store.files import write_files
 from ai_worker.text import clean
 
 SUMMARY_CHARACTERS: Final = 16_000  # task_item.change_summary is TEXT: 65,535 bytes
@@ -88,8 +89,10 @@ class NotAsClaimed(Exception):
 class Changes:
     """Collects what a commit writes, so that it takes a fixed number of statements however many items it has."""
 
-    def __init__(self, id_worker: int) -> None:
+    def __init__(self, id_worker: int, *, files_in_folder: bool = False) -> None:
         self._id_worker = id_worker
+        self._files_in_folder = files_in_folder
+        self._with_files: list[Outcome] = []
         self.given_back: dict[int, int] = {}  # item -> task, of those that are to be claimed again
         self._results: list[tuple[Any, ...]] = []
         self._items: list[dict[str, Any]] = []
@@ -126,6 +129,8 @@ class Changes:
             self._joined.append(item.id_task_item)
         if result.facts:
             self._learnt(item, result)
+        if result.files:
+            self._with_files.append(outcome)
         counters = self._counters(item.task.id_task)
         counters.processed += 1
         counters.charge(outcome)
@@ -165,6 +170,8 @@ class Changes:
             self._joined.append(item.id_task_item)
         if outcome.result is not None and outcome.result.facts:
             self._learnt(item, outcome.result)
+        if outcome.result is not None and outcome.result.files:
+            self._with_files.append(outcome)
         if after in {ItemStatus.PENDING, ItemStatus.DEFERRED}:
             self.given_back[item.id_task_item] = item.task.id_task
         if outcome.kind is OutcomeKind.RELEASED:
@@ -234,6 +241,8 @@ class Changes:
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
         if self._joined:
             tx.execute("forget_parts", {"items": self._joined})
+        if self._with_files:
+            write_files(tx, self._with_files, in_folder=self._files_in_folder)
         if self._charges:
             tx.execute("charge_items", {"rows": document([self._charges[each].row(each) for each in sorted(self._charges)])})
         if self._found_again:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from ai_worker.db import Database, Row, Transaction
@@ -18,6 +19,7 @@ from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
 from ai_worker.store.chains import foreseen, model_states
 from ai_worker.store.claims import PROBE_SECONDS, Claims, filter_columns, json_object, task_of_row
+from ai_worker.store.files import to_folder
 from ai_worker.store.ledger import (
     MESSAGE_CHARACTERS,
     Changes,
@@ -74,6 +76,7 @@ class Queue:
     def __init__(self, db: Database) -> None:
         self.db = self._db = db
         self._claims = Claims(db)
+        self._folder: Path | None = None
         self.pace: Final = Pace(db)
         self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
@@ -161,6 +164,10 @@ class Queue:
 
     # ----- commit
 
+    def keep_files_in(self, folder: Path | None) -> None:
+        """From now on files of results are kept in this folder; None: in the database."""
+        self._folder = folder
+
     def commit(self, id_worker: int, outcomes: Sequence[Outcome], held_tasks: Iterable[int] = ()) -> Committed:
         """Writes a group of outcomes, their attempts and their tasks' counters in one transaction.
 
@@ -172,9 +179,12 @@ class Queue:
         touched = {outcome.item.task.id_task for outcome in group}.difference(held_tasks)
         if not group:
             return Committed()
+        in_folder = self._folder is not None
+        if self._folder is not None and any(outcome.result and outcome.result.files for outcome in group):
+            to_folder(self._folder, group)
 
         def at_once(tx: Transaction) -> Committed:
-            changes = Changes(id_worker)
+            changes = Changes(id_worker, files_in_folder=in_folder)
             for outcome in group:
                 changes.add_result(outcome)
             return Committed(list(group), [], changes.write(tx, touched))
@@ -184,18 +194,19 @@ class Queue:
             with suppress(NotAsClaimed):
                 committed = self._db.transaction(at_once)
         if committed is None:
-            committed = self._db.transaction(lambda tx: self._commit_one_by_one(tx, id_worker, group, touched))
+            committed = self._db.transaction(
+                lambda tx: self._commit_one_by_one(tx, Changes(id_worker, files_in_folder=in_folder), group, touched)
+            )
         self._claims.paid(outcome.item.task.id_task for outcome in group)
         return committed
 
     @staticmethod
-    def _commit_one_by_one(tx: Transaction, id_worker: int, group: Sequence[Outcome], touched: Iterable[int]) -> Committed:
+    def _commit_one_by_one(tx: Transaction, changes: Changes, group: Sequence[Outcome], touched: Iterable[int]) -> Committed:
         """For a group with anything but results in it, or with items that are no longer as they were claimed."""
         ids = [outcome.item.id_task_item for outcome in group]
         rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
         landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
         words = _last_words(tx, [each for each in group if each.kind is OutcomeKind.FAILED and each.item.task.position])
-        changes = Changes(id_worker)
         stored: list[Outcome] = []
         lost: list[Outcome] = []
         for outcome in group:

@@ -30,6 +30,7 @@ from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.breaker import Breaker, Misconfigured
 from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.files import with_described_files
 from ai_worker.worker.learning import Learner
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
@@ -113,7 +114,7 @@ class Caller:
             result = await self._packs.result(attempt, endpoint, kind, prompt) if item.task.pack > 1 else None
             if result is None:
                 result = kind.parse(item, await self._complete(attempt, endpoint, prompt))
-            return attempt.processed(result)
+            return attempt.processed(await with_described_files(result) if result.files else result)
         except GivenBackError as error:
             return attempt.given_back(str(error))
         except DatabaseError:  # the same: nobody could say whether a call need be made

@@ -110,5 +110,9 @@ class Commits:
 
 
 def _size(outcome: Outcome) -> int:
-    """About how many bytes an outcome sends: its text, and that again in the whole answer, in UTF-8."""
-    return 6 * len(outcome.result.text_corrected or "") if outcome.result else 0
+    """About how many bytes an outcome sends: its text, and that again in the whole answer, in UTF-8; and its files, in digits."""
+    result = outcome.result
+    if result is None:
+        return 0
+    size = 6 * len(result.text_corrected or "")
+    return size + sum(2 * len(file.content) for file in result.files) if result.files else size
