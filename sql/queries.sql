@@ -423,7 +423,7 @@ SET @ai_worker_file = NULL;
 INSERT INTO task_item_file (id_task_item, position, mime_type, size, sha256, width, height, path, thumbnail)
 VALUES (%(id_task_item)s, %(position)s, %(mime_type)s, %(size)s, %(sha256)s, %(width)s, %(height)s, %(path)s, %(thumbnail)s);
 
--- name: files_of_items
+-- name: files_with_thumbnails
 -- Without their bytes, which may be megabytes each; by ranges of the primary key.
 SELECT id_task_item, position, mime_type, size, sha256, width, height, path, IF(%(thumbnails)s, thumbnail, NULL) AS thumbnail
   FROM task_item_file

@@ -46,11 +46,10 @@ def described(file: File) -> dict[str, Any]:
     }
 
 
-def line(file: File) -> str:
+def line(mime_type: str, size: int, width: int | None, height: int | None) -> str:
     """A file in a few words: `image/png 1024×1024, 1.2 MB`."""
-    pixels = f" {file.width}×{file.height}" if file.width and file.height else ""
-    size = len(file.content)
-    return f"{file.mime_type}{pixels}, " + (f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1000))} kB")
+    pixels = f" {width}×{height}" if width and height else ""
+    return f"{mime_type}{pixels}, " + (f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(1, round(size / 1000))} kB")
 
 
 def mime_type(content: bytes) -> str | None:

@@ -142,7 +142,7 @@ def test_html_shows_the_changes_and_lets_nothing_in(ai_worker: Commands, task: s
     assert len([tag for tag, _ in parsed.tags if tag == "article"]) == 5
     policy = next(a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "1,2" in page or "1\u202f2" in page  # 1 200 tokens
     assert "content_refused: nie wolno" in parsed.text
 

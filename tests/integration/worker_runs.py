@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,11 +77,13 @@ class Run:
         filters: Filters | None = None,
         decrypt: Callable[[int, bytes], Secret] = lambda _, value: Secret(value.decode()),
         meanwhile: Callable[[Worker, asyncio.AbstractEventLoop], None] | None = None,
+        files_folder: Path | None = None,
         **options: Any,
     ) -> None:
         settings = WorkerOptions(**{"forever": False, "concurrency": 300, "name": "test", **options})
         with closing(Database(parse_database_url(url))) as db:
             queue = CountingQueue(db)
+            queue.keep_files_in(files_folder)
             worker = Worker(queue, Models(db), decrypt, filters=filters or Filters(), options=settings, give_up=db.give_up)
 
             async def work() -> Summary:

@@ -16,9 +16,11 @@ from typing import IO, Any, Literal
 import click
 
 from ai_worker.cli import context
+from ai_worker.cli.result_files import Writer, told
 from ai_worker.cli.status import plain
 from ai_worker.errors import AiWorkerError, UsageError
 from ai_worker.models import ItemStatus
+from ai_worker.store.files import Files
 from ai_worker.store.reports import ItemResult, Reports
 
 COLUMNS = (
@@ -37,6 +39,7 @@ COLUMNS = (
     "text_reviewed",
     "reviewed_by",
     "reviewed_at",
+    "files",
 )
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -58,6 +61,7 @@ _ENDINGS = f"{', '.join(list(_SUFFIXES)[:-1])} or {list(_SUFFIXES)[-1]}"
     "-o", "--output", metavar="FILE", help="Write a file, which appears when it is complete.  [default: standard output]"
 )
 @click.option("--only", type=click.Choice(list(_ONLY)), default="all", show_default=True, help="Which items.")
+@click.option("--files", "folder", metavar="DIR", help="Write pictures into this folder too, each checked by its SHA-256.")
 @click.option("--raw", is_flag=True, help="CSV: write cells that look like formulas as they are.")
 @click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, by which Excel knows that it is UTF-8.")
 def results(
@@ -65,6 +69,7 @@ def results(
     format_name: Literal["csv", "jsonl", "html"] | None,
     output: str | None,
     only: str,
+    folder: str | None,
     raw: bool,
     bom: bool,
 ) -> None:
@@ -72,13 +77,18 @@ def results(
 
     In CSV, a text that begins with = + - @, tab or carriage return gets an apostrophe before it, since a spreadsheet would run it
     as a formula; how many did is told on standard error. --raw leaves them alone. JSONL never changes a text.
+
+    Of pictures, CSV and JSONL tell what they are, HTML shows small ones; --files writes them out, as ITEM-POSITION.png.
     """
     guarded = 0  # stays so when the reader of a pipe leaves early
     chosen = format_name or _format_of(output)
-    with context.database() as db:
+    settings = context.settings()
+    with context.database(settings) as db:
         reports = Reports(db)
         task = reports.task(id_task)
-        items = reports.results(id_task, _ONLY[only])
+        items = reports.results(id_task, _ONLY[only], thumbnails=chosen == "html")
+        writer = None if folder is None else Writer(Files(db, settings.files_folder), folder)
+        items = items if writer is None else writer.of(items)
         with _target(output) as stream:
             if chosen == "csv":
                 guarded = _write_csv(stream, items, raw=raw, bom=bom)
@@ -88,6 +98,8 @@ def results(
                 from ai_worker.cli.results_page import write_page
 
                 guarded = write_page(stream, task, items)
+    if writer:
+        click.echo(f"note: {writer.count} file{'' if writer.count == 1 else 's'} written to {folder}", err=True)
     if guarded:
         cells = "1 cell" if guarded == 1 else f"{guarded} cells"
         click.echo(
@@ -140,6 +152,7 @@ def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: 
                 cell(item.text_reviewed),
                 cell(item.reviewed_by),
                 context.iso(item.reviewed_at),
+                json.dumps(told(item.files)) if item.files else None,
             )
         )
     return guarded
@@ -149,7 +162,7 @@ def _write_jsonl(stream: IO[str], items: Iterator[ItemResult]) -> int:
     for item in items:
         values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
         values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
-        values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at)}
+        values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at), "files": told(item.files)}
         stream.write(json.dumps(values, ensure_ascii=False) + "\n")
     return 0
 

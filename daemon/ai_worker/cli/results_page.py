@@ -1,4 +1,5 @@
-"""Results as one HTML page that needs nothing else: no script, no font, no picture, and a policy that forbids them."""
+"""Results as one HTML page that needs nothing else: no script, no font, no picture from elsewhere, and a policy that forbids
+them."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ai_worker.cli import context
+from ai_worker.cli.result_files import shown
 from ai_worker.models import ItemStatus
 from ai_worker.store.reports import ItemResult, TaskReport
 from ai_worker.text import html_diff
@@ -39,7 +41,7 @@ def write_page(stream: IO[str], task: TaskReport, items: Iterator[ItemResult]) -
 
 
 def _row(item: ItemResult) -> Mapping[str, Any]:
-    row: dict[str, Any] = {"item": item, "status": item.status.name, "changed": False}
+    row: dict[str, Any] = {"item": item, "status": item.status.name, "changed": False, "files": shown(item.files)}
     if item.text_corrected is None:
         return {**row, "before": item.text_original, "after": None}
     before, after = html_diff(item.text_original, item.text_corrected)

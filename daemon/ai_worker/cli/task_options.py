@@ -22,11 +22,12 @@ from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need, Task, TaskStatus
-from ai_worker.providers import takes_batches
+from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.tasks import NewTask
-from ai_worker.task_types import task_type
+from ai_worker.task_types import TaskType, task_type
+from ai_worker.task_types.library import Image
 
 LONGEST_DESCRIPTION = 65_535  # bytes of task.description
 LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
@@ -206,7 +207,7 @@ class TaskOptions:
             result_seconds=self.result_seconds,
             after=self.after,
         )
-        _check(task, chain)
+        _check(task, chain, kind)
         if task.lane is Lane.BATCH and task.pack > 1:
             note("batches do not pack: --pack changes nothing")
         return task, model
@@ -263,9 +264,13 @@ def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[M
     return chain
 
 
-def _check(task: NewTask, chain: list[Model]) -> None:
+def _check(task: NewTask, chain: list[Model], kind: TaskType) -> None:
     """Raises UsageError for what could only end badly."""
     for model in chain:
+        if isinstance(kind, Image) and not makes_pictures(model.provider):
+            raise UsageError(
+                f"model {model.name!r}: the provider {model.provider!r} makes no pictures; use a model of openai or gemini"
+            )
         if task.budget is not None and prices.price(model) is None:
             raise UsageError(
                 f"--budget {task.budget}: the price of model {model.name!r} is not known, so nobody can keep to it; "

@@ -61,7 +61,7 @@ class Files:
         if not items:
             return {}
         found: dict[int, list[StoredFile]] = defaultdict(list)
-        for row in self._db.query("files_of_items", {"items": items, "thumbnails": thumbnails}):
+        for row in self._db.query("files_with_thumbnails", {"items": items, "thumbnails": thumbnails}):
             found[row["id_task_item"]].append(StoredFile(**row))
         return dict(found)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import Any, Final
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, ReviewStatus, TaskStatus
+from ai_worker.store.files import Files, StoredFile
 
 _OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
 _LAST: Final = 2**63 - 1
@@ -207,6 +209,7 @@ class ItemResult:
     text_reviewed: str | None
     reviewed_by: str | None
     reviewed_at: datetime | None
+    files: tuple[StoredFile, ...] = ()
 
 
 class Reports:
@@ -279,14 +282,22 @@ class Reports:
         """A task's batches, in the order in which they were made."""
         return [BatchReport(**row) for row in self._db.query("batches_of_task", {"id_task": id_task})]
 
-    def results(self, id_task: int, only: ItemStatus | None = None) -> Iterator[ItemResult]:
-        """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time.
+    def results(self, id_task: int, only: ItemStatus | None = None, *, thumbnails: bool = False) -> Iterator[ItemResult]:
+        """The items of a task in the order of their keys, all or those in one status, streamed: a page in memory at a time; with
+        their files, and these with their thumbnails where that is asked for.
 
         No long transaction: what changes while it is read appears as it stands when its page is read, and only once.
         """
         name = "results_of_task" if only is None else "results_of_status"
         parameters = {"id_task": id_task, "status_id": only}
-        return map(_result, self._db.pages(name, parameters, key="id_task_item", size=_RESULTS_PAGE))
+        rows = self._db.pages(name, parameters, key="id_task_item", size=_RESULTS_PAGE)
+        files = Files(self._db)
+        while page := list(islice(rows, _RESULTS_PAGE)):
+            found = files.of_items([row["id_task_item"] for row in page], thumbnails=thumbnails)
+            for row in page:
+                result = _result(row)
+                own = found.get(result.id_task_item)
+                yield replace(result, files=tuple(own)) if own else result
 
 
 def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> TaskReport:

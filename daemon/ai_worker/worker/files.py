@@ -20,5 +20,7 @@ async def with_described_files(result: Result) -> Result:
     """
     files = await asyncio.get_running_loop().run_in_executor(_THREADS, pictures.completed, result.files)
     data = {**result.data, "files": [pictures.described(file) for file in files]}
-    text = result.text_corrected or "; ".join(map(pictures.line, files))
+    text = result.text_corrected or "; ".join(
+        pictures.line(file.mime_type, len(file.content), file.width, file.height) for file in files
+    )
     return result._replace(files=files, data=data, text_corrected=text)
