@@ -65,7 +65,7 @@ def test_csv(ai_worker: Commands, task: str) -> None:
     ended = ai_worker("results", task)
     assert ended.out.splitlines()[0] == (
         "id_task_item,external_key,status,text_original,text_corrected,change_summary,error,tokens_input,tokens_output,cost,context,"
-        "review,text_reviewed,reviewed_by,reviewed_at"
+        "review,text_reviewed,reviewed_by,reviewed_at,files"
     )
     first, formula, quoted, hostile, failed = rows(ended.out)
     assert (first["external_key"], first["status"], first["text_corrected"]) == ("17", "PROCESSED", "Dziś jest ładnie 🙂")
@@ -167,8 +167,8 @@ def test_a_file_appears_when_it_is_complete(
     target.write_text("old")
     real = Reports.results
 
-    def broken(self: Reports, *args: object) -> object:
-        yield from list(real(self, *args))[:2]  # type: ignore[arg-type]  # passed on as they came
+    def broken(self: Reports, *args: object, **options: object) -> object:
+        yield from list(real(self, *args, **options))[:2]  # type: ignore[arg-type]  # passed on as they came
         raise DatabaseAway("gone")
 
     with monkeypatch.context() as patch:
