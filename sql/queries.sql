@@ -9,9 +9,12 @@
 -- Nor is it there while it waits for another task: both look-ups by key, the first of which mostly finds nothing.
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
+-- `id_prompt` is the one that the task is pinned to, or will be when it begins now: the current one of its type.
 -- The whole key in ORDER BY: by its last column alone MySQL sorts. Of the two indexes the second one is for a worker of one queue.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+           ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
+        m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -47,7 +50,9 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+           ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
+        m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -135,8 +140,9 @@ SELECT id_task_item, id_task, text_original, context, attempt, lost_count, refus
    FOR UPDATE SKIP LOCKED;
 
 -- name: task_states
--- Whether the tasks of the rows just locked may still be worked on: a task paused a moment ago is not claimed from.
-SELECT id_task, status_id, id_ai_model FROM task WHERE id_task IN %(tasks)s;
+-- Whether the tasks of the rows just locked may still be worked on: a task paused a moment ago is not claimed from. And which prompt
+-- they are pinned to by now: a new one may have become current since this worker looked.
+SELECT id_task, status_id, id_ai_model, id_prompt FROM task WHERE id_task IN %(tasks)s;
 
 -- name: mark_claimed
 -- The status is tested again: where SKIP LOCKED is parsed but ignored (TiDB), only one of two claimers gets the row.
@@ -226,9 +232,10 @@ SELECT a.id_task_item, a.id_ai_model, a.finished_at, m.name, a.error_message
  WHERE a.id_task_item IN %(items)s AND a.error_message IS NOT NULL;
 
 -- name: start_tasks
--- NEW begins; a finished task that got new items goes on.
+-- NEW begins, and is pinned to the prompt that its first items are done with; a finished task that got new items goes on.
 UPDATE task FORCE INDEX (PRIMARY)
-   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL, expire_at = NULL
+   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL, expire_at = NULL,
+       id_prompt = COALESCE(id_prompt, %(id_prompt)s)
  WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
 
 -- name: claimed_items
@@ -530,14 +537,16 @@ HAVING new_item > 0 OR n = %(looks)s
  LIMIT 1;
 
 -- name: claim_new_item
--- The claim on one item that a listener has just heard of, in one statement; its task starts, or goes on where it had ended.
+-- The claim on one item that a listener has just heard of, in one statement; its task starts, and is pinned to a prompt, or goes on where it had ended.
 -- Where money must be set aside, a model be chosen, or another task be waited for, it is left to the long way.
 UPDATE task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
    SET i.status_id = 2, i.id_worker = %(id_worker)s, i.claim_token = %(claim_token)s, i.attempt = i.attempt + 1,
        i.id_ai_model = NULL, i.reserved = NULL, t.status_id = 1, t.started_at = COALESCE(t.started_at, NOW(6)),
-       t.finished_at = NULL, t.expire_at = NULL
+       t.finished_at = NULL, t.expire_at = NULL,
+       t.id_prompt = COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+           ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1))
  WHERE i.id_task_item = %(new_item)s AND i.status_id = 0 AND i.refused = 0
    AND t.status_id IN (0, 1, 2, 3) AND t.lane <> 'batch' AND t.budget IS NULL AND m.budget_per_day IS NULL
    AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
@@ -787,7 +796,8 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
  WHERE i.id_task_item = %(id_task_item)s;
 
 -- name: preview_tasks
--- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model.
+-- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model. `id_prompt` is
+-- NULL where a task is not pinned yet: a dry run may come before the first worker, and the library knows the current ones.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
@@ -895,7 +905,9 @@ SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, 
 -- name: task_of_batch
 -- Its task as a claim sees it, for the model that the batch is for.
 SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+           ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
+       m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe, t.id_ai_model AS own_model,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
          WHERE f.id_task = t.id_task) AS fallbacks
@@ -1219,6 +1231,41 @@ UNION ALL
 -- A fact is kept once per subject: IGNORE leaves a known one as it is. Sorted by subject and fact, so that two of these do not deadlock.
 INSERT IGNORE INTO context_fact (context_key, fact, id_task_item)
 VALUES (%s, %s, %s);
+
+-- ===== prompts: the library =====
+
+-- name: prompts
+-- All that is in the library but the texts, what goes first first: a few dozen rows, looked at when a worker starts.
+SELECT id_prompt, name, version, origin, digest, is_active, created_by, created_at
+  FROM prompt
+ ORDER BY name, precedence DESC, id_prompt DESC;
+
+-- name: prompt_of_id
+-- One prompt with its text, when a worker meets it for the first time.
+SELECT id_prompt, name, version, origin, digest, source FROM prompt WHERE id_prompt = %(id_prompt)s;
+
+-- name: publish_prompts
+-- What a host brings with it. IGNORE: another one that started at the same time has brought the same.
+INSERT IGNORE INTO prompt (name, version, origin, digest, source, created_by)
+VALUES (%(name)s, %(version)s, %(origin)s, %(digest)s, %(source)s, %(created_by)s);
+
+-- name: lock_prompts
+-- All of one name, what goes first first; locked, so that two people who push at the same time are told of each other.
+SELECT id_prompt, name, version, origin, digest, source, is_active, created_by, created_at
+  FROM prompt FORCE INDEX (k_prompt_current)
+ WHERE name = %(name)s
+ ORDER BY name, precedence DESC, id_prompt DESC
+   FOR UPDATE;
+
+-- name: push_prompt
+-- A team's own. Its id makes it the current one: it is the newest.
+INSERT INTO prompt (name, version, origin, digest, source, created_by)
+VALUES (%(name)s, %(version)s, %(origin)s, %(digest)s, %(source)s, %(created_by)s);
+
+-- name: activate_prompt
+-- Takes one out of use for new tasks, or back into it. Tasks that are pinned to it go on with it.
+UPDATE prompt SET is_active = %(is_active)s WHERE id_prompt = %(id_prompt)s;
+
 
 -- ===== models =====
 

@@ -25,6 +25,7 @@ from tests.servers import TestDatabase, TestServer
 
 TASKS, ITEMS = 8, 2500  # items of each task
 CLAIM, PRIMARY, DUE, RUNNABLE, LEASE = "k_task_item_claim", "PRIMARY", "k_task_item_due", "k_task_runnable", "k_worker_lease"
+CURRENT, PROMPTS = "k_prompt_current", 40  # versions of one prompt
 
 CONTEXT = "k_task_item_context"
 EXPORT = "k_task_item_export_item"
@@ -39,6 +40,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
         "f": (PRIMARY, 2),
         "fm": (PRIMARY, 1),
         "d": (PRIMARY, 2),
+        "pr": (CURRENT, PROMPTS),
     },
     "lock_pending_of_task": {"task_item": (CLAIM, ITEMS + 500)},
     "lock_pending_of_tasks": {"task_item": (CLAIM, 4 * ITEMS + 500)},
@@ -58,7 +60,13 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "unclaim": {"task_item": (PRIMARY, 250)},
     # waiting for work
     "wait_for_items": {"i": (PRIMARY, 500)},
-    "claim_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "d": (PRIMARY, 2)},
+    "claim_new_item": {
+        "i": (PRIMARY, 1),
+        "t": (PRIMARY, 1),
+        "m": (PRIMARY, 1),
+        "d": (PRIMARY, 2),
+        "pr": (CURRENT, PROMPTS),
+    },
     "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "f": (PRIMARY, 2)},
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
@@ -163,6 +171,12 @@ def busy(server: TestServer) -> Iterator[Busy]:
             *["INSERT INTO task (id_ai_model, status_id, started_at) VALUES (1, 1, NOW(6))"] * TASKS,
             *["INSERT INTO task (id_ai_model, status_id, finished_at) VALUES (1, 2, NOW(6))"] * 50,
             *[f"INSERT INTO task_item (id_task, text_original) SELECT {each}, text_original FROM texts" for each in range(1, 9)],
+            # A library of 20 prompts in 30 versions each.
+            *[
+                "INSERT INTO prompt (name, version, origin, digest, source) VALUES "
+                + ", ".join([f"('{name}', {each}, 'pushed', UNHEX(SHA2('{name} {each}', 256)), '')" for each in range(1, 31)])
+                for name in ["correction", *(f"custom{each}" for each in range(19))]
+            ],
             *[f"INSERT INTO worker ({WORKER}) VALUES ('h', 1, '0', 'run', 1, NOW(6) + INTERVAL 1 DAY)"] * 200,
             "UPDATE worker SET lease_until = NOW(6) - INTERVAL 1 DAY WHERE id_worker % 100 = 0",
             "UPDATE task_item SET status_id = 1, finished_at = NOW(6), attempt = 1 WHERE id_task_item % 3 = 0",
@@ -181,7 +195,7 @@ def busy(server: TestServer) -> Iterator[Busy]:
             *["INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, exported_by)"
               " SELECT id_task, id_task_item, 'written', REPEAT('x', 32), REPEAT('y', 32), 'ja' FROM task_item"] * 2,
             "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review, "
-            "task_item_export",
+            "task_item_export, prompt",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -215,6 +229,7 @@ def parameters() -> dict[str, Any]:
         "is_for_today": False,
         "id_task_item": None,
         "tasks": [1, 2, 3, 4],
+        "id_prompt": 1,
         "items": items,
         "after": 0,
         "size": 10,

@@ -98,7 +98,8 @@ def test_every_part_of_a_prompt_file_counts(old: str, new: str) -> None:
 
 def test_what_a_prompt_file_takes_in_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     included = {"_outer.md": 'outer {% include "_inner.md" %}', "_inner.md": "inner"}
-    monkeypatch.setattr("ai_worker.task_types.templates._snippet", included.get)
+    monkeypatch.setattr("ai_worker.task_types.templates.snippet", included.get)
+    monkeypatch.setattr("ai_worker.task_types.prompt_file.snippet", included.get)
     source = GOOD.replace("{{ marker }} {{ text }}", '{{ marker }} {{ text }} {% include "_outer.md" %}')
     before = PromptFile.parse("mine", source, "mine.md").digest
     assert PromptFile.parse("mine", source, "mine.md").digest == before

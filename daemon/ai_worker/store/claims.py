@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
@@ -101,9 +101,13 @@ class Claims:
             if not rows:
                 return []
             found = sorted({row[1] for row in rows})
-            states = {id_task: status for id_task, status, _ in tx.tuples("task_states", {"tasks": found})}
-            allowed = {each for each, state in states.items() if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}}
-            chosen.update((row[0], by_id[row[1]]) for row in rows if row[1] in allowed)
+            states, pinned = _states(tx, found)
+            allowed = {
+                each: _with_prompt(by_id[each], pinned[each])
+                for each, state in states.items()
+                if state not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}
+            }
+            chosen.update((row[0], allowed[row[1]]) for row in rows if row[1] in allowed)
             if not is_plain:
                 _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, size, busy, self.spent_models)
                 if any(is_limited(task) for task in chosen.values()):
@@ -113,8 +117,10 @@ class Claims:
             if not chosen:
                 return []
             marked = tx.execute("mark_claimed", {"items": list(chosen), **fence}) if is_plain else _mark(tx, chosen, aside, fence)
-            if starting := sorted({each.id_task for each in chosen.values() if states[each.id_task] != TaskStatus.IN_PROGRESS}):
-                tx.execute("start_tasks", {"tasks": starting})
+            starting = {each.id_task: each for each in chosen.values() if states[each.id_task] != TaskStatus.IN_PROGRESS}
+            if starting and _start(tx, starting.values()) != len(starting):  # another worker has begun some at the same instant
+                _, pinned = _states(tx, sorted(starting))
+                chosen.update({item: _with_prompt(task, pinned.get(task.id_task)) for item, task in chosen.items()})
             if marked != len(chosen):  # SKIP LOCKED was parsed and ignored (TiDB), and another claim came first
                 return tx.tuples("claimed_items", {"items": list(chosen), **fence})
             return sorted(row for row in rows if row[0] in chosen)
@@ -197,6 +203,26 @@ def _lock_pending(
     if len(tasks) == 1:
         return tx.tuples("lock_pending_of_task", {"id_task": tasks[0], "after": after, "size": size})
     return tx.tuples("lock_pending_of_tasks", {"tasks": tasks, "size": size})
+
+
+def _states(tx: Transaction, tasks: Sequence[int]) -> tuple[dict[int, int], dict[int, int | None]]:
+    """By task: its status, and the prompt that it is pinned to."""
+    rows = tx.tuples("task_states", {"tasks": tasks})
+    return {row[0]: row[1] for row in rows}, {row[0]: row[3] for row in rows}
+
+
+def _with_prompt(task: Task, id_prompt: int | None) -> Task:
+    """The task with the prompt that it was pinned to since it was looked at."""
+    return task if id_prompt is None or id_prompt == task.id_prompt else replace(task, id_prompt=id_prompt)
+
+
+def _start(tx: Transaction, tasks: Iterable[Task]) -> int:
+    """Begins the tasks, each pinned to the prompt that its items are claimed with; how many. As a rule one statement."""
+    by_prompt: dict[int | None, list[int]] = {}
+    for task in tasks:
+        by_prompt.setdefault(task.id_prompt, []).append(task.id_task)
+    groups = sorted(by_prompt.items(), key=lambda group: min(group[1]))
+    return sum([tx.execute("start_tasks", {"tasks": sorted(group), "id_prompt": prompt}) for prompt, group in groups])
 
 
 def _choose_models(

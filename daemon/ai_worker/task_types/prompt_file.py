@@ -50,11 +50,12 @@ import jsonschema_rs
 from ai_worker.errors import ConfigurationError
 from ai_worker.task_types.checks import CHECKS, Check
 from ai_worker.task_types.front_matter import FrontMatter, WrongValue, value_of
-from ai_worker.task_types.templates import Template, compiled, fail, shipped_source, snippets_in
+from ai_worker.task_types.templates import Template, compiled, fail, shipped_source, snippet
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 """What a prompt may be called: as `task.task_type` and `prompt.name` take it."""
 
+_SNIPPET = re.compile(r"\b_\w+\.md\b")  # wherever one is named: `include` takes no other names
 _STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _STEP_HEADING = re.compile(r"# Step (\S+)\s*")
 _MODEL_KEYS = {"temperature", "top_p", "max_output_tokens"}
@@ -157,7 +158,7 @@ class PromptFile:
                 examples=_examples(front.values, steps[-1].schema),
                 source="\n".join(lines),
                 origin=origin,
-                digest=_digest("\n".join(lines), [text for section in sections for text, _ in section]),
+digest=digest_of(source),
                 splits=_splits(front.values),
             )
         except WrongValue as wrong:
@@ -231,9 +232,16 @@ def _section(lines: list[str], outside: int, start: int, end: int, system: str, 
     return ("\n".join(lines[system_at + 1 : user_at]), system_at + 1), ("\n".join(lines[user_at + 1 : end]), user_at + 1)
 
 
-def _digest(source: str, templates: Sequence[str]) -> bytes:
-    """Of a prompt file with these templates in it, and of the files that they take in, however deep."""
-    included = {name: text for template in templates for name, text in snippets_in(template).items()}
+def digest_of(source: str) -> bytes:
+    """A SHA-256 over a prompt file and whatever it takes in, however deep; without reading the file, which takes far longer."""
+    source = source.replace("\r\n", "\n")
+    included: dict[str, str] = {}
+    unread = [source]
+    for text in unread:  # grows while it is read
+        for name in _SNIPPET.findall(text):
+            if name not in included:
+                included[name] = snippet(name) or ""
+                unread.append(included[name])
     return hashlib.sha256(repr((source, sorted(included.items()))).encode()).digest()
 
 

@@ -38,7 +38,8 @@ def shipped_source(name: str) -> str | None:
     return None
 
 
-def _snippet(name: str) -> str | None:
+def snippet(name: str) -> str | None:
+    """The text of one of the program's own snippets, `_NAME.md`, which any prompt may take in; None where there is none."""
     return shipped_source(name) if name.startswith("_") else None
 
 
@@ -56,7 +57,7 @@ ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     autoescape=False,  # plain text for a model, not HTML: escaping would change the row's text
     trim_blocks=True,
     lstrip_blocks=True,
-    loader=jinja2.FunctionLoader(_snippet),
+    loader=jinja2.FunctionLoader(snippet),
 )
 ENVIRONMENT.filters["language_name"] = language_name
 ENVIRONMENT.filters["tojson"] = _json
@@ -89,35 +90,24 @@ def compiled(source: str, line: int, known: set[str], origin: str, steps: tuple[
         if isinstance(read.node, jinja2.nodes.Name) and read.node.name == "steps" and read.attr not in steps:
             earlier = f"those before this one: {', '.join(steps)}" if steps else "there is none before this one"
             fail(origin, first + read.lineno, f"unknown step {read.attr!r}; {earlier}")
-    for snippet, place in _included(tree):
-        if snippet is None or _snippet(snippet) is None:
-            fail(
-                origin,
-                first + place,
-                f"there is no {snippet!r} to include; only what is shipped with the program, by its name, is",
-            )
-        names = names | _names_within(snippet)
+    for included, place in _included(tree):
+        if included is None or snippet(included) is None:
+            fail(origin, first + place, f"there is no {included!r} to include: only the program's own snippets are")
+        names = names | _names_within(included)
         if names - known:
-            fail(origin, first + place, f"{snippet} needs {min(names - known)!r}, which is not known here")
+            fail(origin, first + place, f"{included} needs {min(names - known)!r}, which is not known here")
     return Template(_concatenation(tree) or _rendering(template, first, origin), frozenset(names))
 
 
-def snippets_in(source: str) -> dict[str, str]:
-    """All files that a template takes in, however deep, by name."""
-    found: dict[str, str] = {}
-    unread = [source]
-    for text in unread:  # grows while it is read
-        for name, _ in _included(ENVIRONMENT.parse(text)):
-            if name is not None and name not in found:
-                found[name] = _snippet(name) or ""
-                unread.append(found[name])
+def _names_within(name: str) -> set[str]:
+    """The names that a snippet uses, and those that it takes in."""
+    found: set[str] = set()
+    unread = [name]
+    for each in unread:  # grows while it is read
+        tree = ENVIRONMENT.parse(snippet(each) or "")
+        found |= jinja2.meta.find_undeclared_variables(tree)
+        unread += [inner for inner, _ in _included(tree) if inner is not None and inner not in unread]
     return found
-
-
-def _names_within(snippet: str) -> set[str]:
-    texts = [_snippet(snippet) or ""]
-    texts += snippets_in(texts[0]).values()
-    return set().union(*[jinja2.meta.find_undeclared_variables(ENVIRONMENT.parse(text)) for text in texts])
 
 
 def _included(tree: jinja2.nodes.Template) -> Iterator[tuple[str | None, int]]:

@@ -1,0 +1,163 @@
+"""The prompt library: the rows of `prompt`, which all hosts see. What stands in them is for `task_types` to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from typing import Final, NamedTuple
+
+from ai_worker.db import Database, Row, Transaction
+from ai_worker.errors import UsageError
+
+SOURCE_AT_MOST: Final = 1_000_000  # characters: below every max_allowed_packet in use
+
+
+class Origin(StrEnum):
+    """`prompt.origin`: where a prompt came from. A later one goes before the earlier ones."""
+
+    SHIPPED = "shipped"
+    FOLDER = "folder"
+    PUSHED = "pushed"
+
+
+class NewPrompt(NamedTuple):
+    """A prompt to be made known. `digest` is a SHA-256 over all that its file stands for."""
+
+    name: str
+    version: int
+    origin: Origin
+    digest: bytes
+    source: str
+
+
+class Known(NamedTuple):
+    """What is in the library, without the text. `is_current`: new tasks of the type `name` are pinned to it."""
+
+    id_prompt: int
+    name: str
+    version: int
+    origin: Origin
+    digest: bytes
+    is_active: bool
+    is_current: bool
+    created_by: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A prompt of the library."""
+
+    id_prompt: int
+    name: str
+    version: int
+    origin: Origin
+    digest: bytes
+    source: str
+
+
+class Prompts:
+    """All verbs on prompts."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def all(self) -> list[Known]:
+        """Everything that is in the library: by name, and of a name what goes first first."""
+        current: set[str] = set()
+        known: list[Known] = []
+        for row in self._db.query("prompts"):
+            is_current = bool(row["is_active"]) and row["name"] not in current
+            if is_current:
+                current.add(row["name"])
+            known.append(_known(row, is_current))
+        return known
+
+    def by_id(self, id_prompt: int) -> Stored | None:
+        """One prompt; None where there is none, or no more."""
+        rows = self._db.query("prompt_of_id", {"id_prompt": id_prompt})
+        return _stored(rows[0]) if rows else None
+
+    def publish(self, prompts: Sequence[NewPrompt]) -> int:
+        """Makes prompts known that a host brings with it; how many were not known. Any number of hosts may do so at once."""
+        return self._db.transaction(partial(_published, prompts)) if prompts else 0
+
+    def push(self, prompt: NewPrompt, pushed_by: str | None) -> tuple[Stored, bool]:
+        """Adds a team's own prompt; with whether it is new. The same file once more changes nothing, or brings it back.
+
+        Raises UsageError when the file has changed and its version has not been raised.
+        """
+        return self._db.transaction(partial(_pushed, prompt, pushed_by))
+
+    def retire(self, name: str, version: int | None) -> tuple[Known, Known]:
+        """Takes a prompt out of use for new tasks: the pushed one of a `version`, or the current one; and what is current then.
+
+        Raises UsageError when there is no such prompt, or none would be left.
+        """
+        return self._db.transaction(partial(_retired, name, version))
+
+
+def _published(prompts: Sequence[NewPrompt], tx: Transaction) -> int:
+    # By key, as any other host that starts now: two that insert in different orders would meet in a deadlock.
+    ordered = sorted(prompts, key=lambda prompt: (prompt.name, prompt.origin, prompt.digest))
+    return tx.execute_many("publish_prompts", [_columns(prompt, None) for prompt in ordered])
+
+
+def _pushed(prompt: NewPrompt, pushed_by: str | None, tx: Transaction) -> tuple[Stored, bool]:
+    rows = [row for row in tx.query("lock_prompts", {"name": prompt.name}) if row["origin"] == Origin.PUSHED]
+    same = next((row for row in rows if row["digest"] == prompt.digest), None)
+    if same is None:
+        same = next((row for row in rows if (row["version"], row["source"]) == (prompt.version, prompt.source)), None)
+    if same is not None:
+        if not same["is_active"]:
+            tx.execute("activate_prompt", {"id_prompt": same["id_prompt"], "is_active": 1})
+        return _stored(same), not same["is_active"]
+    newest = max([row["version"] for row in rows], default=0)
+    if prompt.version <= newest:
+        is_taken = any(row["version"] == prompt.version for row in rows)
+        problem = f"version {prompt.version} is pushed already, with other content" if is_taken else f"version {newest} is newer"
+        raise UsageError(f"{prompt.name}: {problem}: write `version = {newest + 1}` into the file, and push it again")
+    number = tx.insert("push_prompt", _columns(prompt, pushed_by))
+    return Stored(number, *prompt), True
+
+
+def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Known]:
+    rows = tx.query("lock_prompts", {"name": name})
+    active = [row for row in rows if row["is_active"]]
+    if version is None:
+        found = active[:1]
+    else:
+        found = [row for row in rows if row["origin"] == Origin.PUSHED and row["version"] == version]
+    if not found:
+        which = f"{name!r}" if version is None else f"{name!r} of version {version} that was pushed"
+        raise UsageError(f"there is no prompt {which}; `ai-worker prompt list --all` names those there are")
+    left = [row for row in active if row["id_prompt"] != found[0]["id_prompt"]]
+    if not left:
+        raise UsageError(f"no other prompt {name!r} would be left for the tasks of this type; push one first")
+    tx.execute("activate_prompt", {"id_prompt": found[0]["id_prompt"], "is_active": 0})
+    return _known({**found[0], "is_active": 0}, is_current=False), _known(left[0], is_current=True)
+
+
+def _columns(prompt: NewPrompt, created_by: str | None) -> dict[str, object]:
+    return {**prompt._asdict(), "origin": prompt.origin.value, "created_by": created_by}
+
+
+def _known(row: Row, is_current: bool) -> Known:
+    return Known(
+        row["id_prompt"],
+        row["name"],
+        row["version"],
+        Origin(row["origin"]),
+        row["digest"],
+        bool(row["is_active"]),
+        is_current,
+        row["created_by"],
+        row["created_at"],
+    )
+
+
+def _stored(row: Row) -> Stored:
+    return Stored(row["id_prompt"], row["name"], row["version"], Origin(row["origin"]), row["digest"], row["source"])
