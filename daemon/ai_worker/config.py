@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     )
     worker_name: str | None = Field(default=None, max_length=200, description="a name for this worker of at most 200 characters")
 
+    prompt_folder: Path | None = Field(default=None, description="a folder with the team's own prompts, files NAME.md")
+
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:

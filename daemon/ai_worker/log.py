@@ -51,6 +51,7 @@ class Event(Enum):
         "an attempt failed; a warning where another will follow",
     )
     # Things that happen on the way.
+    PROMPT_BROKEN = (logging.ERROR, "message", "a file of the prompt folder cannot be used; the worker goes on without it")
     RETRY = (logging.WARNING, "ITEM kind message call delay", "a call failed and is made again within the attempt")
     RELEASE = (logging.INFO, "count", "own items were given back untouched")
     RESCUE = (logging.WARNING, "lost_worker count", "the items of a dead worker were given back")

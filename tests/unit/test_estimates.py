@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from ai_worker.models import Item, Lane, Model, Outcome, Result, Task, TaskStatus, Usage
+from ai_worker.task_types import task_type
 from ai_worker.worker import estimates as estimates_module
 from ai_worker.worker.estimates import MARGIN, Estimates
 
@@ -26,7 +27,7 @@ def done(of: Item, cost: Decimal | None, lane: Lane = Lane.ONLINE) -> Outcome:
 
 @pytest.fixture
 def estimates() -> Estimates:
-    estimates = Estimates(lambda: [MODEL, UNPRICED])
+    estimates = Estimates(lambda: [MODEL, UNPRICED], lambda task: task_type(task.task_type))
     estimates.prepare([1, 2])
     return estimates
 
@@ -84,7 +85,7 @@ def test_lanes(estimates: Estimates) -> None:
 
 def test_prices_are_read_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [UNPRICED]
-    estimates = Estimates(lambda: models)
+    estimates = Estimates(lambda: models, lambda task: task_type(task.task_type))
     estimates.prepare([2])
     assert estimates(item(model=2)) is None
     models[:] = [Model(2, "n", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))]

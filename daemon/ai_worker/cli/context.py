@@ -13,6 +13,7 @@ import click
 
 from ai_worker import log
 from ai_worker.config import Settings, load_settings, parse_database_url
+from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Secret
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ai_worker.db import Database
     from ai_worker.keys import Keyring
+    from ai_worker.worker.library import Library
 
 
 def settings() -> Settings:
@@ -51,6 +53,23 @@ def database(found: Settings | None = None, *, patience: float = 10.0, check: bo
 
             migrate.check(db)
         yield db
+
+
+def library(found: Settings, db: Database, *, publish: bool = True) -> Library:
+    """The task types that this host and the database know. Unless `publish` is False, what this host brings is made known to all,
+    where its database user may do so: a worker does it anyway when it starts.
+    """
+    from ai_worker.store.prompts import Prompts
+    from ai_worker.worker.library import Library
+
+    library = Library(Prompts(db), found.prompt_folder)
+    try:
+        library.open(publish=publish)
+    except DatabaseAway:
+        raise
+    except DatabaseError:
+        library.open(publish=False)
+    return library
 
 
 def keyring(found: Settings, old_keys: Sequence[Secret] = ()) -> Keyring:

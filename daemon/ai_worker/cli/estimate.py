@@ -15,16 +15,19 @@ from decimal import Decimal
 from ai_worker import prices
 from ai_worker.errors import ItemRejected, UsageError
 from ai_worker.models import Item, Lane, Model, Prompt, Usage
-from ai_worker.task_types import task_type
 from ai_worker.task_types.pack import packed
 from ai_worker.text import estimate_tokens
+from ai_worker.worker.library import KindOf
 from ai_worker.worker.packs import companions_key
 
 
 @dataclass(slots=True)
 class Estimate:
-    """What the items came to so far. `usage` and `cost` are of the calls; `twins` and `rejected` are items that need none."""
+    """What the items came to so far. `kind_of` gives a task's type; `usage` and `cost` are of the calls; `twins` and `rejected`
+    are items that need none.
+    """
 
+    kind_of: KindOf
     items: int = 0
     calls: int = 0
     twins: int = 0
@@ -50,7 +53,7 @@ class Estimate:
         if item.task.is_probe:
             self.stopped[model.name] += 1
         try:
-            prompt = task_type(item.task.task_type).prompt(item)
+            prompt = self.kind_of(item.task).prompt(item)
         except (ItemRejected, UsageError):
             self.rejected += 1
             raise

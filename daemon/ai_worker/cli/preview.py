@@ -18,11 +18,12 @@ from ai_worker.models import Filters, Item, Model, Prompt, Usage
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.text import harmless
+from ai_worker.worker.library import KindOf, Library
 
 PREVIEWED_PROMPTS = 10
 
 
-def preview(db: Database, filters: Filters, max_items: int | None, *, as_json: bool) -> None:
+def preview(db: Database, library: Library, filters: Filters, max_items: int | None, *, as_json: bool) -> None:
     """Shows what a run would send, task by task; the first prompts in full, of the others their sums. Reads only.
 
     Items whose model is stopped are in it: they are sent as soon as the model answers again. What waits for a time, or for
@@ -31,12 +32,12 @@ def preview(db: Database, filters: Filters, max_items: int | None, *, as_json: b
     queue = Queue(db)
     model_of = cache(Models(db).get)
     items = ((item, model_of(item.task.id_ai_model)) for item in islice(_items(queue, filters), max_items))
-    show(items, max_items or PREVIEWED_PROMPTS, as_json=as_json)
+    show(items, max_items or PREVIEWED_PROMPTS, library.kind, as_json=as_json)
 
 
-def show(items: Iterable[tuple[Item, Model]], shown: int, *, as_json: bool) -> Estimate:
+def show(items: Iterable[tuple[Item, Model]], shown: int, kind_of: KindOf, *, as_json: bool) -> Estimate:
     """Prints the first `shown` prompts, and the sums of all."""
-    total = Estimate()
+    total = Estimate(kind_of)
     for item, model in items:
         try:
             prompt, usage, cost = total.add(item, model)

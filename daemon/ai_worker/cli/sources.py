@@ -74,7 +74,7 @@ def import_(
     settings = context.settings()
     place = _chosen(settings, url)
     with context.database(settings) as db, _source(db, place, writable=False) as other:
-        task, model = options.plan(db)
+        task, model = options.plan(db, context.library(settings, db))
         source = SourceTable.look_up(other, Columns(table, key_column, column, names, context_key_column))
         with progress.row_counter() as show:
             done = Imports(db).run(task, source, where or None, None if place is None else place.without_password(), show)

@@ -17,6 +17,7 @@ from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import Item, Model, Task, TaskStatus
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import NewTask, Submitted, Tasks
+from ai_worker.worker.library import Library
 
 
 @click.command()
@@ -80,9 +81,10 @@ def submit(
         context_key_column=context_key_column,
     )
     with context.database(settings) as db:
-        task, model = options.plan(db)
+        library = context.library(settings, db)
+        task, model = options.plan(db, library)
         if estimate or dry_run:
-            _estimate(db, task, model, file, layout, PREVIEWED_PROMPTS if dry_run else 0, as_json)
+            _estimate(db, library, task, model, file, layout, PREVIEWED_PROMPTS if dry_run else 0, as_json)
             return EXIT_DONE
         submitted = _submit(db, task, file, layout)
         warn_of_stopped(model)
@@ -113,7 +115,9 @@ def _submit(db: Database, task: NewTask, file: str, layout: Layout) -> Submitted
     return submitted
 
 
-def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layout, shown: int, as_json: bool) -> None:
+def _estimate(
+    db: Database, library: Library, task: NewTask, model: Model, file: str, layout: Layout, shown: int, as_json: bool
+) -> None:
     """Reads the whole file, and shows what it would come to."""
     packet = Tasks(db).packet()
     layout = replace(layout, packet=packet)
@@ -131,6 +135,7 @@ def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layo
         pack=task.pack,
         cache_seconds=task.cache_seconds,
         budget=task.budget,
+        id_prompt=task.id_prompt,
     )
     with RowFile.open(file, layout) as source:
         rows = enumerate(source.rows(), start=1)
@@ -138,7 +143,7 @@ def _estimate(db: Database, task: NewTask, model: Model, file: str, layout: Layo
             (Item(number, stored, row.text_original, json.loads(row.context) if row.context else {}, 1, 0, b"", ""), model)
             for number, row in rows
         )
-        total = show(items, shown, as_json=as_json)
+        total = show(items, shown, library.kind, as_json=as_json)
     if task.budget is not None and (total.known_cost or 0) > task.budget:
         note(f"that is more than the budget of {context.money(task.budget)}: the task would be paused before its end")
 

@@ -26,8 +26,9 @@ from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.tasks import NewTask
-from ai_worker.task_types import TaskType, task_type
+from ai_worker.task_types import TaskType
 from ai_worker.task_types.library import Image
+from ai_worker.worker.library import Library
 
 LONGEST_DESCRIPTION = 65_535  # bytes of task.description
 LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key
@@ -171,9 +172,9 @@ class TaskOptions:
     cache_seconds: int
     key: str | None
 
-    def plan(self, db: Database) -> tuple[NewTask, Model]:
+    def plan(self, db: Database, library: Library) -> tuple[NewTask, Model]:
         """The task to be made, and its first model. Raises UsageError for what is wrong, or could only end badly."""
-        kind = task_type(self.type_name)
+        kind, id_prompt = library.named(self.type_name)
         chain = _chain(db, self.model_name, self.fallbacks)
         model = chain[0]
         kind.validate(
@@ -203,6 +204,7 @@ class TaskOptions:
             cache_seconds=self.cache_seconds,
             budget=self.budget,
             queue=self.queue,
+            id_prompt=id_prompt,
             id_task_group=None if self.group is None else Groups(db).open(self.group),
             result_seconds=self.result_seconds,
             after=self.after,

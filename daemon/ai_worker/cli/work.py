@@ -50,6 +50,7 @@ def process(
             drain_seconds=settings.drain_seconds,
             request_timeout=settings.request_timeout_seconds,
             name=settings.worker_name,
+            prompt_folder=settings.prompt_folder,
         ),
         give_up=db.give_up,
         on_progress=on_progress,
@@ -103,9 +104,9 @@ def run(
     """
     settings = context.settings()
     with context.database(settings) as db:
-        filters = _checked_filters(db, id_task, id_task_item, task_types, models, queues)
+        filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
         if dry_run:
-            preview(db, filters, max_items, as_json=as_json)
+            preview(db, context.library(settings, db, publish=False), filters, max_items, as_json=as_json)
             return EXIT_DONE
         if filters.id_task_item is not None and not _is_claimable(db, filters.id_task_item):
             return EXIT_DONE
@@ -136,7 +137,7 @@ def daemon(
     settings = context.settings()
     try:
         with context.database(settings) as db:
-            filters = _checked_filters(db, id_task, id_task_item, task_types, models, queues)
+            filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
             db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
             process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
     except KeyboardInterrupt:
@@ -145,6 +146,7 @@ def daemon(
 
 
 def _checked_filters(
+    settings: Settings,
     db: Database,
     id_task: int | None,
     id_task_item: int | None,
@@ -153,10 +155,10 @@ def _checked_filters(
     queues: tuple[QueueShare, ...],
 ) -> Filters:
     """The filters, with the task of a named item. Raises UsageError for whatever does not exist."""
-    from ai_worker.task_types import task_type
-
-    for name in task_types:
-        task_type(name)
+    if task_types:
+        library = context.library(settings, db, publish=False)
+        for name in task_types:
+            library.named(name)
     names = tuple(Models(db).get(name).name for name in models)
     queue = Queue(db)
     if id_task is not None and not queue.has_task(id_task):

@@ -30,6 +30,7 @@ from ai_worker.store.ledger import (
     uuid_bytes,
 )
 from ai_worker.store.pace import Pace
+from ai_worker.store.prompts import Prompts
 from ai_worker.store.shares import Shares
 from ai_worker.store.steps import Steps
 from ai_worker.store.turns import Turns
@@ -82,6 +83,7 @@ class Queue:
         self.cache: Final = Cache(db)
         self.steps: Final = Steps(db)
         self.backgrounds: Final = Backgrounds(db)
+        self.prompts: Final = Prompts(db)
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""

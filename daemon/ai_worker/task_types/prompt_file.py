@@ -158,7 +158,7 @@ class PromptFile:
                 examples=_examples(front.values, steps[-1].schema),
                 source="\n".join(lines),
                 origin=origin,
-digest=digest_of(source),
+                digest=digest_of(source),
                 splits=_splits(front.values),
             )
         except WrongValue as wrong:

@@ -11,8 +11,9 @@ from ai_worker.errors import ConfigurationError, ItemRejected, ModelStopped, Pro
 from ai_worker.log import Event, Log
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, Prompt
 from ai_worker.providers import Provider
-from ai_worker.task_types import is_simple, task_type
+from ai_worker.task_types import is_simple
 from ai_worker.worker.attempt import INVALID_TASK, Attempt
+from ai_worker.worker.library import KindOf
 
 ROWS: Final = 5_000  # of one batch, where its provider names no bound of its own
 BYTES: Final = 20_000_000  # ... of prompts
@@ -47,7 +48,7 @@ class Rendered:
     left: list[Item] = field(default_factory=list)
 
 
-async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log) -> Rendered:
+async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log, kind_of: KindOf) -> Rendered:
     """The prompts of these items, as far as they fit. One that is too long by itself for any batch is to be sent alone."""
     found, size = Rendered(), 0
     for number, item in enumerate(items):
@@ -55,7 +56,7 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
             await asyncio.sleep(0)
         attempt = _attempt(item, model, log)
         try:
-            attempt.type = task_type(item.task.task_type)
+            attempt.type = kind_of(item.task)
             if not is_simple(attempt.type, item.task):
                 found.outcomes.append(undone(item, "its calls depend on what is known only when they are made"))
                 continue
@@ -77,20 +78,20 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log)
     return found
 
 
-def size_of(item: Item) -> int:
+def size_of(item: Item, kind_of: KindOf) -> int:
     """About how many bytes an item's prompt takes: before it is claimed nobody knows."""
     try:
-        return _bytes(task_type(item.task.task_type).prompt(item))
+        return _bytes(kind_of(item.task).prompt(item))
     except Exception:  # noqa: BLE001 -- for a size alone; what is wrong with it ends the item when it is rendered
         return len(item.text_original)
 
 
-def answered(item: Item, model: Model, answer: Completion | ProviderError, log: Log) -> Outcome:
+def answered(item: Item, model: Model, answer: Completion | ProviderError, log: Log, kind_of: KindOf) -> Outcome:
     """How an item's attempt ends by what its batch brought. What is tried again is tried alone: a batch takes up to a day."""
     attempt = _attempt(item, model, log)
     attempt.bill(answer.usage, Lane.BATCH)
     try:
-        attempt.type = task_type(item.task.task_type)
+        attempt.type = kind_of(item.task)
         if isinstance(answer, ProviderError):
             outcome = _failed(attempt, answer)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from ai_worker.errors import (
+    AiWorkerError,
     DatabaseError,
     ItemRejected,
     ModelStopped,
@@ -29,6 +30,7 @@ from ai_worker.worker.calls import PROBE_SECONDS
 from ai_worker.worker.commits import COMMIT_ROWS, Commits
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.lease import Lease
+from ai_worker.worker.library import Library
 
 T = TypeVar("T")
 
@@ -62,6 +64,7 @@ class BatchSteps:
     Parameters
     ----------
     in_thread: runs a database verb.
+    library: the task types.
     stopping: nothing more is handed in.
     room: how many more items this worker may claim.
     on_claimed: told how many were, by task.
@@ -76,6 +79,7 @@ class BatchSteps:
         lease: Lease,
         commits: Commits,
         in_thread: InThread,
+        library: Library,
         *,
         stopping: asyncio.Event,
         room: Callable[[], int],
@@ -88,6 +92,7 @@ class BatchSteps:
         self._lease = lease
         self._commits = commits
         self._in_thread = in_thread
+        self._library = library
         self._stopping = stopping
         self._room = room
         self._on_claimed = on_claimed
@@ -108,6 +113,8 @@ class BatchSteps:
         if endpoint is None:
             await self._leave(batch, 0.0, failures=batch.failures)
             return None
+        with contextlib.suppress(AiWorkerError):  # each of its items will end by it, and say so
+            await self._library.get(task)
         provider = endpoint.provider
         if not isinstance(provider, BatchProvider):  # somebody has changed the model's row
             if batch.stage is BatchStage.COLLECTING:
@@ -140,7 +147,7 @@ class BatchSteps:
     async def _collect(self, batch: Batch, task: Task, provider: BatchProvider) -> Batch | None:
         """Claims items until the batch is full, or nothing more has come in for a moment."""
         held = [] if batch.id_batch in self.unsent else await self._in_thread(self._batches.items, batch, task)
-        limit, rows, size = bounds(provider), len(held), sum(map(size_of, held))
+        limit, rows, size = bounds(provider), len(held), self._size(held)
         after, has_lingered = 0, False
         while rows < limit.rows and size < limit.bytes and not self._is_off(batch) and (room := self._room()) > 0:
             fitting = (limit.bytes - size) // (size // rows + 1 if rows else ROW_GUESS)
@@ -148,7 +155,7 @@ class BatchSteps:
             items = await self._in_thread(self._batches.claim, batch, task, wanted, after)
             if items:
                 self._on_claimed({task.id_task: len(items)})
-                rows, size, after = rows + len(items), size + sum(map(size_of, items)), items[-1].id_task_item
+                rows, size, after = rows + len(items), size + self._size(items), items[-1].id_task_item
                 has_lingered = False
             if len(items) < wanted:
                 if has_lingered or not rows:
@@ -165,6 +172,9 @@ class BatchSteps:
             return None
         return await self._went_on(batch)
 
+    def _size(self, items: Sequence[Item]) -> int:
+        return sum([size_of(item, self._library.kind) for item in items])
+
     async def _submit(  # noqa: PLR0911 -- one return per way out
         self, batch: Batch, task: Task, endpoint: Endpoint, provider: BatchProvider
     ) -> Batch | None:
@@ -176,7 +186,7 @@ class BatchSteps:
         if self._is_off(batch):
             return await self._end(batch, task, "not handed in", Outcome.released)
         items = await self._in_thread(self._batches.items, batch, task)
-        ready = await rendered(items, endpoint.model, bounds(provider), self._lease.log)
+        ready = await rendered(items, endpoint.model, bounds(provider), self._lease.log, self._library.kind)
         for outcome in (*ready.outcomes, *map(Outcome.released, ready.left)):
             self._commits.put(outcome)
         await self._commits.settled()
@@ -261,7 +271,7 @@ class BatchSteps:
             item = waiting.pop(key, None)
             if item is None:
                 continue  # stored before a crash
-            self._commits.put(answered(item, endpoint.model, answer, self._lease.log))
+            self._commits.put(answered(item, endpoint.model, answer, self._lease.log, self._library.kind))
             if isinstance(answer, ModelStopped):
                 stopped = answer
             if len(self._commits) % 50 == 0:

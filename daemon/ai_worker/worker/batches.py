@@ -28,6 +28,7 @@ from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
+from ai_worker.worker.library import Library
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class BatchLane:
 
     Parameters
     ----------
+    library: the task types.
     stopping: no further step is begun; call `wake` when it is set.
     on_stored: told after each transaction with results.
     on_refused: told of a result that the database does not take.
@@ -57,6 +59,7 @@ class BatchLane:
         endpoints: Endpoints,
         breaker: Breaker,
         lease: Lease,
+        library: Library,
         *,
         stopping: asyncio.Event,
         on_stored: Callable[[Committed], None],
@@ -81,6 +84,7 @@ class BatchLane:
             lease,
             self._commits,
             self._in_thread,
+            library,
             stopping=stopping,
             room=room,
             on_claimed=on_claimed,

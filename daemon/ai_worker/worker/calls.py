@@ -24,7 +24,7 @@ from ai_worker.errors import (
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import TIME_LIMIT, needs, task_type
+from ai_worker.task_types import TIME_LIMIT, needs
 from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, PutOffError, milliseconds, plausible
 from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.breaker import Breaker, Misconfigured
@@ -32,6 +32,7 @@ from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.files import with_described_files
 from ai_worker.worker.learning import Learner
+from ai_worker.worker.library import Library
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
@@ -47,6 +48,7 @@ class Caller:
 
     Parameters
     ----------
+    library: the task types.
     stopping: ends waits between calls.
     breaker: which models must not be called now; told when no item can succeed on one, before the item is given back.
     pacer: whose turn it is, of models that take so many calls a minute.
@@ -62,6 +64,7 @@ class Caller:
     def __init__(
         self,
         endpoints: Endpoints,
+        library: Library,
         stopping: asyncio.Event,
         breaker: Breaker,
         pacer: Pacer,
@@ -75,6 +78,7 @@ class Caller:
         log: Callable[[], Log],
     ) -> None:
         self._endpoints = endpoints
+        self._library = library
         self._twins = twins
         self._backgrounds = backgrounds
         self._stopping = stopping
@@ -99,7 +103,7 @@ class Caller:
             return await self._stopped(attempt, Misconfigured(str(error) or type(error).__name__))
         attempt.model = endpoint.model
         try:
-            kind = attempt.type = task_type(item.task.task_type)
+            kind = attempt.type = self._library.fresh(item.task) or await self._library.get(item.task)
             if (wanted := needs(kind, item.task)) is not None:
                 item = attempt.item = item._replace(background=await self._backgrounds.of(item, wanted))
             if (work := work_of(kind, item, endpoint.model)) is not None:

@@ -9,8 +9,9 @@ from typing import Final
 
 from ai_worker import prices
 from ai_worker.models import Item, Lane, Model, Outcome, Usage
-from ai_worker.task_types import needs, task_type
+from ai_worker.task_types import needs
 from ai_worker.text import estimate_tokens
+from ai_worker.worker.library import KindOf
 
 FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again
 MARGIN: Final = Decimal("1.2")  # on estimates, and on the dearest of the latest items
@@ -25,11 +26,12 @@ _NOTHING, _ONE = Decimal(0), Decimal(1)
 class Estimates:
     """Estimates by the rendered prompt and the prices, corrected by what the task's latest items have cost.
 
-    `fetch` gives all models. Claims ask in one thread; `learn` may be called in another.
+    `fetch` gives all models, `kind_of` a task's type. Claims ask in one thread; `learn` may be called in another.
     """
 
-    def __init__(self, fetch: Callable[[], Iterable[Model]]) -> None:
+    def __init__(self, fetch: Callable[[], Iterable[Model]], kind_of: KindOf) -> None:
         self._fetch = fetch
+        self._kind_of = kind_of
         self._models: dict[int, Model] = {}
         self._fetched_at = float("-inf")
         # (task, model) -> of the latest items, the real cost, by its estimate and as it is
@@ -68,7 +70,7 @@ class Estimates:
         if model is None or prices.price(model) is None:
             return None
         try:
-            kind = task_type(item.task.task_type)
+            kind = self._kind_of(item.task)
             prompt, wanted = kind.prompt(item), needs(kind, item.task)
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING

@@ -8,6 +8,7 @@ has no prompt file goes on beside them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,10 @@ from ai_worker.store.prompts import SOURCE_AT_MOST, Known, NewPrompt, Origin, St
 from ai_worker.task_types import TaskType, task_type, task_type_names, task_type_of
 
 SUFFIX: Final = ".md"
+FAILED_SECONDS: Final = 30.0  # how long a prompt that could not be read is left alone: each item would parse it anew
+
+KindOf = Callable[[Task], TaskType]
+"""Gives a task's type, as `Library.kind` does."""
 
 
 class Rows(Protocol):
@@ -65,6 +70,7 @@ class Library:
         self._in_thread = in_thread
         self._lock = threading.Lock()
         self._by_id: dict[int, TaskType] = {}
+        self._failed: dict[int, tuple[float, str]] = {}
         self._by_digest: dict[tuple[str, bytes], TaskType] = {}
         self._current: dict[str, int] = {}
         self._unpublished: dict[str, Brought] = {}
@@ -169,13 +175,24 @@ class Library:
         return sorted({*task_type_names(), *self._current, *self._unpublished})
 
     def _of_id(self, id_prompt: int) -> TaskType:
-        if (kind := self._by_id.get(id_prompt)) is None:
-            stored = self._rows.by_id(id_prompt)
-            if stored is None:
-                raise ConfigurationError(f"prompt {id_prompt} is not in the library any more")
-            place = f"prompt {stored.name} version {stored.version} ({stored.origin})"
-            kind = self._by_id[id_prompt] = self._parsed(stored.name, stored.digest, stored.source, place)
+        if (kind := self._by_id.get(id_prompt)) is not None:
+            return kind
+        failed_at, reason = self._failed.get(id_prompt, (float("-inf"), ""))
+        if time.monotonic() - failed_at < FAILED_SECONDS:
+            raise ConfigurationError(reason)
+        try:
+            kind = self._by_id[id_prompt] = self._read(id_prompt)
+        except ConfigurationError as error:
+            self._failed[id_prompt] = time.monotonic(), str(error)
+            raise
         return kind
+
+    def _read(self, id_prompt: int) -> TaskType:
+        stored = self._rows.by_id(id_prompt)
+        if stored is None:
+            raise ConfigurationError(f"prompt {id_prompt} is not in the library any more")
+        place = f"prompt {stored.name}, version {stored.version}, {stored.origin}"
+        return self._parsed(stored.name, stored.digest, stored.source, place)
 
     def _parsed(self, name: str, digest: bytes, source: str, place: str) -> TaskType:
         from ai_worker.task_types.prompt_file import PromptFile

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ai_worker import __version__
@@ -35,6 +36,7 @@ from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.estimates import Estimates
 from ai_worker.worker.learning import Learner
 from ai_worker.worker.lease import Lease
+from ai_worker.worker.library import Library
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
@@ -76,6 +78,7 @@ class WorkerOptions:
     drain_seconds: float = 30.0
     request_timeout: float = 120.0
     name: str | None = None
+    prompt_folder: Path | None = None
 
 
 @dataclass(slots=True)
@@ -158,7 +161,8 @@ class Worker:
             lambda: self._lease.log,
             self._look_again,
         )
-        self._estimates = Estimates(models.all)
+        self._library = Library(queue.prompts, options.prompt_folder, lambda work: self._in_thread(self._upkeep_thread, work))
+        self._estimates = Estimates(models.all, self._library.kind)
         queue.estimate_with(self._estimates)
         self._summary = Summary(stopped_models=self._breaker.stopped, unusable_models=self._breaker.unusable)
         self._pacer = Pacer(
@@ -196,6 +200,7 @@ class Worker:
         self._throttle = Throttle(options.concurrency, self._held)
         caller = Caller(
             self._endpoints,
+            self._library,
             self._draining,
             self._breaker,
             self._pacer,
@@ -228,6 +233,7 @@ class Worker:
             self._endpoints,
             self._breaker,
             self._lease,
+            self._library,
             stopping=self._draining,
             on_stored=self._tell,
             on_refused=self._refused,
@@ -245,6 +251,7 @@ class Worker:
             return await self._run()
 
     async def _run(self) -> Summary:
+        await self._in_thread(self._claim_thread, self._library.open)
         await self._in_thread(self._claim_thread, self._lease.start)
         options = self._options
         self._lease.log(
@@ -255,6 +262,7 @@ class Worker:
             mode="daemon" if options.forever else "run",
             concurrency=options.concurrency,
         )
+        self._lease.log.each(Event.PROMPT_BROKEN, [{"message": broken} for broken in self._library.broken.values()])
         helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up(), self._shares.keep())]
         claiming = asyncio.create_task(self._claim_loop())
         committing = asyncio.create_task(self._commits.run())
