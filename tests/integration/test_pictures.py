@@ -23,6 +23,7 @@ from ai_worker.store.queue import Queue
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
 from tests.fake_provider.pictures import Wanted, picture
+from tests.integration.batch_runs import shorten_waits
 from tests.integration.commands import Commands
 from tests.integration.lifecycle import Application, claim, register
 from tests.integration.worker_runs import Run, add_model, add_task, attempts_of, items_of, task_of
@@ -161,6 +162,16 @@ def test_in_a_folder(
         content_of(database, row["id_task_item"], folder)
 
 
+def test_a_folder_that_is_not_there_is_told_before_a_call_is_made(
+    ai_worker: Commands, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder, says in ((str(tmp_path / "none"), "no folder that this user may write to"), ("here", "an absolute folder")):
+        monkeypatch.setenv("AI_WORKER_FILES_FOLDER", folder)
+        ended = ai_worker("run")
+        assert (ended.code, says in ended.err) == (78, True)
+    assert fake.counts()["requests"] == 0
+
+
 @pytest.mark.parametrize("path", ["../secret", "7/../../secret", "/etc/passwd", "7/.hidden", "x/secret", "7\\..\\secret"])
 def test_nothing_outside_of_the_folder_is_read(
     database: Database, claimed_item: Item, sql: Sql, tmp_path: Path, path: str
@@ -217,6 +228,18 @@ def test_a_worker_that_died_before_its_commit_leaves_no_picture_and_spoils_none(
     assert queue.commit(worker, [drawn(claimed_item, b"one")]).lost
     (file,) = content_of(database, again.id_task_item)
     assert file == picture("two", Wanted(size="8x8"))
+
+
+def test_in_the_lane_batch_a_picture_is_asked_for_alone(
+    sql: Sql, database: Database, database_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch)
+    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), [TEXT], task_type="image", description="", lane="batch")
+    assert Run(database_url).summary.processed == 1
+    (item,) = items_of(sql, id_task)
+    assert content_of(database, item["id_task_item"]) == [picture(TEXT, Wanted())]
+    assert [attempt["lane"] for attempt in attempts_of(sql, id_task) if attempt["outcome"] == "processed"] == ["online"]
+    assert fake.counts()["batch_requests"] == {}
 
 
 def test_providers_without_a_model_are_refused_at_submit(sql: Sql, ai_worker: Commands, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ai_worker.errors import BadAnswer
-from ai_worker.models import Completion, Item, Lane, Prompt, Task, TaskStatus, Usage
+from ai_worker.models import Completion, ImageRequest, Item, Lane, Prompt, Task, TaskStatus, Usage
 from ai_worker.providers._gemini_wire import supported_schema
 from ai_worker.providers._structured import json_object_in
 from ai_worker.providers.openai import _is_strict
@@ -133,6 +133,7 @@ def test_prompts_of_another_shape_go_alone() -> None:
     assert pack_key(prompt._replace(text="another")) is None
     assert pack_key(prompt._replace(schema={**prompt.schema, "properties": {"item": {"type": "string"}}})) is None
     assert pack_key(prompt._replace(schema={**prompt.schema, "$defs": {}})) is None
+    assert pack_key(prompt._replace(image=ImageRequest())) is None
     assert pack_key(prompt) is not None
 
 

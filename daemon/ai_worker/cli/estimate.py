@@ -102,4 +102,5 @@ class Estimate:
 def tokens_of(prompt: Prompt) -> Usage:
     """About how many tokens one call takes."""
     asked = estimate_tokens(prompt.system) + estimate_tokens(prompt.user)
-    return Usage(asked, prompt.tokens_output_expected or estimate_tokens(prompt.text))
+    wanted = prompt.tokens_output_expected or estimate_tokens(prompt.text)
+    return Usage(asked, wanted, tokens_image=0 if prompt.image is None else wanted)

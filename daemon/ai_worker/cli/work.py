@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import click
@@ -14,7 +16,7 @@ from ai_worker.cli.preview import preview
 from ai_worker.cli.queue_options import WeightedQueue, distinct
 from ai_worker.config import Settings
 from ai_worker.db import Database
-from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, UsageError
+from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
 from ai_worker.models import Filters, ItemStatus, QueueShare
 from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
@@ -36,7 +38,7 @@ def process(
 ) -> Summary:
     """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
     queue = Queue(db)
-    queue.keep_files_in(settings.files_folder)
+    queue.keep_files_in(_files_folder(settings))
     worker = Worker(
         queue,
         Models(db),
@@ -56,6 +58,14 @@ def process(
         on_progress=on_progress,
     )
     return runtime.run(worker.run())
+
+
+def _files_folder(settings: Settings) -> Path | None:
+    """The folder for pictures. Raises ConfigurationError where it is not there: results would be kept in hand until it is."""
+    folder = settings.files_folder
+    if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigurationError(f"AI_WORKER_FILES_FOLDER is {folder}, which is no folder that this user may write to")
+    return folder
 
 
 def _filter_options(command: Callable[..., int]) -> Callable[..., int]:

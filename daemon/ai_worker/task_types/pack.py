@@ -43,11 +43,11 @@ _schemas: dict[int, tuple[Mapping[str, Any], Mapping[str, Any] | None]] = {}  # 
 def pack_key(prompt: Prompt) -> Hashable | None:
     """What prompts must have in common to go into one pack; None where this one must go alone.
 
-    Only a prompt whose user part is nothing but the text between two marker lines can: of any other it is not known what else
-    belongs to the text.
+    Only a prompt for an answer in words can, and only one whose user part is nothing but the text between two marker lines: of
+    any other it is not known what else belongs to the text.
     """
     alone = _ALONE.fullmatch(prompt.user)
-    if alone is None or alone[2] != prompt.text or _schema_of_packs(prompt.schema) is None:
+    if prompt.image is not None or alone is None or alone[2] != prompt.text or _schema_of_packs(prompt.schema) is None:
         return None
     sampling = prompt.temperature, prompt.top_p, prompt.max_output_tokens
     return prompt.task_type, prompt.system, id(prompt.schema), sampling, prompt.lane

@@ -61,6 +61,9 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log,
                 found.outcomes.append(undone(item, "its calls depend on what is known only when they are made"))
                 continue
             prompt = attempt.type.prompt(item)
+            if prompt.image is not None:
+                found.outcomes.append(undone(item, "batches are of texts: a picture is asked for alone"))
+                continue
         except ItemRejected as error:  # by its own text, whichever model it were for
             found.outcomes.append(attempt.failed(error.kind, str(error)))
             continue

@@ -75,9 +75,11 @@ class Estimates:
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING
         drawn = 0 if wanted is None else 2 * wanted.tokens  # at most: of the subject, and of reviewed examples
+        wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
         usage = Usage(
             estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn,
-            prompt.tokens_output_expected or estimate_tokens(prompt.text),
+            wanted_tokens,
+            tokens_image=0 if prompt.image is None else wanted_tokens,
         )
         # The cheaper synchronous tier may be shed, and is then paid as the usual one.
         lane = Lane.BATCH if item.task.lane is Lane.BATCH and not item.is_single else Lane.ONLINE
