@@ -499,6 +499,16 @@ SELECT t.id_task
  ORDER BY t.id_task
  LIMIT 100;
 
+-- name: look_at_time
+-- What time brings besides items, in one statement a second: whether a schedule is due, a closed group may end, a callback is to be
+-- sent, or results have had their time. Four look-ups that mostly find nothing.
+SELECT (SELECT s.id_schedule FROM schedule s FORCE INDEX (k_schedule_due)
+         WHERE s.is_active = 1 AND s.next_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_schedule,
+       (SELECT g.id_task_group FROM task_group g FORCE INDEX (k_task_group_open)
+         WHERE g.ended_at IS NULL AND g.closed_at IS NOT NULL LIMIT 1) IS NOT NULL AS has_group,
+       (SELECT c.id_callback FROM callback c FORCE INDEX (k_callback_due) WHERE c.due_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_callback,
+       (SELECT t.id_task FROM task t FORCE INDEX (k_task_expire) WHERE t.expire_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_expired;
+
 -- name: newest_item
 -- One look at the end of the primary key: has anybody inserted anything?
 SELECT COALESCE(MAX(id_task_item), 0) AS id_task_item FROM task_item;
@@ -1133,6 +1143,92 @@ SELECT g.name, c.failed_at, c.last_status, c.last_error
  WHERE c.failed_at IS NOT NULL
  ORDER BY c.id_callback
  LIMIT 20;
+
+-- ===== schedules: tasks that come again and again =====
+
+-- name: schedule_add
+-- With the first time that it fires, worked out by the caller.
+INSERT INTO schedule (name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
+                      items, next_at)
+VALUES (%(name)s, %(cron)s, %(time_zone)s, %(missed)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s,
+        %(queue)s, %(max_attempts)s, %(items)s, %(next_at)s);
+
+-- name: schedule_list
+-- All of them, a handful, with the last time that each made a task: the end of a range of the key.
+SELECT s.id_schedule, s.name, s.cron, s.time_zone, s.missed, s.is_active, s.task_type, s.description, s.priority, s.queue,
+       JSON_LENGTH(s.items) AS items, s.next_at, s.message, m.name AS model, f.due_at AS last_due_at, f.id_task AS last_task
+  FROM schedule s
+  JOIN ai_model m ON m.id_ai_model = s.id_ai_model
+  LEFT JOIN schedule_fire f ON f.id_schedule = s.id_schedule
+        AND f.due_at = (SELECT l.due_at FROM schedule_fire l FORCE INDEX (PRIMARY)
+                         WHERE l.id_schedule = s.id_schedule AND l.id_task IS NOT NULL ORDER BY l.due_at DESC LIMIT 1)
+ ORDER BY s.name;
+
+-- name: schedule_remove
+-- The tasks stay, and so does what is on record of its fires.
+DELETE FROM schedule WHERE id_schedule = %(id_schedule)s;
+
+-- name: schedule_pause
+-- It is not due any more, whatever its next time.
+UPDATE schedule SET is_active = 0 WHERE id_schedule = %(id_schedule)s;
+
+-- name: schedule_resume
+-- From now on; what was wrong with it is put right.
+UPDATE schedule SET is_active = 1, next_at = %(next_at)s, message = NULL WHERE id_schedule = %(id_schedule)s;
+
+-- name: lock_due_schedule
+-- The one that has been due for longest and that nobody is just firing; the time is the database's.
+SELECT id_schedule, name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
+       items, next_at, NOW(6) AS now
+  FROM schedule FORCE INDEX (k_schedule_due)
+ WHERE is_active = 1 AND next_at <= NOW(6)
+ ORDER BY next_at
+ LIMIT 1
+   FOR UPDATE SKIP LOCKED;
+
+-- name: fire_of_schedule
+-- Whether this time was fired before.
+SELECT id_task FROM schedule_fire FORCE INDEX (PRIMARY) WHERE id_schedule = %(id_schedule)s AND due_at = %(due_at)s;
+
+-- name: insert_fire
+-- That this time has been fired, or missed and skipped: its key makes a second one impossible.
+INSERT INTO schedule_fire (id_schedule, due_at, id_task) VALUES (%(id_schedule)s, %(due_at)s, %(id_task)s);
+
+-- name: move_schedule
+-- In the same transaction, on to its next time.
+UPDATE schedule FORCE INDEX (PRIMARY) SET next_at = %(next_at)s, message = NULL WHERE id_schedule = %(id_schedule)s;
+
+-- name: break_schedule
+-- It cannot fire as it is, and would only fail again: it says why, until somebody has changed it. Not where that was done meanwhile.
+UPDATE schedule FORCE INDEX (PRIMARY)
+   SET next_at = NULL, message = %(message)s
+ WHERE id_schedule = %(id_schedule)s AND next_at = %(next_at)s;
+
+-- ===== expiry: results that were to be kept for a while =====
+
+-- name: expired_tasks
+-- Ended tasks whose results' time is over, in a look that finds hardly any.
+SELECT id_task FROM task FORCE INDEX (k_task_expire) WHERE expire_at <= NOW(6) AND finished_at IS NOT NULL ORDER BY expire_at LIMIT 20;
+
+-- name: clear_results
+-- What a model has made goes, what was asked and what it cost stays. Not of an item that somebody has just brought back.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET text_corrected = NULL, change_summary = NULL, result = NULL
+ WHERE id_task_item IN %(items)s AND status_id IN (1, 3, 5);
+
+-- name: clear_steps
+-- The same of the steps in between.
+DELETE FROM task_item_step WHERE id_task_item IN %(items)s;
+
+-- name: clear_files
+-- The same of what is no text.
+DELETE FROM task_item_file WHERE id_task_item IN %(items)s;
+
+-- name: results_expired
+-- Once all is cleared; not of a task that goes on again.
+UPDATE task FORCE INDEX (PRIMARY)
+   SET expire_at = NULL, status_reason = 'results expired'
+ WHERE id_task = %(id_task)s AND expire_at <= NOW(6) AND finished_at IS NOT NULL;
 
 -- ===== cache: identical work is paid for once =====
 

@@ -94,6 +94,22 @@ class Event(Enum):
         "a batch was given up, or may have been handed in twice",
     )
     NO_BATCHES = (logging.WARNING, "model", "a model's provider takes no batches; items of the lane batch are done online")
+    # Order and time.
+    SCHEDULE_FIRED = (
+        logging.INFO,
+        "schedule due task count",
+        "a schedule was due and made a task; none where the time was missed",
+    )
+    SCHEDULE_BROKEN = (logging.ERROR, "schedule message", "a schedule cannot fire until somebody has put it right")
+    GROUP_ENDED = (logging.INFO, "group count", "all tasks of a closed group have ended")
+    CALLBACK_DELIVERED = (logging.INFO, "group call status", "the receiver of a group's callback has it")
+    CALLBACK_MISSED = (logging.WARNING, "group call status message delay", "a callback did not arrive, and is sent again")
+    CALLBACK_GIVEN_UP = (
+        logging.ERROR,
+        "group call status message",
+        "a callback did not arrive in three days, and is not sent again",
+    )
+    RESULTS_EXPIRED = (logging.INFO, "task", "a task's results were cleared, when their time was over")
     # The worker and its database.
     DRAIN = (logging.INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
     STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")

@@ -39,6 +39,8 @@ COMMANDS = {
     "resume": ("control", "Go on with a paused or cancelled task."),
     "cancel": ("control", "End a task; what is in flight is still stored."),
     "priority": ("control", "Change a task's priority."),
+    "group": ("group", "Tasks with a common end, and the callback that tells of it."),
+    "schedule": ("schedule", "Tasks that come again and again."),
     "keygen": ("keys", "Print a new master key."),
     "rekey": ("keys", "Encrypt all API keys anew."),
     "doctor": ("doctor", "Find what is wrong, and say what to do."),

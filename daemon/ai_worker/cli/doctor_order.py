@@ -9,6 +9,7 @@ from ai_worker.cli.findings import Finding, ok, problem
 from ai_worker.db import Database
 from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.health import Health
+from ai_worker.store.schedules import Schedules
 
 
 def check_order(db: Database) -> Iterator[Finding]:
@@ -21,8 +22,12 @@ def check_order(db: Database) -> Iterator[Finding]:
     for each in failed:
         message = f"the callback of group {each.group!r} was given up at {iso(each.failed_at)}: {each.reason}"
         yield problem("order", message, f"Put it right, then run `ai-worker group retry {each.group!r}`.")
-    if not circle and not failed:
-        yield ok("order", "no tasks wait for each other in a circle, and no callback was given up")
+    broken = Schedules(db).broken()
+    for schedule in broken:
+        remedy = f"Put it right, then run `ai-worker schedule resume {schedule.name!r}`, or make it anew."
+        yield problem("order", f"schedule {schedule.name!r} does not fire: {schedule.message}", remedy)
+    if not circle and not failed and not broken:
+        yield ok("order", "no task waits in a circle, no callback was given up, every schedule can fire")
 
 
 def circle_of(waits: Mapping[int, set[int]]) -> set[int]:

@@ -39,14 +39,15 @@ def keygen() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the number of keys as JSON.")
 def rekey(old_key_file: Path | None, as_json: bool) -> None:
-    """Encrypt all API keys anew, with the present master key.
+    """Encrypt all API keys anew, with the present master key, and the secrets of groups' callbacks.
 
     Reads what earlier master keys encrypted, and what a panel wrote with AES_ENCRYPT (AI_WORKER_LEGACY_AES_KEY). All keys are
-    changed in one transaction: if one cannot be read, none is touched.
+    changed in one transaction, and all secrets in another: if one cannot be read, none of its kind is touched.
 
     To change over without a pause: set the new key as AI_WORKER_MASTER_KEY and the old one as AI_WORKER_MASTER_KEY_OLD on
     every host, restart the workers, run this command, then take AI_WORKER_MASTER_KEY_OLD away.
     """
+    from ai_worker.store.groups import Groups
     from ai_worker.store.models import Models
 
     settings = context.settings()
@@ -62,7 +63,12 @@ def rekey(old_key_file: Path | None, as_json: bool) -> None:
             seen.add(number)
             return _anew(ring, number, value, names.get(number, str(number)))
 
-        count = models.rekey(seal)
+        def seal_group(number: int, value: bytes) -> bytes | None:
+            seen.add(-number)
+            secret = ring.decrypt_group(number, value, str(number))
+            return None if ring.is_current(value) else ring.encrypt_group(number, secret)
+
+        count = models.rekey(seal) + Groups(db).rekey(seal_group)
     if as_json:
         context.emit_json({"rekeyed": count})
     elif not seen:

@@ -56,7 +56,8 @@ def _moment(text: str) -> datetime:
         raise UsageError(f"--at {text!r} is not a time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
 
 
-def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
+def parameters_of(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """What `--param` gives, by name."""
     return dict(map(_parameter, pairs))
 
 
@@ -85,7 +86,7 @@ _OPTIONS = (
         "--param",
         "parameters",
         multiple=True,
-        callback=_as(_parameters),
+        callback=_as(parameters_of),
         metavar="KEY=VALUE",
         help="Parameter of the type; JSON where it can be. Repeatable.",
     ),
@@ -239,7 +240,8 @@ def note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
 
 
-def _model(db: Database, name: str | None) -> Model:
+def model_of(db: Database, name: str | None) -> Model:
+    """The active model of that name, or the only one. Raises UsageError when there is none, or more to choose from."""
     models = Models(db)
     if name is not None:
         found = models.get(name)
@@ -257,9 +259,9 @@ def _model(db: Database, name: str | None) -> Model:
 
 def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[Model]:
     """The models of the task, in order."""
-    chain = [_model(db, name)]
+    chain = [model_of(db, name)]
     for fallback in fallbacks:
-        found = _model(db, fallback)
+        found = model_of(db, fallback)
         if found.id_ai_model in {each.id_ai_model for each in chain}:
             raise UsageError(f"--fallback {fallback!r}: that model stands before it already")
         chain.append(found)

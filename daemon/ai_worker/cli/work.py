@@ -39,10 +39,11 @@ def process(
     """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
     queue = Queue(db)
     queue.keep_files_in(_files_folder(settings))
+    ring = context.keyring(settings)
     worker = Worker(
         queue,
         Models(db),
-        context.keyring(settings).decrypt,
+        ring.decrypt,
         filters=filters,
         options=WorkerOptions(
             forever=forever,
@@ -56,6 +57,7 @@ def process(
         ),
         give_up=db.give_up,
         on_progress=on_progress,
+        open_secret=ring.decrypt_group,
     )
     return runtime.run(worker.run())
 

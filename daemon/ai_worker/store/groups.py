@@ -19,6 +19,7 @@ from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 
 LISTED_TASKS: Final = 500  # in a callback's body; of more only the totals
+LONGEST_BODY: Final = 64_000  # bytes; the same of one that the tasks would make longer
 LONGEST_NAME: Final = 190  # characters of task_group.name
 _DUPLICATE: Final = 1062
 
@@ -201,18 +202,20 @@ def _body(group: Row, totals: Sequence[Row], tasks: Sequence[Row] | None) -> str
         },
         "cost": _amount(sum(costs, Decimal(0)) if costs else None),
     }
-    if tasks is not None:
-        body["tasks"] = [
-            {
-                "id_task": row["id_task"],
-                "status": TaskStatus(row["status_id"]).name,
-                "records_processed": row["records_processed"],
-                "records_failed": row["records_failed"],
-                "cost": _amount(row["cost"]),
-            }
-            for row in tasks
-        ]
-    return json.dumps(body, ensure_ascii=False)
+    if tasks is None:
+        return json.dumps(body, ensure_ascii=False)
+    listed = [
+        {
+            "id_task": row["id_task"],
+            "status": TaskStatus(row["status_id"]).name,
+            "records_processed": row["records_processed"],
+            "records_failed": row["records_failed"],
+            "cost": _amount(row["cost"]),
+        }
+        for row in tasks
+    ]
+    text = json.dumps(body | {"tasks": listed}, ensure_ascii=False)
+    return text if len(text.encode()) <= LONGEST_BODY else json.dumps(body, ensure_ascii=False)
 
 
 def _amount(cost: Decimal | None) -> str | None:

@@ -63,6 +63,11 @@ class Health:
             cipher=cipher[0]["Value"] if cipher else "",
         )
 
+    def now(self) -> datetime:
+        """The database's time: UTC, without a zone."""
+        now: datetime = self._db.query("server_clock")[0]["now"]
+        return now
+
     def clock_skew(self) -> float:
         """By how many seconds the database's clock is ahead of this host's; the quickest of three answers counts."""
         return min((self._skew_once() for _ in range(3)), key=lambda each: each[1])[0]

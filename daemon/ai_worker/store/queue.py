@@ -10,16 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.background import Backgrounds
 from ai_worker.store.budgets import Estimator
 from ai_worker.store.cache import Cache
+from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.chains import foreseen, model_states
 from ai_worker.store.claims import PROBE_SECONDS, Claims, filter_columns, json_object, task_of_row
+from ai_worker.store.expiry import Expiry
 from ai_worker.store.files import to_folder
+from ai_worker.store.groups import Groups
 from ai_worker.store.ledger import (
     MESSAGE_CHARACTERS,
     Changes,
@@ -31,6 +34,7 @@ from ai_worker.store.ledger import (
 )
 from ai_worker.store.pace import Pace
 from ai_worker.store.prompts import Prompts
+from ai_worker.store.schedules import Schedules
 from ai_worker.store.shares import Shares
 from ai_worker.store.steps import Steps
 from ai_worker.store.turns import Turns
@@ -71,6 +75,15 @@ class Waiting:
     held: Mapping[int, str] = field(default_factory=dict)
 
 
+class Due(NamedTuple):
+    """What time has brought: a schedule, a closed group that may end, a callback to be sent, results to be cleared."""
+
+    has_schedule: bool
+    has_group: bool
+    has_callback: bool
+    has_expired: bool
+
+
 class Queue:
     """The verbs of a worker on the tables `task`, `task_item`, `task_attempt` and `worker`."""
 
@@ -81,6 +94,10 @@ class Queue:
         self.pace: Final = Pace(db)
         self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
+        self.schedules: Final = Schedules(db)
+        self.groups: Final = Groups(db)
+        self.callbacks: Final = Callbacks(db)
+        self.expiry: Final = Expiry(db)
         self.steps: Final = Steps(db)
         self.backgrounds: Final = Backgrounds(db)
         self.prompts: Final = Prompts(db)
@@ -296,6 +313,10 @@ class Queue:
         """Ends tasks in progress that have no open item left because somebody deleted the last ones."""
         tasks = {row["id_task"] for row in self._db.query("open_tasks_without_open_items")}
         return self._db.transaction(lambda tx: settle(tx, {}, tasks, {})) if tasks else []
+
+    def look_at_time(self) -> Due:
+        """What is due besides items, in one look without a lock."""
+        return Due(**{name: bool(value) for name, value in self._db.query("look_at_time")[0].items()})
 
     def resume_due(self) -> int:
         """Goes on with tasks that were paused for the day, when that is over; how many."""

@@ -32,6 +32,7 @@ from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.congestion import Throttle
+from ai_worker.worker.courier import Courier
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.estimates import Estimates
 from ai_worker.worker.learning import Learner
@@ -103,6 +104,7 @@ class Worker:
     decrypt: turns `ai_model.api_key_encrypted` into the key.
     give_up: ends all waiting for an absent database; called when the drain time is over.
     on_progress: called in the loop after each commit with the summary so far.
+    open_secret: turns a group's `secret_encrypted` into what its callback is signed with; see `Keyring.decrypt_group`.
     """
 
     _slots: Slots
@@ -117,6 +119,7 @@ class Worker:
         options: WorkerOptions,
         give_up: Callable[[], None] = lambda: None,
         on_progress: Callable[[Summary], None] = lambda _: None,
+        open_secret: Callable[[int, bytes, str], Secret] | None = None,
     ) -> None:
         self._queue = queue
         self._filters = filters
@@ -142,7 +145,12 @@ class Worker:
             load=lambda: (self._slots.in_flight, self._summary.processed, self._summary.failed),
             on_lost=lambda: self._from_thread(self._slots.give_back),
         )
-        self._upkeep = Upkeep(queue, self._lease, options.lease_seconds, self._wake_from_thread)
+        self._courier = Courier(
+            queue.callbacks, lambda verb, *values: self._in_thread(self._upkeep_thread, verb, *values), open_secret, self._lease
+        )
+        self._upkeep = Upkeep(
+            queue, self._lease, options.lease_seconds, self._wake_from_thread, lambda: self._from_thread(self._courier.wake)
+        )
         self._listener = Listener(queue.turns(), filters, self._busy_models, polls=not options.forever)
         # One thread for each kind of database work, so that a slow commit never holds up a claim; each has its connection.
         self._claim_thread, self._commit_thread, self._upkeep_thread, self._pace_thread, self._cache_thread = (
@@ -263,14 +271,20 @@ class Worker:
             concurrency=options.concurrency,
         )
         self._lease.log.each(Event.PROMPT_BROKEN, [{"message": broken} for broken in self._library.broken.values()])
-        helpers = [asyncio.create_task(each) for each in (self._tick(), self._keep_up(), self._shares.keep())]
+        helpers = [
+            asyncio.create_task(each) for each in (self._tick(), self._keep_up(), self._shares.keep(), self._courier.run())
+        ]
         claiming = asyncio.create_task(self._claim_loop())
         committing = asyncio.create_task(self._commits.run())
         batching = asyncio.create_task(self._batches.run())
         draining = asyncio.create_task(self._draining.wait())
         try:
             await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
+            if not options.forever and claiming.done() and not claiming.exception() and not self._draining.is_set():
+                await self._courier.last_round(self._upkeep.keep_time)
             await self._finish(claiming, committing)
+            if not self._aborting.is_set():
+                await self._courier.settle()
         finally:
             if not self._has_ended:
                 self._lease.abandon()
@@ -444,6 +458,7 @@ class Worker:
         self._queue.promote_due()
         if not self._has_looked_everywhere:
             self._upkeep.reopen_all()
+            self._upkeep.keep_time()  # a schedule that is due makes work
             self._has_looked_everywhere = True
         # In this order: what another worker gives back between the two looks is seen by the second.
         others = self._queue.others_at_work(self._lease.id_worker, self._filters)

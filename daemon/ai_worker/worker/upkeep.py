@@ -10,6 +10,7 @@ from typing import Final
 from ai_worker.log import Event, Log
 from ai_worker.store.ledger import EndedTask
 from ai_worker.store.queue import Queue, Rescued
+from ai_worker.store.schedules import Broken
 from ai_worker.worker.lease import Lease
 
 ORPHANS_EVERY: Final = 8  # rounds of the rescue
@@ -19,11 +20,19 @@ FORGET_EVERY: Final = 8  # the same, of answers that nobody can use any more
 class Upkeep:
     """Used by one thread, which calls `step` every second or so."""
 
-    def __init__(self, queue: Queue, lease: Lease, lease_seconds: float, on_work: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        lease: Lease,
+        lease_seconds: float,
+        on_work: Callable[[], None],
+        on_callback: Callable[[], None] = lambda: None,
+    ) -> None:
         self._queue = queue
         self._lease = lease
         self._seconds = lease_seconds
         self._on_work = on_work  # told when items have become claimable
+        self._on_callback = on_callback  # told when a callback is to be sent
         self._page: int | None = None
         self._round = 0
         self._next_rescue = time.monotonic()  # at once: what an earlier worker on this host left behind waits for us
@@ -38,6 +47,25 @@ class Upkeep:
             self._next_rescue = time.monotonic() + self._seconds / 4 * random.uniform(0.75, 1.25)  # noqa: S311 -- jitter
             self._sweep()
             self._round += 1
+        self.keep_time()
+
+    def keep_time(self) -> None:
+        """Fires schedules, ends groups, and clears results whose time is over: what is due now, a bounded share of it."""
+        due, log = self._queue.look_at_time(), self._lease.log
+        if due.has_schedule:
+            for each in self._queue.schedules.fire_some():
+                if isinstance(each, Broken):
+                    log(Event.SCHEDULE_BROKEN, schedule=each.name, message=each.message)
+                else:
+                    moment = each.due_at.isoformat() + "Z"
+                    log(Event.SCHEDULE_FIRED, schedule=each.name, due=moment, task=each.id_task, count=each.items)
+            self._on_work()
+        for group in self._queue.groups.end_some() if due.has_group else ():
+            log(Event.GROUP_ENDED, group=group.name, count=group.tasks)
+        if due.has_callback or due.has_group:
+            self._on_callback()
+        for id_task in self._queue.expiry.clear_some() if due.has_expired else ():
+            log(Event.RESULTS_EXPIRED, task=id_task)
 
     def reopen_all(self) -> None:
         """Looks through all finished tasks for open items: before a `run` says that nothing is left."""
