@@ -68,6 +68,23 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
         "pr": (CURRENT, PROMPTS),
     },
     "claimed_new_item": {"i": (PRIMARY, 1), "t": (PRIMARY, 1), "m": (PRIMARY, 1), "f": (PRIMARY, 2)},
+    # order and time: the look of every second, and what it leads to
+    "look_at_time": {
+        "s": ("k_schedule_due", 5),
+        "g": ("k_task_group_open", 100),
+        "c": ("k_callback_due", 10),
+        "t": ("k_task_expire", 5),
+    },
+    "held_tasks": {"t": (RUNNABLE, 30), "d": (PRIMARY, 2), "p": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
+    "dependencies_of_task": {"d": (PRIMARY, 2), "p": (PRIMARY, 1)},
+    "groups_to_end": {"g": ("k_task_group_open", 100), "t": ("k_task_group", 5)},
+    "open_task_of_group": {"task": ("k_task_group", 5)},
+    "lock_due_callbacks": {"callback": ("k_callback_due", 10)},
+    "take_callbacks": {"callback": (PRIMARY, 250)},
+    "lock_due_schedule": {"schedule": ("k_schedule_due", 5)},
+    "move_schedule": {"schedule": (PRIMARY, 1)},
+    "expired_tasks": {"task": ("k_task_expire", 5)},
+    "clear_results": {"task_item": (PRIMARY, 250)},
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
     "landed_operations": {"task_attempt": (PRIMARY, 250)},
@@ -192,6 +209,16 @@ def busy(server: TestServer) -> Iterator[Busy]:
             "INSERT INTO context_fact (context_key, fact) SELECT context_key, CONCAT('fakt ', id_task_item) FROM task_item",
             "INSERT INTO task_item_review (id_task, id_task_item, review_status_id, reviewed_by)"
             " SELECT id_task, id_task_item, 1 + id_task_item % 2, 'ja' FROM task_item WHERE id_task_item % 9 = 0",
+            "INSERT INTO task_dependency (id_task, after_id_task) SELECT id_task, id_task - 1 FROM task WHERE id_task > 8",
+            "INSERT INTO task_group (name, closed_at, ended_at)"
+            " SELECT id_task_item, IF(id_task_item % 5, NOW(6), NULL), IF(id_task_item % 5, NOW(6), NULL)"
+            " FROM task_item LIMIT 300",
+            "INSERT INTO callback (id_task_group, body, due_at, delivered_at) SELECT id_task_group, '{}',"
+            " IF(id_task_group % 50, NULL, NOW(6)), IF(id_task_group % 50, NOW(6), NULL) FROM task_group",
+            "INSERT INTO schedule (name, cron, id_ai_model, task_type, items, next_at)"
+            " SELECT id_task_item, '* * * * *', 1, '', '[]', NOW(6) + INTERVAL 1 DAY FROM task_item LIMIT 100",
+            "UPDATE task SET id_task_group = 1 + id_task % 100",
+            "ANALYZE TABLE task_dependency, task_group, callback, schedule",
             *["INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, exported_by)"
               " SELECT id_task, id_task_item, 'written', REPEAT('x', 32), REPEAT('y', 32), 'ja' FROM task_item"] * 2,
             "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review, "
@@ -251,6 +278,11 @@ def parameters() -> dict[str, Any]:
         "before": 2**63,
         "lease_us": 1,
         "delay_us": 1,
+        "id_task_group": 1,
+        "id_schedule": 1,
+        "next_at": None,
+        "callbacks": items,
+        "lease": 60,
         "in_flight": 0,
         "items_processed": 0,
         "items_failed": 0,
@@ -267,12 +299,16 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"id_task": 3, "after": busy.items[0]}
     elif name in {"lock_budget", "reserved_of_task", "pause_unpaid", "reviewed_examples", "accepted_items"}:
         values = {"id_task": 3}
+    elif name == "dependencies_of_task":
+        values = {"id_task": 3}
     elif name in {"items_to_review", "unreviewed_items", "items_of_span"}:
         values = {"id_task": 3, "after": busy.items[0], "last": busy.items[0] + 200}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}
     elif name == "wait_for_items":
         values = {"after": 10**9}
+    elif name == "claim_new_item":
+        values = {"any_type": True}
     seen = set()
     for row in explain(busy.server, busy.name, name, **values):
         extra = row["Extra"] or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +19,7 @@ FORGET_EVERY: Final = 8  # the same, of answers that nobody can use any more
 
 
 class Upkeep:
-    """Used by one thread, which calls `step` every second or so."""
+    """Used by one thread, which calls `step` every second or so; but for `keep_time`."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Upkeep:
         self._seconds = lease_seconds
         self._on_work = on_work  # told when items have become claimable
         self._on_callback = on_callback  # told when a callback is to be sent
+        self._keeping_time = threading.Lock()  # who looks for what is left must see what another thread is just making
         self._page: int | None = None
         self._round = 0
         self._next_rescue = time.monotonic()  # at once: what an earlier worker on this host left behind waits for us
@@ -50,22 +52,26 @@ class Upkeep:
         self.keep_time()
 
     def keep_time(self) -> None:
-        """Fires schedules, ends groups, and clears results whose time is over: what is due now, a bounded share of it."""
-        due, log = self._queue.look_at_time(), self._lease.log
-        if due.has_schedule:
-            for each in self._queue.schedules.fire_some():
-                if isinstance(each, Broken):
-                    log(Event.SCHEDULE_BROKEN, schedule=each.name, message=each.message)
-                else:
-                    moment = each.due_at.isoformat() + "Z"
-                    log(Event.SCHEDULE_FIRED, schedule=each.name, due=moment, task=each.id_task, count=each.items)
-            self._on_work()
-        for group in self._queue.groups.end_some() if due.has_group else ():
-            log(Event.GROUP_ENDED, group=group.name, count=group.tasks)
-        if due.has_callback or due.has_group:
-            self._on_callback()
-        for id_task in self._queue.expiry.clear_some() if due.has_expired else ():
-            log(Event.RESULTS_EXPIRED, task=id_task)
+        """Fires schedules, ends groups, and clears results whose time is over: what is due now, a bounded share of it.
+
+        Callable from any thread.
+        """
+        with self._keeping_time:
+            due, log = self._queue.look_at_time(), self._lease.log
+            if due.has_schedule:
+                for each in self._queue.schedules.fire_some():
+                    if isinstance(each, Broken):
+                        log(Event.SCHEDULE_BROKEN, schedule=each.name, message=each.message)
+                    else:
+                        moment = each.due_at.isoformat() + "Z"
+                        log(Event.SCHEDULE_FIRED, schedule=each.name, due=moment, task=each.id_task, count=each.items)
+                self._on_work()
+            for group in self._queue.groups.end_some() if due.has_group else ():
+                log(Event.GROUP_ENDED, group=group.name, count=group.tasks)
+            if due.has_callback or due.has_group:
+                self._on_callback()
+            for id_task in self._queue.expiry.clear_some() if due.has_expired else ():
+                log(Event.RESULTS_EXPIRED, task=id_task)
 
     def reopen_all(self) -> None:
         """Looks through all finished tasks for open items: before a `run` says that nothing is left."""
