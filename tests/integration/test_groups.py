@@ -367,6 +367,7 @@ def test_five_workers_deliver_each_callback_once(
     workers = [programs.start("daemon", env={"AI_WORKER_MASTER_KEY": KEY}) for _ in range(5)]
     receiver.wait_for(8)
     for worker in workers:
+        worker.wait_for('"event":"START"')  # before that a signal ends it at once
         worker.process.terminate()
     assert [worker.wait() for worker in workers] == [0] * 5
     assert sorted(each.json["group"] for each in receiver.received) == [f"g{number}" for number in range(8)]

@@ -153,6 +153,14 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "others_at_work": {"w": (LEASE, 300), "t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
 }
 WORKER = "host, pid, version, mode, concurrency, lease_until"
+OF_ONE_TASK = {
+    "lock_budget",
+    "reserved_of_task",
+    "pause_unpaid",
+    "reviewed_examples",
+    "accepted_items",
+    "dependencies_of_task",
+}
 # A sort of unlocked rows, a hundred at most: tasks in progress that seem to have ended.
 SORTS = {"open_tasks_without_open_items"}
 # Statements that name rows by key must lock these alone, also where the table is small.
@@ -297,9 +305,7 @@ def test_plan(busy: Busy, name: str) -> None:
     values: dict[str, Any] = {}
     if name == "lock_pending_of_task":
         values = {"id_task": 3, "after": busy.items[0]}
-    elif name in {"lock_budget", "reserved_of_task", "pause_unpaid", "reviewed_examples", "accepted_items"}:
-        values = {"id_task": 3}
-    elif name == "dependencies_of_task":
+    elif name in OF_ONE_TASK:
         values = {"id_task": 3}
     elif name in {"items_to_review", "unreviewed_items", "items_of_span"}:
         values = {"id_task": 3, "after": busy.items[0], "last": busy.items[0] + 200}

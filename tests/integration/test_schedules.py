@@ -181,6 +181,7 @@ def test_five_processes_fire_them_and_some_are_killed(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     for worker in workers:
+        worker.wait_for('"event":"START"')  # before that a signal ends it at once
         worker.process.terminate()
     assert [worker.wait() for worker in workers] == [0] * 5
     assert_fired_once(sql, Schedules(database))
