@@ -44,10 +44,11 @@ TICK = os.sysconf("SC_CLK_TCK") if sys.platform == "linux" else 100
 class Endpoint:
     """A provider of the chat format in a process of its own; `arrived[n]` is when the request for item n came, 0 before.
 
-    The clock is CLOCK_MONOTONIC, which all processes of a machine share on Linux.
+    It answers after `delay` seconds. The clock is CLOCK_MONOTONIC, which all processes of a machine share on Linux.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay = delay
         context = multiprocessing.get_context("fork")
         self.arrived: Any = context.Array(ctypes.c_double, MOST, lock=False)
         self.times: Any = context.Array(ctypes.c_int, MOST, lock=False)
@@ -78,8 +79,9 @@ class _Chat(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._buffer = b""
+        self._transport: Any = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -99,7 +101,7 @@ class _Chat(asyncio.Protocol):
         answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "fake", "choices": [message], "usage": usage}
         text = json.dumps(answer).encode()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text)
-        self._transport.write(head + text)  # type: ignore[attr-defined]  # a stream's transport, which asyncio hands over as any
+        asyncio.get_running_loop().call_later(self._endpoint.delay, self._transport.write, head + text)
 
 
 class Application:
@@ -259,7 +261,7 @@ def _server_pid(cursor: Any) -> int | None:
     return None
 
 
-def _quantile(times: Sequence[float], share: float) -> float:
+def quantile(times: Sequence[float], share: float) -> float:
     return sorted(times)[min(len(times) - 1, int(len(times) * share))]
 
 
@@ -285,7 +287,7 @@ def main() -> None:
                 for kind, times in {"bare loop": bare(server, items), **pickup(server, items, given.idle, workers)}.items():
                     figures.setdefault(kind, []).append(times)
             for kind, rounds in figures.items():
-                quantiles = {f"p{share}_ms": median([_quantile(times, share / 100) for times in rounds]) for share in (50, 99)}
+                quantiles = {f"p{share}_ms": median([quantile(times, share / 100) for times in rounds]) for share in (50, 99)}
                 report.add(
                     server=server.name, kind=kind, workers=workers, **quantiles, max_ms=max(max(times) for times in rounds)
                 )

@@ -159,6 +159,7 @@ def test_room_that_goes_while_more_is_waited_for_is_no_claim_and_no_end() -> Non
         _draining=asyncio.Event(),
         _slots=SimpleNamespace(free=lambda _: next(room)),
         _left=500,
+        _shared=None,
         _commits=[],
     )
     assert asyncio.run(Worker._wait_for_slots(worker)) == 30

@@ -41,7 +41,9 @@ from ai_worker.worker.library import Library
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
+from ai_worker.worker.shared_picker import SharedPicker
 from ai_worker.worker.shares import Shares
+from ai_worker.worker.sharing import Sharing
 from ai_worker.worker.signals import stop_signals
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import stepwise
@@ -232,8 +234,15 @@ class Worker:
             ),
             lambda: self._lease.log,
         )
+        sharing = Sharing(filters.queues, options.concurrency) if len(filters.queues) > 1 else None
         self._slots = Slots(
-            options.concurrency, caller.outcome, self._settle, self._defect, lambda: self._lease.may_claim, self._may_add
+            options.concurrency,
+            caller.outcome,
+            self._settle,
+            self._defect,
+            lambda: self._lease.may_claim,
+            self._may_add,
+            sharing,
         )
         self._batches = BatchLane(
             Batches(queue),
@@ -249,7 +258,19 @@ class Worker:
             on_claimed=self._fetched,
             on_change=self._look_again,
         )
-        self._picker = Picker(queue, filters, self._room, self._busy_models, self._batches.takes)
+        self._picker: Picker | SharedPicker = Picker(queue, filters, self._room, self._busy_models, self._batches.takes)
+        self._shared: SharedPicker | None = None
+        if sharing is not None:
+            self._picker = self._shared = SharedPicker(
+                queue,
+                filters,
+                lambda: self._slots.rooms(len(self._commits)),
+                sharing.held,
+                self._room,
+                self._busy_models,
+                self._breaker.shunned,
+                self._batches.takes,
+            )
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
@@ -352,6 +373,8 @@ class Worker:
                 self._listener.found()
                 if self._slots.in_flight > self._options.concurrency // BUSY_SHARE:
                     self._listener.leave()
+            elif self._shared is not None and self._shared.has_waiting:
+                continue  # not all queues were looked at
             elif not self._options.forever and await self._is_done():
                 return
             else:
@@ -370,6 +393,9 @@ class Worker:
                     return None
                 self._listener.leave()
                 await self._pause(BATCH_LOOK_SECONDS if has_batches else LOOK_SECONDS)  # what is given back may be claimed again
+            elif free <= 0 and self._shared is not None:
+                if await self._shared.overtakes(self._slots.changed):
+                    return min(CLAIM_ROWS, left)
             elif free <= 0:
                 await self._slots.changed()
             else:

@@ -24,6 +24,7 @@ class Picker:
 
     `room(task)` says how many more items of a task's model may be taken on now, `busy_models()` which models take none, and
     `is_for_batches(task)` whether a task's items are handed in by the thousand: of those only what came back is taken here.
+    With `patient_with` it keeps to tasks whose models are busy, but for those that this names, and tries them at each `take`.
     """
 
     def __init__(
@@ -33,13 +34,17 @@ class Picker:
         room: Callable[[Task], int],
         busy_models: Callable[[], Iterable[int]],
         is_for_batches: Callable[[Task], bool] = lambda _: False,
+        *,
+        patient_with: Callable[[], Iterable[int]] | None = None,
     ) -> None:
         self._queue = queue
         self._filters = filters
         self._room = room
         self._busy_models = busy_models
         self._is_for_batches = is_for_batches
+        self._patient_with = patient_with
         self._tasks: list[Task] = []
+        self._are_full = False  # whether these are all waiting for their models
         self._for_batches: list[Task] = []  # tasks with items that wait for a batch, as the latest look has found them
         self._fetched_at = float("-inf")
         # Of big tasks: the key of the last item claimed. Behind it lie dead index entries that a claim need not wade through.
@@ -51,6 +56,16 @@ class Picker:
     def forget(self) -> None:
         """The next claim looks at the tasks anew: something has changed. Callable from any thread."""
         self._fetched_at = float("-inf")
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the latest look has found tasks that are not exhausted yet."""
+        return bool(self._tasks)
+
+    def look(self) -> None:
+        """Looks at the tasks, unless some are known that have room."""
+        if not self._tasks or self._are_full:
+            self._refresh()
 
     def taken_for_batches(self) -> list[Task]:
         """Tasks with items that wait for a batch, each time that they were looked for; between two calls of `take`."""
@@ -74,6 +89,7 @@ class Picker:
         if not self._tasks or time.monotonic() - self._fetched_at > REFRESH_SECONDS:
             self._refresh()
         of_model: Counter[int] = Counter()  # in `taken`, of which `room` does not know yet
+        full: list[Task] = []
         while self._tasks and len(taken) < size:
             group = self._next_group()
             model = group[0].id_ai_model
@@ -89,17 +105,33 @@ class Picker:
             of_model[model] += claimed
             if claimed < count or count <= 0 or group[0].is_probe:
                 done = {(task.id_task, model) for task in group}
+                if count <= 0 and self._patient_with is not None:
+                    full += [task for task in self._tasks if (task.id_task, task.id_ai_model) in done]
                 self._tasks = [task for task in self._tasks if (task.id_task, task.id_ai_model) not in done]
+        self._are_full = bool(full) and not self._tasks
+        self._tasks[:0] = full
 
     def _refresh(self) -> None:
         self._fetched_at = time.monotonic()
-        self._tasks = self._queue.runnable(self._filters, self._busy_models())
+        self._are_full = False
+        self._tasks = self._runnable()
         if not self._tasks and self._reopen():
-            self._tasks = self._queue.runnable(self._filters, self._busy_models())
+            self._tasks = self._runnable()
         self._for_batches = self._without_batches()
         if self._fetched_at - self._reset_at > RESET_SECONDS:
             self._reset_at = self._fetched_at
             self._watermarks.clear()
+
+    def _runnable(self) -> list[Task]:
+        if self._patient_with is None:
+            return self._queue.runnable(self._filters, self._busy_models())
+        tasks = self._queue.runnable(self._filters, self._patient_with())
+        if len(tasks) < SMALL_TASKS:
+            return tasks
+        # So many may all wait for one model, and hide what another could take.
+        known = {(task.id_task, task.id_ai_model) for task in tasks}
+        others = self._queue.runnable(self._filters, self._busy_models())
+        return tasks + [task for task in others if (task.id_task, task.id_ai_model) not in known]
 
     def _without_batches(self) -> list[Task]:
         """Takes the tasks with items that wait for a batch out of the list, and returns them.

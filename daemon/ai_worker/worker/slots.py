@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from ai_worker.models import Item, Outcome, Task
+from ai_worker.worker.sharing import Sharing
 
 # A slot that has become free must not wait for a claim, nor all that became free together for the same one: calls of equal length
 # would go on in step. What is needed for so long, by the rate of the last seconds, is claimed ahead, but no more than a share of
@@ -23,6 +24,7 @@ from ai_worker.models import Item, Outcome, Task
 AHEAD_SECONDS: Final = 0.5
 AHEAD_SHARE: Final = 0.5
 RATE_SECONDS: Final = 1.0  # over which the rate is taken
+QUICK_RATE: Final = 40.0  # calls that end in a second: with so many, slots become free all the time
 AWAY_PER_SLOT: Final = 10  # more of them take slots after all: a provider that fails every call must not have all items claimed
 
 
@@ -48,6 +50,7 @@ class Slots:
     on_defect: makes an outcome of an error that `call` should not have let out.
     may_start: whether a call may begin now; what is ready is given back when not.
     may_add: whether there may be one more call for an item that has one.
+    sharing: what is ready, where several queues share the slots.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Slots:
         on_defect: Callable[[Item, BaseException], Outcome],
         may_start: Callable[[], bool],
         may_add: Callable[[Task], bool] = lambda _: True,
+        sharing: Sharing | None = None,
     ) -> None:
         self._slots = slots
         self._call = call
@@ -70,8 +74,10 @@ class Slots:
         self._returning: deque[_Call] = deque()
         self._soon: set[_Call] = set()  # of those away: back in a moment, their first call still to be made
         self._beside: deque[_Waiter] = deque()  # further calls of items, each of which waits for a slot
-        self._ready: deque[Item] = deque()
+        self._sharing = sharing
+        self._ready: Any = deque() if sharing is None else sharing
         self._needed = 0  # ahead, by the latest rate
+        self._per_second = 0.0  # calls that end, by the same
         self._rate_since, self._ended_since = time.monotonic(), 0
         self._held: Counter[int] = Counter()  # by model
         self._limits: dict[int, int] = {}  # of it, by model, where there is one
@@ -89,8 +95,21 @@ class Slots:
         return len(self._calls) - len(self._away)
 
     def free(self, in_hand: int) -> int:
-        """How many more items may be claimed. Results in hand take no slots, until there are as many of them as slots: then it is
-        the database that is slow."""
+        """How many more items may be claimed; where queues share the slots, of any of them. Results in hand take no slots, until
+        there are as many of them as slots: then it is the database that is slow."""
+        return self._free(in_hand) if self._sharing is None else min(self.rooms(in_hand).values())
+
+    def rooms(self, in_hand: int) -> dict[str, int]:
+        """How many more items each of the queues that share the slots may claim."""
+        if self._sharing is None:
+            raise RuntimeError("the slots are not shared")
+        return self._sharing.rooms(self._free(in_hand), is_quick=self._is_quick)
+
+    @property
+    def _is_quick(self) -> bool:
+        return self._per_second >= QUICK_RATE and not self._is_slow
+
+    def _free(self, in_hand: int) -> int:
         too_many_away = max(0, len(self._away) - AWAY_PER_SLOT * self._slots)
         ready = len(self._ready) + len(self._soon)
         return self._slots + self._ahead - self.in_flight - ready - too_many_away - max(0, in_hand - self._slots)
@@ -155,13 +174,14 @@ class Slots:
     def give_back(self, models: Iterable[int] | None = None) -> None:
         """Gives back what is ready, of these models or of all: their calls have not begun."""
         wanted = None if models is None else set(models)
-        for _ in range(len(self._ready)):
-            item = self._ready.popleft()
+        ready = list(self._ready)
+        self._ready.clear()
+        for item in ready:
             if wanted is None or item.task.id_ai_model in wanted:
                 self._end(item, Outcome.released(item))
             else:
                 self._ready.append(item)
-        for call in self._returning:
+        for call in self._returning if self._sharing is None else self._sharing.returning:
             if call in self._soon and (wanted is None or self._calls[call].task.id_ai_model in wanted):
                 call.cancel()
 
@@ -190,20 +210,28 @@ class Slots:
         if keeps_place:
             self._keeping.add(call)
             self._kept[item.task.id_ai_model] += 1
+        if self._sharing is not None:
+            self._sharing.left(item, soon=soon)
         self._start()
         self._has_room.set()
 
         def not_so_soon() -> None:
             self._soon.remove(call)
             self._held[item.task.id_ai_model] -= 1
+            if self._sharing is not None:
+                self._sharing.not_so_soon(item)
             self._has_room.set()
 
         yield not_so_soon
-        if not self._returning and self.in_flight < self._slots:
+        if self._sharing is None and not self._returning and self.in_flight < self._slots:
             self._come_back(call)
             return
         place = self._away[call] = asyncio.get_running_loop().create_future()
-        self._returning.append(call)
+        if self._sharing is None:
+            self._returning.append(call)
+        else:
+            self._sharing.lane(item).returning.append(call)
+            self._start()
         await place
 
     @asynccontextmanager
@@ -228,6 +256,8 @@ class Slots:
                 if call in self._away:
                     del self._away[call]
                     self._hold_again(call, item)
+                if self._sharing is not None:
+                    self._sharing.ended(item)
                 self._held[item.task.id_ai_model] -= 1
                 self._start()
                 self._has_room.set()
@@ -255,9 +285,13 @@ class Slots:
             if self.in_flight >= self._slots or not self._may_start():
                 return
             waiter = self._beside.popleft()
+            free, sharing = self._slots - self.in_flight, self._sharing
+            is_free = sharing is None or sharing.may_begin(waiter.item, free, is_quick=self._is_quick)
             if waiter.place.done():  # cancelled, and about to say so
                 self._beside.append(waiter)
-            elif self._may_add(waiter.item.task):
+            elif is_free and self._may_add(waiter.item.task):
+                if self._sharing is not None:
+                    self._sharing.began(self._sharing.lane(waiter.item))
                 self._calls[waiter.call] = waiter.item
                 self._held[waiter.item.task.id_ai_model] += 1
                 waiter.place.set_result(None)
@@ -272,6 +306,8 @@ class Slots:
         if call in self._keeping:
             self._keeping.remove(call)
             self._kept[item.task.id_ai_model] -= 1
+        if self._sharing is not None:
+            self._sharing.came_back(item, soon=call in self._soon)
         if call in self._soon:
             self._soon.remove(call)
         else:
@@ -280,27 +316,45 @@ class Slots:
     def _start(self) -> None:
         if not self._may_start():
             self.give_back()
-        loop = asyncio.get_running_loop()
+        if self._sharing is not None:
+            self._start_by_shares(self._sharing)
+            return
         while self._returning and self.in_flight < self._slots:
-            call = self._returning.popleft()
-            place = self._away.get(call)
-            if place is not None and not place.done():  # else it was cancelled while it waited
-                self._come_back(call)
-                place.set_result(None)
+            self._go_on(self._returning.popleft())
         while self._ready and self.in_flight < self._slots:
-            item = self._ready.popleft()
-            call = loop.create_task(self._call(item))
-            self._calls[call] = item
-            call.add_done_callback(self._ended)
+            self._begin(self._ready.popleft())
         if self._beside:
             self.offer()
+
+    def _start_by_shares(self, sharing: Sharing) -> None:
+        while (free := self._slots - self.in_flight) > 0 and (lane := sharing.next(free, is_quick=self._is_quick)) is not None:
+            if lane.returning:
+                self._go_on(lane.returning.popleft())
+            else:
+                sharing.began(lane)
+                self._begin(lane.ready.popleft())
+        if self._beside:
+            self.offer()
+
+    def _go_on(self, call: _Call) -> None:
+        place = self._away.get(call)
+        if place is not None and not place.done():  # else it was cancelled while it waited
+            self._come_back(call)
+            place.set_result(None)
+
+    def _begin(self, item: Item) -> None:
+        call = asyncio.get_running_loop().create_task(self._call(item))
+        self._calls[call] = item
+        call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[Outcome]) -> None:
         item = self._calls.pop(call)
         if call in self._away:
             del self._away[call]
             self._hold_again(call, item)  # for `_end`, which takes it off
-        if self._ready or self._returning or self._beside:
+        if self._sharing is not None:
+            self._sharing.ended(item)
+        if self._ready or self._returning or self._beside or self._sharing is not None:
             self._start()
         if call.cancelled():
             outcome = Outcome.released(item)
@@ -311,7 +365,8 @@ class Slots:
         self._end(item, outcome)
         self._ended_since += 1
         if (elapsed := time.monotonic() - self._rate_since) >= RATE_SECONDS:
-            needed = self._ended_since / elapsed * AHEAD_SECONDS
+            self._per_second = self._ended_since / elapsed
+            needed = self._per_second * AHEAD_SECONDS
             self._needed = int(min(needed, self._slots * AHEAD_SHARE))
             self._rate_since, self._ended_since = time.monotonic(), 0
 
