@@ -39,6 +39,8 @@
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_queue)s OR t.queue IN %(queues)s)
+    AND (%(no_limits)s OR t.lane = 'batch' OR ((t.queue, t.task_type) NOT IN %(limits)s AND (t.queue, '') NOT IN %(limits)s
+                           AND ('', t.task_type) NOT IN %(limits)s AND ('', '') NOT IN %(limits)s))
     AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
            STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
           WHERE d.id_task = t.id_task AND p.status_id <> 2
@@ -77,6 +79,8 @@ UNION ALL
     AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
     AND (%(any_type)s OR t.task_type IN %(task_types)s)
     AND (%(any_queue)s OR t.queue IN %(queues)s)
+    AND (%(no_limits)s OR t.lane = 'batch' OR ((t.queue, t.task_type) NOT IN %(limits)s AND (t.queue, '') NOT IN %(limits)s
+                           AND ('', t.task_type) NOT IN %(limits)s AND ('', '') NOT IN %(limits)s))
     AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
            STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
           WHERE d.id_task = t.id_task AND p.status_id <> 2
@@ -548,7 +552,7 @@ HAVING new_item > 0 OR n = %(looks)s
 
 -- name: claim_new_item
 -- The claim on one item that a listener has just heard of, in one statement; its task starts, and is pinned to a prompt, or goes on where it had ended.
--- Where money must be set aside, a model be chosen, or another task be waited for, it is left to the long way.
+-- Where money must be set aside, a limit be kept to, a model be chosen, or another task be waited for, it is left to the long way.
 UPDATE task_item i FORCE INDEX (PRIMARY)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
   STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
@@ -566,6 +570,8 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
    AND (%(id_task_item)s IS NULL OR i.id_task_item = %(id_task_item)s)
    AND (%(any_type)s OR t.task_type IN %(task_types)s)
    AND (%(any_queue)s OR t.queue IN %(queues)s)
+   AND (%(no_limits)s OR ((t.queue, t.task_type) NOT IN %(limits)s AND (t.queue, '') NOT IN %(limits)s
+                          AND ('', t.task_type) NOT IN %(limits)s AND ('', '') NOT IN %(limits)s))
    AND (%(any_model)s OR m.name IN %(model_names)s);
 
 -- name: claimed_new_item
@@ -1501,6 +1507,69 @@ UPDATE ai_model_pace FORCE INDEX (PRIMARY)
        growth = IF(slowed_at > NOW(6) - INTERVAL %(window_us)s MICROSECOND, growth, %(growth)s),
        slowed_at = IF(slowed_at > NOW(6) - INTERVAL %(window_us)s MICROSECOND, slowed_at, NOW(6) + INTERVAL %(pause_us)s MICROSECOND)
  WHERE id_ai_model = %(id_ai_model)s;
+
+-- ===== limits of queues and task types =====
+
+-- name: queue_limits
+-- Limits of queues and task types, a handful: read every few seconds, so that a claim of what has none pays nothing.
+SELECT queue, task_type, max_per_minute, max_in_flight, time_limit FROM queue_limit ORDER BY queue, task_type;
+
+-- name: lock_queue_limit
+-- Claims of what this limits go one after the other; before their items are locked, in the order of the key.
+SELECT max_per_minute, max_in_flight, TIMESTAMPDIFF(MICROSECOND, NOW(6), paced_until) AS ahead_us
+  FROM queue_limit FORCE INDEX (PRIMARY)
+ WHERE queue = %(queue)s AND task_type = %(task_type)s
+   FOR UPDATE;
+
+-- name: in_flight_of_limit
+-- Under that lock: what is in progress, counted from the items themselves, and no further than matters.
+SELECT COUNT(*) AS items
+  FROM (SELECT i.id_task_item
+          FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+         WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND t.lane <> 'batch'
+           AND (%(any_queue)s OR t.queue = %(queue)s)
+           AND (%(any_type)s OR t.task_type = %(task_type)s)
+         LIMIT %(most)s) n;
+
+-- name: pace_queue_limit
+-- The rate is used up by as many steps as items were begun; what was not begun in time is lost but for a little.
+UPDATE queue_limit FORCE INDEX (PRIMARY)
+   SET paced_until = GREATEST(paced_until, NOW(6) - INTERVAL %(credit_us)s MICROSECOND)
+                     + INTERVAL %(count)s * CEIL(%(minute_us)s / max_per_minute) MICROSECOND
+ WHERE queue = %(queue)s AND task_type = %(task_type)s AND max_per_minute IS NOT NULL;
+
+-- name: set_queue_limit
+-- One row per queue and type; only what was named changes. A new rate begins anew.
+INSERT INTO queue_limit (queue, task_type, max_per_minute, max_in_flight, time_limit)
+VALUES (%(queue)s, %(task_type)s, %(max_per_minute)s, %(max_in_flight)s, %(time_limit)s)
+    ON DUPLICATE KEY UPDATE
+       paced_until = IF(%(with_per_minute)s, NOW(6), paced_until),
+       max_per_minute = IF(%(with_per_minute)s, VALUES(max_per_minute), max_per_minute),
+       max_in_flight = IF(%(with_in_flight)s, VALUES(max_in_flight), max_in_flight),
+       time_limit = IF(%(with_time_limit)s, VALUES(time_limit), time_limit);
+
+-- name: drop_empty_queue_limit
+-- A row whose last limit was taken away says nothing any more.
+DELETE FROM queue_limit
+ WHERE queue = %(queue)s AND task_type = %(task_type)s AND max_per_minute IS NULL AND max_in_flight IS NULL AND time_limit IS NULL;
+
+-- name: remove_queue_limit
+-- All limits of a queue and type at once.
+DELETE FROM queue_limit WHERE queue = %(queue)s AND task_type = %(task_type)s;
+
+-- name: queue_reports
+-- What is open in each queue, off the claim index alone but for the oldest pending item of each.
+SELECT q.queue, q.tasks, q.pending, q.deferred, q.in_flight,
+       (SELECT TIMESTAMPDIFF(MICROSECOND, i.created_at, NOW(6)) / 1000000
+          FROM task_item i FORCE INDEX (PRIMARY) WHERE i.id_task_item = q.oldest) AS oldest_seconds
+  FROM (SELECT t.queue, COUNT(DISTINCT t.id_task) AS tasks, SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
+               SUM(i.status_id = 2) AS in_flight, MIN(CASE WHEN i.status_id = 0 THEN i.id_task_item END) AS oldest
+          FROM task t FORCE INDEX (k_task_runnable)
+          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id IN (0, 2, 4)
+         WHERE t.status_id IN (0, 1, 4)
+         GROUP BY t.queue) q
+ ORDER BY q.queue;
 
 -- ===== tasks: what people do with them =====
 

@@ -189,6 +189,7 @@ class Task:
     budget_per_day: Decimal | None = None
     queue: str = DEFAULT_QUEUE
     id_prompt: int | None = None  # the prompt that it is pinned to
+    time_limit: int | None = None  # seconds that an attempt may take, by its queue's or type's limit
 
     @property
     def position(self) -> int:

@@ -58,6 +58,9 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "start_tasks": {"task": (PRIMARY, 4)},
     "claimed_items": {"task_item": (PRIMARY, 250)},
     "unclaim": {"task_item": (PRIMARY, 250)},
+    "lock_queue_limit": {"queue_limit": (PRIMARY, 1)},
+    "in_flight_of_limit": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+    "pace_queue_limit": {"queue_limit": (PRIMARY, 1)},
     # waiting for work
     "wait_for_items": {"i": (PRIMARY, 500)},
     "claim_new_item": {
@@ -277,6 +280,12 @@ def parameters() -> dict[str, Any]:
         "led": [(key_of(each), each) for each in items],
         "busy_models": (0,),
         "new_item": 100,
+        "queue": "reply",
+        "task_type": "",
+        "most": 10,
+        "count": 1,
+        "credit_us": 500_000,
+        "minute_us": 60_500_000,
         "name": "ai_worker.turn",
         "context_key": "klient 7",
         "longest": 1000,
@@ -338,6 +347,7 @@ def test_plan(busy: Busy, name: str) -> None:
         "forget_lost_attempts",
         "lock_pending_item",
         "claimed_new_item",
+        "lock_queue_limit",
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, Outcome, QueueShare, Result, Task, TaskStatus
+from ai_worker.store.limits import QueueLimits
 from ai_worker.worker import shared_picker
 from ai_worker.worker.shared_picker import SharedPicker
 from ai_worker.worker.sharing import Sharing, parts
@@ -201,6 +202,7 @@ class Tasks:
     def __init__(self, **items: int) -> None:
         self.items = items
         self.looks: Counter[str] = Counter()
+        self.limits = QueueLimits(None)  # type: ignore[arg-type]  # none are ever read
         self._keys: Iterator[int] = iter(range(1, 10_000))
 
     def runnable(self, filters: Filters, _busy: Any) -> list[Task]:

@@ -16,6 +16,7 @@ from ai_worker.store.budgets import Estimator, SetAside, is_limited, set_aside
 from ai_worker.store.chains import model_columns, model_states, successor, variants
 from ai_worker.store.crowd import Crowd
 from ai_worker.store.ledger import decimal_text, document, new_claim_token, operation_uuid, settle
+from ai_worker.store.limits import Admission, Key, QueueLimits, admit, begun
 
 PROBE_LOOK: Final = 20  # items looked at for one that a stopped model has not refused before
 PROBE_SECONDS: Final = 60  # nobody else tries it meanwhile
@@ -35,6 +36,7 @@ class Claims:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._crowd = Crowd(db)
+        self.limits: Final = QueueLimits(db)
         self._doubtful: list[_Claim] = []  # claims whose COMMIT had no answer before the database went away
         self._estimate: Estimator | None = None
         self.limited: set[int] = set()  # tasks with a budget that this worker has come across
@@ -60,10 +62,13 @@ class Claims:
 
     def runnable(self, filters: Filters, busy: Collection[int]) -> list[Task]:
         self._resolve_doubts()
-        rows = self._db.query("runnable_tasks", {**filter_columns(filters), "busy_models": (0, *busy)})
+        self.limits.refresh()
+        rows = self._db.query(
+            "runnable_tasks", {**filter_columns(filters), **limit_columns(self.limits.held), "busy_models": (0, *busy)}
+        )
         rows.sort(key=lambda row: (-row["priority"], row["id_task"]))
         short = _lasting(self._short)
-        tasks = [task_of_row(row) for row in rows if row["id_task"] not in short]
+        tasks = [self.limits.timed(task_of_row(row)) for row in rows if row["id_task"] not in short]
         self.limited.update([task.id_task for task in tasks if is_limited(task)])
         if not any(row["fallbacks"] for row in rows):
             return tasks
@@ -90,14 +95,20 @@ class Claims:
             self._estimate.prepare({each for task in tasks for each in task.chain})
         chosen: dict[int, Task] = {}  # by item; survives a repeat of the transaction
         aside = SetAside()  # the same
+        limits = self.limits.of(tasks[0])  # the same for all of them
+        admission = Admission(size, {})
 
         def work(tx: Transaction) -> Iterable[tuple[Any, ...]]:
-            nonlocal aside
+            nonlocal aside, admission
             fence = {"id_worker": id_worker, "claim_token": token}
             if tx.in_doubt and chosen and (landed := tx.tuples("claimed_items", {"items": list(chosen), **fence})):
                 return landed
             chosen.clear()
-            rows = _lock_pending(tx, list(by_id), looked_at, after, id_task_item, single)
+            if limits:
+                admission = admit(tx, limits, size)
+            if not (room := admission.room):
+                return []
+            rows = _lock_pending(tx, list(by_id), min(looked_at, room) if is_plain else looked_at, after, id_task_item, single)
             if not rows:
                 return []
             found = sorted({row[1] for row in rows})
@@ -109,13 +120,15 @@ class Claims:
             }
             chosen.update((row[0], allowed[row[1]]) for row in rows if row[1] in allowed)
             if not is_plain:
-                _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, size, busy, self.spent_models)
+                _choose_models(tx, {row[0]: row[6] for row in rows}, chosen, room, busy, self.spent_models)
                 if any(is_limited(task) for task in chosen.values()):
                     aside = self._set_aside(tx, [_item(row, chosen[row[0]], token) for row in sorted(rows) if row[0] in chosen])
                     for item in chosen.keys() - aside.items.keys():
                         del chosen[item]
             if not chosen:
                 return []
+            if limits:
+                begun(tx, limits, len(chosen))
             marked = tx.execute("mark_claimed", {"items": list(chosen), **fence}) if is_plain else _mark(tx, chosen, aside, fence)
             starting = {each.id_task: each for each in chosen.values() if states[each.id_task] != TaskStatus.IN_PROGRESS}
             if starting and _start(tx, starting.values()) != len(starting):  # another worker has begun some at the same instant
@@ -134,6 +147,8 @@ class Claims:
             raise
         for id_task, reason in aside.paused.items():
             log(Event.TASK_PAUSED, task=id_task, reason=reason)
+        if len(chosen) >= admission.room:
+            self.limits.hold(admission.holds)
         now = time.monotonic()
         self._short.update(dict.fromkeys(aside.short, now + SHORT_SECONDS))
         self._spent.update(dict.fromkeys(aside.spent, now + SPENT_SECONDS))
@@ -144,7 +159,8 @@ class Claims:
         token = new_claim_token()
         fence = {"id_worker": id_worker, "new_item": id_task_item, "claim_token": token}
         try:
-            self._db.execute("claim_new_item", {**filter_columns(filters), **fence, "busy_models": (0, *busy)})
+            limits = limit_columns(self.limits.claimed_by)
+            self._db.execute("claim_new_item", {**filter_columns(filters), **limits, **fence, "busy_models": (0, *busy)})
             rows = self._db.query("claimed_new_item", fence)
         except DatabaseAway:
             self._doubtful.append(_Claim(token, {id_task_item: None}))
@@ -160,7 +176,7 @@ class Claims:
             "is_single",
             "context_key",
         )
-        return [_item(tuple(row[name] for name in columns), task_of_row(row), token) for row in rows]
+        return [_item(tuple(row[name] for name in columns), self.limits.timed(task_of_row(row)), token) for row in rows]
 
     def _set_aside(self, tx: Transaction, items: Sequence[Item]) -> SetAside:
         if self._estimate is None:
@@ -342,7 +358,13 @@ def filter_columns(filters: Filters) -> dict[str, Any]:
         "model_names": filters.models or ("",),
         "any_queue": not filters.queues,
         "queues": tuple(queue.name for queue in filters.queues) or ("",),
+        **limit_columns(()),
     }
+
+
+def limit_columns(limits: Sequence[Key]) -> dict[str, Any]:
+    """What statements know of the limits whose tasks they leave alone."""
+    return {"no_limits": not limits, "limits": tuple(limits) or (("", ""),)}
 
 
 def json_object(text: str | None) -> Mapping[str, Any]:

@@ -91,6 +91,7 @@ class Queue:
         self.db = self._db = db
         self._claims = Claims(db)
         self._folder: Path | None = None
+        self.limits: Final = self._claims.limits
         self.pace: Final = Pace(db)
         self.shares: Final = Shares(db)
         self.cache: Final = Cache(db)
@@ -217,6 +218,7 @@ class Queue:
                 lambda tx: self._commit_one_by_one(tx, Changes(id_worker, files_in_folder=in_folder), group, touched)
             )
         self._claims.paid(outcome.item.task.id_task for outcome in group)
+        self.limits.freed(group)
         return committed
 
     @staticmethod

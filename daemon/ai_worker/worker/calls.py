@@ -285,12 +285,14 @@ class Caller:
 
 
 def time_limit(item: Item) -> float | None:
-    """Seconds after which an attempt's calls are broken off; None: never. Every limit there is comes together here.
+    """Seconds after which an attempt's calls are broken off; None: never. Every limit there is comes together here, the shortest
+    counts: that of the task's queue or type, and its own, the parameter `time_limit`.
 
-    So far it is the task's own, its parameter `time_limit`; what cannot be one was refused with the task's parameters.
+    What cannot be one was refused with the task's parameters.
     """
-    limit = item.task.parameters.get(TIME_LIMIT)
-    return limit if isinstance(limit, int | float) and limit > 0 else None
+    own = item.task.parameters.get(TIME_LIMIT)
+    limits = [each for each in (own, item.task.time_limit) if isinstance(each, int | float) and each > 0]
+    return min(limits) if limits else None
 
 
 @contextmanager

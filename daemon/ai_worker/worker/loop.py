@@ -368,6 +368,8 @@ class Worker:
             away_since = None
             new_item = None
             self._batches.offer(self._picker.taken_for_batches())
+            if (seconds := self._queue.limits.new_wait()) is not None:
+                self._loop.call_later(seconds, self._look_now)
             if items:
                 self._begin(items)
                 self._listener.found()
@@ -550,6 +552,8 @@ class Worker:
             log(Event.RELEASE, count=released)
         log_ended(log, committed.ended)
         self._twins.settled(committed)
+        if self._queue.limits.has_freed():
+            self._look_now()
         self._on_progress(summary)
         self._slots.wake()
         if not self._options.forever and not self._is_holding:

@@ -171,10 +171,12 @@ class Picker:
             return [first]
         if self._is_for_batches(first):
             return [first]
+        limits = self._queue.limits
         equals = [
             task
             for task in self._tasks
             if (task.priority, task.id_ai_model) == (first.priority, first.id_ai_model)
+            and (not limits or limits.of(task) == limits.of(first))
             and not task.is_probe
             and task.budget is None
             and task.id_task not in self._watermarks
@@ -194,6 +196,8 @@ class Picker:
         after = self._watermarks.get(group[0].id_task, 0) if len(group) == 1 else 0
         items = self._queue.claim(id_worker, group, count, after=after, busy_models=busy)
         taken += items
+        if self._queue.limits.holds(group[0]):
+            count = len(items)  # as many as may begin now
         if after and len(items) < count:
             # The end of the range: what was given back, retried or deferred lies behind the watermark.
             self._watermarks.pop(group[0].id_task, None)
@@ -201,5 +205,5 @@ class Picker:
             items = self._queue.claim(id_worker, group, count, busy_models=busy)
             taken += items
         tasks = {item.task.id_task for item in items}
-        if len(items) == count and len(tasks) == 1:
+        if items and len(items) == count and len(tasks) == 1:
             self._watermarks[tasks.pop()] = items[-1].id_task_item
