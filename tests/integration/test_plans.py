@@ -383,7 +383,8 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
             [bytes([100 + task] * 16), 100 + task],
         )
         sql("INSERT INTO result_cache (cache_key, id_task_item, id_worker) VALUES (%s, %s, 1)", [key_of(100 + task), 100 + task])
-    sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache")
+    sql("INSERT INTO queue_limit (queue, task_type, max_in_flight) VALUES ('reply', '', 3), ('batch', '', 3), ('a', 'b', 3)")
+    sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, queue_limit")
     values: dict[str, Any] = {"id_task": 1, "id_task_item": 101, "id_worker": 3, "items": [101, 102, 103, 104]}
     values["operations"] = [bytes([each] * 16) for each in values["items"]]
     values["keys"] = [key_of(each) for each in values["items"]]
