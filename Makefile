@@ -1,5 +1,5 @@
 # AI Worker from a fresh clone. Needs Python 3.11 or later and make; installs the rest: Python packages into .venv, and, where they
-# are missing, MariaDB's server programs by apt (no service is started, no existing database is touched).
+# are missing, MariaDB's server programs and, for the tests, Chromium by apt (no service is started, no existing database is touched).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in 
 	@$(BIN)/ai-worker quickstart --folder "$(QUICKSTART)"
 
 .PHONY: prepare
-prepare: $(VENV)/.installed-dev .server ## install what the tests need, and nothing else
+prepare: $(VENV)/.installed-dev .server .browser ## install what the tests need, and nothing else
 
 .PHONY: test
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
@@ -76,6 +76,14 @@ $(BIN)/python:
 	if ! command -v mariadbd >/dev/null && ! command -v mysqld >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,mariadb-server-core mariadb-client-core); \
 	  else echo "No database server program found. As root: apt-get install --no-install-recommends mariadb-server-core mariadb-client-core" >&2; exit 1; fi; \
+	fi
+
+# A browser, for the tests of the results page alone: without one they are skipped, and say so.
+.PHONY: .browser
+.browser:
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ( $(call apt,chromium) ); then :; \
+	  else echo "No Chromium: the results page is not tried in a browser. As root: apt-get install --no-install-recommends chromium" >&2; fi; \
 	fi
 
 # Quiet unless it fails.

@@ -1924,6 +1924,15 @@ SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
  WHERE id_task = %(id_task)s AND (%(any_status)s OR status_id = %(status_id)s)
  ORDER BY id_task_item;
 
+-- name: changes_of_items
+-- A page of the counts of changes that results carry: summed up by the program, since a sum over JSON takes a server seconds that
+-- end in a time-out on a big task.
+SELECT id_task_item, external_key, JSON_EXTRACT(result, '$.changes') AS changes
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 1 AND id_task_item > %(after)s
+ ORDER BY id_task_item
+ LIMIT %(size)s;
+
 -- name: model_names
 -- What an application may read of the models.
 SELECT id_ai_model, name, is_active FROM ai_model ORDER BY id_ai_model;

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from ai_worker.text import Span, apart, count_words, diff, is_one_word, is_word, words
 
@@ -64,6 +64,17 @@ class Changes(NamedTuple):
             "kinds": {kind.value: self.kinds[kind] for kind in Kind if self.kinds.get(kind)},
         }
 
+    @classmethod
+    def from_json(cls, value: object) -> Self | None:
+        """What `as_json` wrote; None for anything else, which a task type of somebody else's may have under the same name."""
+        if not isinstance(value, dict) or not isinstance(kinds := value.get("kinds"), dict):
+            return None
+        numbers = [value.get(name) for name in ("words", "changed", "added")]
+        counts = {kind: kinds[kind.value] for kind in Kind if kind.value in kinds}
+        if not all(isinstance(each, int) and each >= 0 for each in (*numbers, *counts.values())):
+            return None
+        return cls(*numbers, counts)  # type: ignore[arg-type]  # integers, as was just seen
+
 
 # Letters whose stroke Unicode takes for a part of them.
 _STROKES: Final = str.maketrans("łŁđĐøØħĦŧŦı", "lLdDoOhHtTi")
@@ -80,12 +91,17 @@ def measure(original: str, corrected: str, spans: Sequence[Span] | None = None) 
     Bounded in time as `diff` is: of what is too much to be looked at, as many words as both sides have are REWORDED, the others
     added or removed.
     """
-    total = count_words(original)
     if original == corrected:
-        return Changes(total, 0, 0, {})
-    found = [change for changes in kinds_of(diff(original, corrected) if spans is None else spans) for change in changes]
+        return Changes(count_words(original), 0, 0, {})
+    return tallied(original, kinds_of(diff(original, corrected) if spans is None else spans))
+
+
+def tallied(original: str, changes: Iterable[Iterable[Change]]) -> Changes:
+    """The counts of what `kinds_of` has found."""
+    found = [change for of_span in changes for change in of_span]
     kinds = Counter(change.kind for change in found)
-    return Changes(total, sum(change.words_old for change in found), sum(change.words_new for change in found), kinds)
+    changed, added = sum(change.words_old for change in found), sum(change.words_new for change in found)
+    return Changes(count_words(original), changed, added, kinds)
 
 
 def kinds_of(spans: Iterable[Span]) -> list[list[Change]]:

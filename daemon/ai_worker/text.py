@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from itertools import repeat
 from typing import NamedTuple
 
 # Combining marks are no word characters to `re`, yet part of a word: decomposed Latin and Greek, Cyrillic, Hebrew, Arabic, the
@@ -234,16 +235,21 @@ def _quoted(text: str, limit: int = 60) -> str:
     return f'"{text}"' if len(text) <= limit else f'"{text[: limit - 1]}…"'
 
 
-def html_diff(original: str, corrected: str) -> tuple[str, str]:
-    """Both texts as HTML, escaped: what went away in <del> in the first, what came in <ins> in the second."""
-    old = new = ""
-    for span in diff(original, corrected):
+def html_diff(spans: Iterable[Span], titles: Iterable[str] | None = None) -> tuple[str, str]:
+    """Both texts as HTML, escaped: what went away in <del> in the first, what came in <ins> in the second.
+
+    `spans` are those of `diff`; of the `titles`, one for each, a changed span's says in the marks what the change is.
+    """
+    old: list[str] = []
+    new: list[str] = []
+    for span, title in zip(spans, titles or repeat(""), strict=False):
         before, after = html.escape(span.old), html.escape(span.new)
         if span.changed:
-            before, after = before and f"<del>{before}</del>", after and f"<ins>{after}</ins>"
-        old += before
-        new += after
-    return old, new
+            told = f' title="{html.escape(title)}"' if title else ""
+            before, after = before and f"<del{told}>{before}</del>", after and f"<ins{told}>{after}</ins>"
+        old.append(before)
+        new.append(after)
+    return "".join(old), "".join(new)
 
 
 def harmless(text: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -131,13 +134,15 @@ def test_html_shows_the_changes_and_lets_nothing_in(ai_worker: Commands, task: s
     target = tmp_path / "wyniki.html"
     assert ai_worker("results", task, "-o", str(target)).code == 0
     page = target.read_text(encoding="utf-8")
-    assert "<del>Dzis</del> jest ładnie 🙂" in page
-    assert "<ins>Dziś</ins> jest ładnie 🙂" in page
+    assert '<del title="diacritics">Dzis</del> jest ładnie 🙂' in page
+    assert '<ins title="diacritics">Dziś</ins> jest ładnie 🙂' in page
     parsed = _Page(page)
     assert {"charset": "utf-8"} in [attributes for tag, attributes in parsed.tags if tag == "meta"]
-    used = {tag for tag, _ in parsed.tags}
-    assert used.isdisjoint({"script", "img", "link", "iframe", "object"})
-    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on") or name in {"src", "href"}]
+    used = Counter(tag for tag, _ in parsed.tags)
+    assert used.keys().isdisjoint({"img", "link", "iframe", "object"})
+    assert (used["script"], used["style"]) == (1, 1)  # our own
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on") or name == "src"]
+    assert all((attributes["href"] or "").startswith("#item-") for tag, attributes in parsed.tags if tag == "a")
     assert parsed.text.count(HOSTILE) >= 4  # description, key, original, summary: shown, not run
     assert len([tag for tag, _ in parsed.tags if tag == "article"]) == 5
     policy = next(a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
@@ -147,14 +152,12 @@ def test_html_shows_the_changes_and_lets_nothing_in(ai_worker: Commands, task: s
     assert "content_refused: nie wolno" in parsed.text
 
 
-def test_the_policy_names_the_style_that_is_there(ai_worker: Commands, task: str) -> None:
-    import base64
-    import hashlib
-
+def test_the_policy_names_the_style_and_the_script_that_are_there(ai_worker: Commands, task: str) -> None:
     page = ai_worker("results", task, "--format", "html").out
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
-    assert style is not None
-    assert f"'sha256-{base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()}'" in page
+    for tag in ("style", "script"):
+        found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert found is not None
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}';" in page
 
 
 def test_a_file_appears_when_it_is_complete(

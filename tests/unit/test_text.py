@@ -117,16 +117,24 @@ def test_a_long_summary_says_how_much_it_leaves_out() -> None:
 
 @given(ANY_TEXT, ANY_TEXT)
 def test_the_html_shows_both_texts_and_nothing_of_theirs_is_markup(original: str, corrected: str) -> None:
-    old, new = html_diff(original, corrected)
+    old, new = html_diff(diff(original, corrected))
     assert html.unescape(old.replace("<del>", "").replace("</del>", "")) == html.unescape(html.escape(original))
     assert html.unescape(new.replace("<ins>", "").replace("</ins>", "")) == html.unescape(html.escape(corrected))
     assert not re.search(r"<(?!/?(del|ins)>)", old + new)
 
 
 def test_html_is_escaped_inside_and_outside_of_changes() -> None:
-    assert html_diff("<b>x</b> teh", "<b>x</b> the") == (
+    assert html_diff(diff("<b>x</b> teh", "<b>x</b> the")) == (
         "&lt;b&gt;x&lt;/b&gt; <del>teh</del>",
         "&lt;b&gt;x&lt;/b&gt; <ins>the</ins>",
+    )
+
+
+def test_html_marks_say_what_they_are() -> None:
+    spans = diff("teh end", "the end")
+    assert html_diff(spans, ['<"spelling">', "nothing"]) == (
+        '<del title="&lt;&quot;spelling&quot;&gt;">teh</del> end',
+        '<ins title="&lt;&quot;spelling&quot;&gt;">the</ins> end',
     )
 
 

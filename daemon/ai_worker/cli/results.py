@@ -20,6 +20,7 @@ from ai_worker.cli.result_files import Writer, told
 from ai_worker.cli.status import plain
 from ai_worker.errors import AiWorkerError, UsageError
 from ai_worker.models import ItemStatus
+from ai_worker.store.edits import edits_of
 from ai_worker.store.files import Files
 from ai_worker.store.reports import ItemResult, Reports
 
@@ -97,7 +98,7 @@ def results(
             else:
                 from ai_worker.cli.results_page import write_page
 
-                guarded = write_page(stream, task, items)
+                guarded = write_page(stream, task, items, edits_of(db, id_task))
     if writer:
         click.echo(f"note: {writer.count} file{'' if writer.count == 1 else 's'} written to {folder}", err=True)
     if guarded:

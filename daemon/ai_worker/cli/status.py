@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from ai_worker.cli import context, progress
+from ai_worker.cli import changes, context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
-from ai_worker.errors import EXIT_DONE
+from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, TaskStatus
+from ai_worker.store.edits import edits_of
 from ai_worker.store.reports import BatchReport, Dependency, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
 
 # What stops a model (errors.ModelStopped and below), and what to do about it.
@@ -34,18 +35,29 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many tasks to list, newest first."
 )
+@click.option(
+    "--changes",
+    "with_changes",
+    is_flag=True,
+    help="Of one task: what its corrections changed, by kind, and the most edited items.",
+)
 @_JSON
-def status(id_task: int | None, limit: int, as_json: bool) -> None:
+def status(id_task: int | None, limit: int, with_changes: bool, as_json: bool) -> None:
     """What is going on: all tasks, or one with its numbers and its errors by kind."""
+    if with_changes and id_task is None:
+        raise UsageError("--changes wants the ID of a task")
     with context.database() as db:
         reports = Reports(db)
         if id_task is not None:
             task = reports.task(id_task)
+            edits = edits_of(db, id_task) if with_changes else None
             if as_json:
-                context.emit_json(as_dict(task))
+                context.emit_json(as_dict(task) | ({"changes": changes.as_dict(edits)} if edits else {}))
             else:
                 stopped = reports.stopped_models() if task.model_stopped else []
                 _show_task(task, reports.batches(id_task), reports.workers(), stopped)
+                for number, line in enumerate(changes.lines(edits) if edits else ()):
+                    click.echo(f"  {'' if number else 'changes':<12} {visible(line)}")
             return
         tasks = reports.tasks(limit)
         if as_json:
