@@ -1911,13 +1911,6 @@ SELECT i.id_task_item, i.id_task, i.status_id, i.external_key, i.context, i.cont
  WHERE i.id_task_item IN %(items)s
  ORDER BY i.id_task_item;
 
--- name: files_of_items
--- Which files items have, without their content.
-SELECT id_task_item, position, mime_type, size, sha256, width, height, path
-  FROM task_item_file FORCE INDEX (PRIMARY)
- WHERE id_task_item IN %(items)s
- ORDER BY id_task_item, position;
-
 -- name: ids_of_task
 -- The items of a task, off the claim index alone; those of a submission in the order in which they were given.
 SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 import threading
@@ -318,6 +319,27 @@ def test_a_person_s_verbs(client: Client, sql: Sql) -> None:
         client.status(task.id_task + 1000)
 
 
+def test_results_are_reviewed(client: Client, sql: Sql) -> None:
+    first, second = client.submit(["a", "b"]).items
+    finish(sql, first, second)
+    assert client.review(first, "accepted", by="ania", text="A!") == 1
+    assert client.review([second], ReviewStatus.REJECTED, by="ania", note="nie") == 1
+    found = client.result(first)
+    assert (found.review, found.text, found.text_reviewed, found.reviewed_by) == (ReviewStatus.ACCEPTED, "Gotowe.", "A!", "ania")
+    assert client.result(second).review is ReviewStatus.REJECTED
+
+
+def test_tasks_go_into_groups(client: Client, sql: Sql) -> None:
+    number = client.add_group("noc", "https://example.com/done")
+    task = client.submit("x", group="noc")
+    assert client.close_group("noc")
+    assert not client.close_group("noc")
+    assert sql("SELECT id_task_group FROM task WHERE id_task = %s", [task.id_task])[0]["id_task_group"] == number
+    assert sum(client.group("noc").tasks.values()) == 1
+    with pytest.raises(UsageError, match="closed"):
+        client.submit("y", group="noc")
+
+
 def test_the_database_comes_from_the_settings(database_url: str, model: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="no database is set"), Client() as client:
         client.status(1)
@@ -380,10 +402,11 @@ def test_an_application_s_rights_are_enough(users: Users, sql: Sql, model: int) 
         sql(
             "INSERT INTO task_item_file (id_task_item, position, mime_type, size, sha256, content) "
             "VALUES (%s, 0, 'image/png', 3, %s, 'abc')",
-            [task.items[0], bytes(32)],
+            [task.items[0], hashlib.sha256(b"abc").digest()],
         )
         finished = client.wait(task.items[0], timeout=SOON)
-        assert [(each.mime_type, each.size, each.sha256) for each in finished.files] == [("image/png", 3, "0" * 64)]
+        (file,) = finished.files
+        assert (file.mime_type, file.size, client.file(file)) == ("image/png", 3, b"abc")
         assert client.wait(task.items[1], timeout=0, default=None) is None
         assert client.submit("a", model="echo", key="k").id_task == first.id_task
         assert client.status(task.id_task).total == 2
@@ -393,6 +416,6 @@ def test_an_application_s_rights_are_enough(users: Users, sql: Sql, model: int) 
 
 
 def test_importing_it_loads_no_sdk() -> None:
-    heavy = "openai google jinja2 jsonschema_rs click aiohttp httpx2 ai_worker.providers ai_worker.task_types".split()  # noqa: SIM905 -- a list of words
+    heavy = "openai google jinja2 jsonschema_rs click aiohttp httpx2 ai_worker.providers ai_worker.task_types PIL".split()  # noqa: SIM905 -- a list of words
     code = f"import ai_worker.client, sys; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

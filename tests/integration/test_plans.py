@@ -107,7 +107,6 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # clients that wait
     "item_states": {"task_item": (PRIMARY, 250)},
     "item_results": {"i": (PRIMARY, 250), "f": (PRIMARY, 10)},
-    "files_of_items": {"task_item_file": (PRIMARY, 250)},
     # what is drawn into prompts
     "earlier_results": {"i": (CONTEXT, 400), "t": (PRIMARY, 1), "o": (CONTEXT, 400)},
     "newest_facts": {"context_fact": ("k_context_fact_newest", 400)},

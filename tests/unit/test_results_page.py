@@ -40,6 +40,7 @@ def item(number: int, original: str, corrected: str | None, **more: Any) -> Item
         "tokens_output": 1,
         "context": {},
         "review": ReviewStatus.UNREVIEWED,
+        "files": [],
     }
     return ItemResult(**{**values, **more})
 

@@ -1,5 +1,5 @@
-"""Results as one HTML page that needs nothing else: no font, no picture from elsewhere, one script and one style of our own, which
-its policy names by their hashes and beside which it forbids everything."""
+"""Results as one HTML page that needs nothing else: no font, no picture from elsewhere, one script and one style of our own,
+which its policy names by their hashes and beside which it forbids everything."""
 
 from __future__ import annotations
 

@@ -11,17 +11,18 @@ from ai_worker.client.asynchronous import AsyncClient
 from ai_worker.client.synchronous import Client
 from ai_worker.client.values import RAISE, Item, SubmittedTask
 from ai_worker.errors import ItemFailed, ItemMissing, WaitTimeout
-from ai_worker.store.answers import FileInfo, Finished
+from ai_worker.store.answers import Finished
+from ai_worker.store.files import StoredFile
 
 __all__ = [
     "RAISE",
     "AsyncClient",
     "Client",
-    "FileInfo",
     "Finished",
     "Item",
     "ItemFailed",
     "ItemMissing",
+    "StoredFile",
     "SubmittedTask",
     "WaitTimeout",
 ]

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ai_worker.client.values import RAISE, Raise, SubmittedTask, Texts, to_items, to_rows
 from ai_worker.client.waiting import Waiting
 from ai_worker.errors import ItemFailed, ItemMissing, UsageError, WaitTimeout
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
 from ai_worker.store.answers import Answers, Finished
+from ai_worker.store.files import Files, StoredFile
 from ai_worker.store.tasks import CACHE_SECONDS, Change, NewTask, Tasks
 
 if TYPE_CHECKING:
     from ai_worker.config import Settings
     from ai_worker.db import Database
+    from ai_worker.store.groups import Group
     from ai_worker.store.reports import TaskReport
 
 T = TypeVar("T")
@@ -98,7 +100,7 @@ class AsyncClient:
         context_key: str | None = None,
         scheduled_at: datetime | None = None,
         after: int | Iterable[int] | Mapping[int, Need] = (),
-        group: int | None = None,
+        group: int | str | None = None,
         budget: Decimal | str | None = None,
         result_ttl: float | None = None,
         max_attempts: int = 3,
@@ -119,7 +121,7 @@ class AsyncClient:
         context_key: the subject (a user, a conversation) of all items that name none.
         scheduled_at: not before this time; one without a zone is local.
         after: tasks that must have ended before: successfully, or as the mapping says.
-        group: the id of the task group that it belongs to.
+        group: the task group that it belongs to: the name of an open one, or an id.
         budget: USD; when it is spent, the task is paused.
         result_ttl: seconds for which the results are kept after the task's end; None: for good.
         max_attempts, lane, pack, cache_seconds: as the options of `ai-worker submit`.
@@ -131,6 +133,8 @@ class AsyncClient:
         names = (*([model] if model is not None else []), *fallbacks)
 
         def work(db: Database) -> SubmittedTask:
+            from ai_worker.store.groups import Groups
+
             answers, tasks = Answers(db), Tasks(db)
             first, *others = answers.chain(names)
             task = NewTask(
@@ -148,7 +152,7 @@ class AsyncClient:
                 cache_seconds,
                 None if budget is None else Decimal(budget),
                 queue,
-                id_task_group=group,
+                id_task_group=Groups(db).open(group) if isinstance(group, str) else group,
                 result_seconds=None if result_ttl is None else max(1, round(result_ttl)),
                 after={id_task: Need(need) for id_task, need in waits.items()},
             )
@@ -239,6 +243,30 @@ class AsyncClient:
 
         return await self._call(lambda db: Reports(db).task(id_task))
 
+    async def file(self, file: StoredFile) -> bytes:
+        """The bytes of one of a result's `files`, as the model made them. Those in a folder are read where AI_WORKER_FILES_FOLDER
+        names it on this host, too. Raises AiWorkerError when they are not there, or damaged."""
+
+        def work(db: Database) -> bytes:
+            from ai_worker.config import load_settings
+
+            folder = None if file.path is None else (self._settings or load_settings()).files_folder
+            return b"".join(Files(db, folder).content(file))
+
+        return await self._call(work)
+
+    async def add_group(self, name: str, callback_url: str | None = None) -> int:
+        """Makes a task group, to be named in `submit`; its id. Its callback is not signed: `ai-worker group add` can."""
+        from ai_worker.store.groups import Groups
+
+        return await self._call(lambda db: Groups(db).add(name, callback_url))
+
+    async def close_group(self, name: str) -> bool:
+        """No further tasks come into a group: it ends, and its callback is sent, when those in it have. False: it was closed."""
+        from ai_worker.store.groups import Groups
+
+        return await self._call(lambda db: Groups(db).close(name))
+
     # ----- what a person may do with a task: these need the rights of `ai_worker_web` in sql/grants.sql
 
     async def cancel(self, id_task: int) -> Change:
@@ -256,6 +284,37 @@ class AsyncClient:
     async def retry(self, id_task: int, id_task_item: int | None = None) -> int:
         """Brings items back from ERROR, all or one; how many."""
         return await self._call(lambda db: Tasks(db).retry(id_task, id_task_item))
+
+    async def review(
+        self,
+        items: int | Iterable[int],
+        verdict: ReviewStatus | str,
+        *,
+        by: str,
+        text: str | None = None,
+        note: str | None = None,
+    ) -> int:
+        """Says of processed items that they are `"ACCEPTED"` or `"REJECTED"` (`"UNREVIEWED"` takes it back); of how many.
+
+        Parameters
+        ----------
+        by: who says so.
+        text: takes the place of the model's result; for one item that is accepted.
+        note: why.
+
+        Raises UsageError, having changed nothing, when one of them is not there or has no result.
+        """
+        from ai_worker.store.reviews import Review, Reviews, Span
+
+        said = Review(ReviewStatus[verdict.upper()] if isinstance(verdict, str) else verdict, by, text, note)
+        spans = [Span(each, each) for each in ([items] if isinstance(items, int) else items)]
+        return await self._call(lambda db: Reviews(db).review(spans, said))
+
+    async def group(self, name: str) -> Group:
+        """How a task group stands: its tasks and items counted, its cost, its callback."""
+        from ai_worker.store.groups import Groups
+
+        return await self._call(lambda db: Groups(db).get(name))
 
     # ----- how
 

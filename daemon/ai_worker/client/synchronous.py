@@ -96,10 +96,15 @@ class Client:
     results = _plain_iterator(AsyncClient.results)
     ids = _plain(AsyncClient.ids)
     status = _plain(AsyncClient.status)
+    file = _plain(AsyncClient.file)
+    add_group = _plain(AsyncClient.add_group)
+    close_group = _plain(AsyncClient.close_group)
     cancel = _plain(AsyncClient.cancel)
     pause = _plain(AsyncClient.pause)
     resume = _plain(AsyncClient.resume)
     retry = _plain(AsyncClient.retry)
+    review = _plain(AsyncClient.review)
+    group = _plain(AsyncClient.group)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,24 +12,11 @@ from typing import Any, Final
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
 from ai_worker.models import ItemStatus, ReviewStatus
+from ai_worker.store.files import Files, StoredFile
 
 ENDED: Final = frozenset({ItemStatus.PROCESSED, ItemStatus.ERROR, ItemStatus.CANCELLED})
 _LOOK: Final = 1000  # items asked about in one statement
 _PAGE: Final = 250  # rows in memory at a time: texts may be long
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file that a model has made, without its content. `size` in bytes, `width` and `height` in pixels where they are known;
-    `path` where it lies in a folder of the workers."""
-
-    position: int
-    mime_type: str
-    size: int
-    sha256: str
-    width: int | None
-    height: int | None
-    path: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ class Finished:
     text_reviewed: str | None
     reviewed_by: str | None
     reviewed_at: datetime | None
-    files: tuple[FileInfo, ...] = ()
+    files: tuple[StoredFile, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -104,15 +90,8 @@ class Answers:
         for some in _pages(sorted(items), _PAGE):
             rows = self._db.query("item_results", {"items": some})
             with_files = [row["id_task_item"] for row in rows if row["files"]]
-            files = self._files(with_files) if with_files else {}
-            yield from (_finished(row, files.get(row["id_task_item"], ())) for row in rows)
-
-    def _files(self, items: Sequence[int]) -> Mapping[int, tuple[FileInfo, ...]]:
-        found: defaultdict[int, tuple[FileInfo, ...]] = defaultdict(tuple)
-        for row in self._db.query("files_of_items", {"items": list(items)}):
-            id_task_item = row.pop("id_task_item")
-            found[id_task_item] += (FileInfo(**{**row, "sha256": row["sha256"].hex()}),)
-        return found
+            files = Files(self._db).of_items(with_files)
+            yield from (_finished(row, tuple(files.get(row["id_task_item"], ()))) for row in rows)
 
     def ids(self, id_task: int, only: ItemStatus | None = None) -> list[int]:
         """The ids of a task's items, all or those in one status, in order; eight bytes each and the object around them."""
@@ -150,7 +129,7 @@ def _pages(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _finished(row: Row, files: tuple[FileInfo, ...]) -> Finished:
+def _finished(row: Row, files: tuple[StoredFile, ...]) -> Finished:
     return Finished(
         id_task_item=row["id_task_item"],
         id_task=row["id_task"],
