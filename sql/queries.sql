@@ -1801,6 +1801,21 @@ SELECT name, stopped_kind, stopped_reason, stopped_at, TIMESTAMPDIFF(MICROSECOND
  WHERE stopped_at IS NOT NULL
  ORDER BY id_ai_model;
 
+-- name: task_steps
+-- How far the items that are being worked on have come which take several calls. No more of them than the fleet holds.
+SELECT COUNT(*) AS items, SUM(steps_done) AS done, SUM(steps_total) AS total
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 2 AND steps_total > 1;
+
+-- name: steps_of_items
+-- The finished steps of a page of results, asked for by who wants them. Parts are gone when their items are done.
+SELECT s.id_task_item, s.step, s.part, s.text, s.result, s.finished_at, m.name AS model, a.tokens_input, a.tokens_output, a.cost
+  FROM task_item_step s FORCE INDEX (PRIMARY)
+  LEFT JOIN task_attempt a FORCE INDEX (PRIMARY) ON a.operation_uuid = s.operation_uuid
+  LEFT JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = a.id_ai_model
+ WHERE s.id_task_item IN %(items)s
+ ORDER BY s.id_task_item, s.step, s.part;
+
 -- name: results_of_status
 -- A page of results in one status, in the order of the key.
 SELECT id_task_item, external_key, status_id, text_original, text_corrected, change_summary, error_kind, error_message,

@@ -7,15 +7,22 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ai_worker.cli import progress
+from ai_worker.config import parse_database_url
+from ai_worker.db import Database
+from ai_worker.store.reports import Reports, StepProgress
 from ai_worker.task_types import task_type
 from ai_worker.worker import Worker
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Request, Rule, correct
+from tests.integration.commands import Commands
 from tests.integration.lifecycle import Application, assert_ledger
 from tests.integration.worker_runs import (
     Run,
@@ -193,6 +200,35 @@ def test_steps_go_into_no_pack_and_no_cache(database_url: str, sql: Sql, fake: F
     assert [item["status"] for item in items_of(sql, id_task)] == ["PROCESSED"] * 3
     assert steps_asked(fake) == dict.fromkeys(STEPS, 3)
     assert {row["lane"] for row in attempts_of(sql, id_task)} == {"online"}
+
+
+def test_progress_is_told_while_steps_are_under_way_and_afterwards(
+    database_url: str, sql: Sql, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AI_WORKER_DB_URL", database_url)
+    ai_worker = Commands(monkeypatch, capsys)
+    fake.script(Rule("answer", times=2), Rule("hang", times=1))
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
+    seen: list[Any] = []
+
+    def look(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        fake.wait_for_requests(3)
+        with closing(Database(parse_database_url(database_url))) as database:
+            task = Reports(database).task(id_task)
+        seen.extend([task.steps, progress.line(progress.Sample(task, None))])
+        loop.call_soon_threadsafe(worker.abort)
+
+    Run(database_url, meanwhile=look)
+    assert seen[0] == StepProgress(items=1, done=2, total=4)
+    assert "steps 2 of 4" in seen[1]
+    assert ai_worker("status", str(id_task), "--json").json["steps"] is None, "nothing is in progress"
+    Run(database_url)
+    (item,) = [json.loads(line) for line in ai_worker("results", str(id_task), "--format", "jsonl", "--steps").out.splitlines()]
+    assert [(step["step"], step["part"], step["text"], step["model"]) for step in item["steps"]] == [
+        (number, 0, correct(TEXT), "m") for number in (1, 2, 3, 4)
+    ]
+    assert item["steps"][0]["result"] == {"summary": correct(TEXT)}
+    assert ai_worker("results", str(id_task), "--steps").code == 2
 
 
 @pytest.mark.slow

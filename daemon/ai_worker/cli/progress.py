@@ -95,6 +95,8 @@ def line(sample: Sample) -> str:
         parts.append(f"{sample.rate:.1f}/s")
         if sample.eta is not None:
             parts.append(f"ETA {context.duration(sample.eta)}")
+    if task.steps is not None:
+        parts.append(f"steps {context.number(task.steps.done)} of {context.number(task.steps.total)}")
     if task.records_failed:
         parts.append("1 error" if task.records_failed == 1 else f"{context.number(task.records_failed)} errors")
     if task.items[ItemStatus.DEFERRED]:

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,7 +23,7 @@ from ai_worker.errors import AiWorkerError, UsageError
 from ai_worker.models import ItemStatus
 from ai_worker.store.edits import edits_of
 from ai_worker.store.files import Files
-from ai_worker.store.reports import ItemResult, Reports
+from ai_worker.store.reports import ItemResult, ItemStep, Reports
 
 COLUMNS = (
     "id_task_item",
@@ -45,6 +46,8 @@ COLUMNS = (
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+STEPS_PAGE = 100  # items whose steps are read together
+
 _ONLY = {"processed": ItemStatus.PROCESSED, "error": ItemStatus.ERROR, "all": None}
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".html": "html", ".htm": "html"}
 _ENDINGS = f"{', '.join(list(_SUFFIXES)[:-1])} or {list(_SUFFIXES)[-1]}"
@@ -64,6 +67,7 @@ _ENDINGS = f"{', '.join(list(_SUFFIXES)[:-1])} or {list(_SUFFIXES)[-1]}"
 @click.option("--only", type=click.Choice(list(_ONLY)), default="all", show_default=True, help="Which items.")
 @click.option("--files", "folder", metavar="DIR", help="Write pictures into this folder too, each checked by its SHA-256.")
 @click.option("--raw", is_flag=True, help="CSV: write cells that look like formulas as they are.")
+@click.option("--steps", "with_steps", is_flag=True, help="JSONL: with the finished steps of each item.")
 @click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, by which Excel knows that it is UTF-8.")
 def results(
     id_task: int,
@@ -72,6 +76,7 @@ def results(
     only: str,
     folder: str | None,
     raw: bool,
+    with_steps: bool,
     bom: bool,
 ) -> None:
     """Results of a task as CSV, JSONL or an HTML page that shows the changes side by side.
@@ -83,6 +88,8 @@ def results(
     """
     guarded = 0  # stays so when the reader of a pipe leaves early
     chosen = format_name or _format_of(output)
+    if with_steps and chosen != "jsonl":
+        raise UsageError("--steps goes with --format jsonl: the other formats have one row for each item")
     settings = context.settings()
     with context.database(settings) as db:
         reports = Reports(db)
@@ -94,7 +101,7 @@ def results(
             if chosen == "csv":
                 guarded = _write_csv(stream, items, raw=raw, bom=bom)
             elif chosen == "jsonl":
-                guarded = _write_jsonl(stream, items)
+                guarded = _write_jsonl(stream, items, reports if with_steps else None)
             else:
                 from ai_worker.cli.results_page import write_page
 
@@ -159,13 +166,22 @@ def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: 
     return guarded
 
 
-def _write_jsonl(stream: IO[str], items: Iterator[ItemResult]) -> int:
-    for item in items:
-        values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
-        values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
-        values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at), "files": told(item.files)}
-        stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Reports | None) -> int:
+    while page := list(islice(items, STEPS_PAGE)):
+        steps = {} if steps_of is None else steps_of.steps([item.id_task_item for item in page])
+        for item in page:
+            values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
+            values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
+            values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at), "files": told(item.files)}
+            if steps_of is not None:
+                values["steps"] = [_step(step) for step in steps.get(item.id_task_item, ())]
+            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
     return 0
+
+
+def _step(step: ItemStep) -> dict[str, Any]:
+    times = {"cost": plain(step.cost), "finished_at": context.iso(step.finished_at)}
+    return {**step._asdict(), "result": dict(step.result), **times}
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
             {"id_task": each.id_task, "needs": each.needs, "status": each.status and each.status.name, "met": each.is_met}
             for each in task.after
         ],
+        "steps": None if task.steps is None else task.steps._asdict(),
         "created_at": task.created_at,
         "scheduled_at": task.scheduled_at,
         "rate": None if task.rate is None else round(task.rate, 3),
@@ -201,6 +202,9 @@ def _numbers(task: TaskReport) -> list[tuple[str, str]]:
     rows = [("items", _items(task))]
     if task.description:
         rows.insert(0, ("instruction", visible(task.description[:200])))
+    if task.steps is not None:
+        whose = "1 item" if task.steps.items == 1 else f"{context.number(task.steps.items)} items"
+        rows.append(("steps", f"{context.number(task.steps.done)} of {context.number(task.steps.total)}, of {whose} in progress"))
     if task.status_reason:
         rows.append(("reason", visible(task.status_reason)))
     if task.rate is not None:

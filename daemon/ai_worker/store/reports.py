@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import UsageError
@@ -45,13 +45,36 @@ class Dependency:
     is_met: bool
 
 
+class StepProgress(NamedTuple):
+    """Of `items` that are being worked on and take several calls each: how many of these are `done`, of `total`."""
+
+    items: int
+    done: int
+    total: int
+
+
+class ItemStep(NamedTuple):
+    """A finished step of an item, or part of its long text (`part` from 1; 0: the whole). `model` is None where it is gone."""
+
+    step: int
+    part: int
+    text: str
+    result: Mapping[str, Any]
+    finished_at: datetime
+    model: str | None
+    tokens_input: int
+    tokens_output: int
+    cost: Decimal | None
+
+
 @dataclass(frozen=True, slots=True)
 class TaskReport:
     """A task as it stands. Times are in UTC without a zone; `seconds` is how long it has been, or was, at work.
 
     `is_ahead` says that its scheduled time has not come yet; `model_stopped` is why its model is stopped.
     `budget` is in USD, `reserved` what of it is set aside for items in flight; paused for a model's day, it goes on by itself at
-    `resume_at`. `fallbacks` are its further models, `after` the tasks that it waits for; left out where many tasks are listed.
+    `resume_at`. `fallbacks` are its further models, `after` the tasks that it waits for, `steps` how far items in progress have
+    come; these three are left out where many tasks are listed.
     """
 
     id_task: int
@@ -82,6 +105,7 @@ class TaskReport:
     fallbacks: tuple[str, ...] = ()
     queue: str = DEFAULT_QUEUE
     after: tuple[Dependency, ...] = ()
+    steps: StepProgress | None = None
 
     @property
     def total(self) -> int:
@@ -228,7 +252,13 @@ class Reports:
         errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []
         fallbacks = tuple(row["name"] for row in self._db.query("fallbacks_of_task", {"id_task": id_task}))
         after = tuple(_dependency(row) for row in self._db.query("dependencies_of_task", {"id_task": id_task}))
-        return replace(_task(rows[0], counts, [_error(row) for row in errors]), fallbacks=fallbacks, after=after)
+        steps = self._steps(id_task) if counts.get(ItemStatus.IN_PROGRESS) else None
+        report = _task(rows[0], counts, [_error(row) for row in errors])
+        return replace(report, fallbacks=fallbacks, after=after, steps=steps)
+
+    def _steps(self, id_task: int) -> StepProgress | None:
+        row = self._db.query("task_steps", {"id_task": id_task})[0]
+        return StepProgress(row["items"], int(row["done"]), int(row["total"])) if row["items"] else None
 
     def tasks(self, size: int = 20, before: int = _LAST) -> list[TaskReport]:
         """Tasks with an id below `before`, the newest first, at most `size`. Their errors are not looked at."""
@@ -298,6 +328,27 @@ class Reports:
                 result = _result(row)
                 own = found.get(result.id_task_item)
                 yield replace(result, files=tuple(own)) if own else result
+
+    def steps(self, items: Sequence[int]) -> dict[int, list[ItemStep]]:
+        """The finished steps of these items that are still there, in order."""
+        found: dict[int, list[ItemStep]] = {}
+        for row in self._db.query("steps_of_items", {"items": items}) if items else ():
+            found.setdefault(row["id_task_item"], []).append(_step(row))
+        return found
+
+
+def _step(row: Row) -> ItemStep:
+    return ItemStep(
+        step=row["step"],
+        part=row["part"],
+        text=row["text"] or "",
+        result=json.loads(row["result"]),
+        finished_at=row["finished_at"],
+        model=row["model"],
+        tokens_input=row["tokens_input"] or 0,
+        tokens_output=row["tokens_output"] or 0,
+        cost=row["cost"],
+    )
 
 
 def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> TaskReport:
