@@ -14,13 +14,18 @@ import pytest
 from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
-from ai_worker.models import Filters, Needs, Outcome, Result, TaskStatus, Usage
+from ai_worker.models import Filters, Needs, Outcome, Result, ReviewStatus, TaskStatus, Usage
 from ai_worker.store.cache import Answer, Question, Standing
+from ai_worker.store.exports import Exports
+from ai_worker.store.imports import Imports
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
+from ai_worker.store.reviews import Review, Reviews
+from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
 from ai_worker.store.tasks import NewItem, NewTask, Tasks
 from tests.conftest import Sql
+from tests.integration.source_tables import shop
 from tests.servers import TestServer
 
 DENIED = {1142, 1143}  # table access, column access
@@ -201,6 +206,26 @@ def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> 
             cursor.execute("UPDATE task_item SET review_status_id = 1 WHERE id_task = %s", [id_task])
     finally:
         db.close()
+
+
+def test_a_person_can_import_review_and_export(users: Users, sql: Sql, id_ai_model: int, server: TestServer) -> None:
+    with shop(server) as other:
+        other.articles("Zażółć", "gęślą")
+        for right in ("SELECT (id, body)", "UPDATE (body)"):
+            server.execute(f"GRANT {right} ON {other.name}.articles TO {users.prefix}web@'%'")
+        db = users.database_of("web")
+        try:
+            source = SourceTable.look_up(db, Columns(f"{other.name}.articles", None, "body"))
+            new = NewTask(id_ai_model, "correction", submit_key="K", fallbacks=(id_ai_model,))
+            id_task = Imports(db).run(new, source, "id > 0", None).id_task
+            assert id_task is not None
+            sql("UPDATE task_item SET status_id = 1, attempt = 1, finished_at = NOW(6), text_corrected = 'x'")
+            assert len(Reviews(db).items(id_task)) == 2
+            assert Reviews(db).review_rest(id_task, Review(ReviewStatus.ACCEPTED, "ja")) == 2
+            assert {each.outcome for each in Exports(db).run(id_task, source, "ja")} == {ExportOutcome.WRITTEN}
+            assert other.bodies() == {1: "x", 2: "x"}
+        finally:
+            db.close()
 
 
 @pytest.mark.parametrize(

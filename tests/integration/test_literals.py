@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.literals import literals
+from ai_worker.literals import Identifier, Identifiers, literals
 from ai_worker.models import ItemStatus, OutcomeKind
 from tests.servers import TestServer
 
@@ -32,6 +32,8 @@ VALUES: list[Any] = [
     datetime.fromisoformat("0999-01-02"),
 ]
 
+NAMES = ["order", "treść", "a`b``", "x'; DROP TABLE t; --", '"', "%s %(x)s", "back\\slash", " a.b"]
+
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_the_server_reads_what_was_written(server: TestServer, value: Any) -> None:
@@ -52,6 +54,15 @@ def test_a_list_is_what_stands_after_in(server: TestServer) -> None:
 
 def test_subclasses_are_written_as_their_bases() -> None:
     assert literals({"a": ItemStatus.DEFERRED, "b": OutcomeKind.LOST, "c": True}) == {"a": "4", "b": "'lost'", "c": "1"}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_any_name_of_a_column_is_that_name_alone(server: TestServer, name: str) -> None:
+    with server.new_database() as database, server.connect(database) as connection, connection.cursor() as cursor:
+        written = literals({"one": Identifier(name), "all": Identifiers((name, "other"))})
+        assert cursor.execute(f"CREATE TABLE t ({written['one']} INT, other INT)") == 0
+        cursor.execute(f"SELECT {written['all']} FROM t")
+        assert [column[0] for column in cursor.description] == [name, "other"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {}, set()], ids=repr)
