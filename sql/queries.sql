@@ -1359,6 +1359,21 @@ SELECT id_prompt, name, version, origin, digest, source, is_active, created_by, 
  ORDER BY name, precedence DESC, id_prompt DESC
    FOR UPDATE;
 
+-- name: prompts_of_name
+-- The same without locks, to look at.
+SELECT id_prompt, name, version, origin, digest, source, is_active, created_by, created_at
+  FROM prompt FORCE INDEX (k_prompt_current)
+ WHERE name = %(name)s
+ ORDER BY name, is_active DESC, precedence DESC, id_prompt DESC;
+
+-- name: sample_item
+-- An item to show a prompt with.
+SELECT id_task, text_original, context, context_key FROM task_item WHERE id_task_item = %(id_task_item)s;
+
+-- name: sample_task
+-- A task to show a prompt with, and the prompt that it is pinned to.
+SELECT task_type, description, parameters, id_prompt FROM task WHERE id_task = %(id_task)s;
+
 -- name: push_prompt
 -- A team's own. Its id makes it the current one: it is the newest.
 INSERT INTO prompt (name, version, origin, digest, source, created_by)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,24 +162,36 @@ BACKGROUND = Background((("pytanie", "odpowiedź"),), ("lubi kawę",), (Example(
 
 
 @pytest.mark.parametrize(
-    ("user", "expected"),
+    ("user", "one", "other", "expected"),
     [
-        ("{{ context.author }} {{ context | tojson }}", 'Zoë {"author": "Zoë"}'),
-        ("{% for fact in facts %}- {{ fact }}{% endfor %}", "- lubi kawę"),
-        ("{% for earlier in results %}{{ earlier.text }} → {{ earlier.result }}{% endfor %}", "pytanie → odpowiedź"),
-        ("{% for one in reviewed if one.is_accepted %}{{ one.text }} → {{ one.answer }}{% endfor %}", "zły → dobry"),
+        ("{{ context.author }} {{ context | tojson }}", {"context": {"author": "Zoë"}}, {"context": {"author": "Ala"}}, None),
+        (
+            "{% for fact in facts %}- {{ fact }}{% endfor %}",
+            Background(facts=("lubi kawę",)),
+            Background(facts=("nie",)),
+            "- lubi kawę",
+        ),
+        (
+            "{% for earlier in results %}{{ earlier.text }} → {{ earlier.result }}{% endfor %}",
+            Background((("pytanie", "odpowiedź"),)),
+            Background((("pytanie", "inna"),)),
+            "pytanie → odpowiedź",
+        ),
+        (
+            "{% for one in reviewed if one.is_accepted %}{{ one.text }} → {{ one.answer }}{% endfor %}",
+            Background(examples=(Example("zły", "dobry", is_accepted=True),)),
+            Background(examples=(Example("zły", "dobry", is_accepted=False),)),
+            "zły → dobry",
+        ),
     ],
 )
-def test_user_templates_draw_upon_the_item_and_its_background(user: str, expected: str) -> None:
-    item = an_item(context={"author": "Zoë"}, background=BACKGROUND)
-    prompt = drawing(user).prompt(item)
-    assert prompt.user == expected
+def test_user_templates_draw_upon_the_item_and_its_background(user: str, one: Any, other: Any, expected: str | None) -> None:
+    items = [an_item(**each) if isinstance(each, dict) else an_item(background=each) for each in (one, other)]
+    prompts = [drawing(user).prompt(item) for item in items]
+    assert prompts[0].user == (expected or 'Zoë {"author": "Zoë"}')
     # The cache must not take an answer to another background for this one, and one to the same it may.
-    other = an_item(
-        context={"author": "Ala"}, background=Background((("a", "b"),), ("c",), (Example("d", "e", is_accepted=True),))
-    )
-    assert prompt.fingerprint == drawing(user).prompt(item).fingerprint != drawing(user).prompt(other).fingerprint
-    assert prompt.fingerprint is not None
+    assert prompts[0].fingerprint == drawing(user).prompt(items[0]).fingerprint != prompts[1].fingerprint
+    assert prompts[0].fingerprint is not None
 
 
 def test_what_a_template_does_not_use_does_not_count() -> None:
@@ -276,3 +291,20 @@ def test_steps_go_by_name_in_one_step_files_only_where_there_are_any() -> None:
 def test_json_in_prompts_is_readable() -> None:
     user = drawing("{{ context | tojson }}").prompt(an_item(context={"a": "<ż & 'b'>"})).user
     assert user == json.dumps({"a": "<ż & 'b'>"}, ensure_ascii=False)
+
+
+def test_the_prompts_in_the_documentation_are_right() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    sources = re.findall(r"```\n(\+\+\+\n.*?)```", text, re.DOTALL)
+    minutes, report = (PromptFile.parse("mine", source, "mine.md") for source in sources)
+    assert minutes.examples[0].answer["decisions"] == ["The release is on Friday."]
+    assert [step.name for step in report.steps] == ["outline", "report"]
+    for file in (minutes, report):
+        kind = stepped(task_type_of(file))
+        assert kind is not None
+        item = an_item("Ala: tak.", {"team": "web"})
+        item = item._replace(task=replace(item.task, description="Krótko."))
+        systems = [kind.step_prompt(item, 1, {}).system]
+        if len(file.steps) > 1:
+            systems.append(kind.step_prompt(item, 2, {"outline": StepResult("", {"points": ["a"]})}).system)
+        assert any("Krótko." in system for system in systems)

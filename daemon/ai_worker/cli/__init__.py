@@ -24,6 +24,7 @@ COMMANDS = {
     "quickstart": ("quickstart", "Try it: a private database, sample rows, no API key."),
     "migrate": ("migrate", "Create the tables, or bring them up to date."),
     "model": ("model", "Endpoints, limits, prices and encrypted keys."),
+    "prompt": ("prompt", "The prompt library: list, show, push, retire."),
     "submit": ("submit", "Make a task from a CSV, JSONL or text file."),
     "import": ("sources", "Make a task from the rows of a table."),
     "run": ("work", "Process what is there, then exit."),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import UsageError
+from ai_worker.store.claims import json_object
 
 SOURCE_AT_MOST: Final = 1_000_000  # characters: below every max_allowed_packet in use
 
@@ -31,6 +32,24 @@ class NewPrompt(NamedTuple):
     origin: Origin
     digest: bytes
     source: str
+
+
+class SampleItem(NamedTuple):
+    """What a prompt sees of an item."""
+
+    id_task: int
+    text: str
+    context: Mapping[str, Any]
+    context_key: str | None
+
+
+class SampleTask(NamedTuple):
+    """What a prompt sees of a task, and the prompt that it is pinned to."""
+
+    task_type: str
+    description: str
+    parameters: Mapping[str, Any]
+    id_prompt: int | None
 
 
 class Known(NamedTuple):
@@ -85,6 +104,32 @@ class Prompts:
         """Makes prompts known that a host brings with it; how many were not known. Any number of hosts may do so at once."""
         return self._db.transaction(partial(_published, prompts)) if prompts else 0
 
+    def refuse(self, prompt: NewPrompt) -> bool:
+        """Raises UsageError as `push` would, and writes nothing; whether it would be new."""
+        same = _same(self._db.query("prompts_of_name", {"name": prompt.name}), prompt)
+        return same is None or not same["is_active"]
+
+    def version(self, name: str, version: int) -> Stored | None:
+        """The prompt of a version; where several places have it, the one that goes first."""
+        rows = [row for row in self._db.query("prompts_of_name", {"name": name}) if row["version"] == version]
+        return _stored(rows[0]) if rows else None
+
+    def row(self, id_task_item: int) -> SampleItem | None:
+        """An item as a prompt sees it; None where there is none."""
+        rows = self._db.query("sample_item", {"id_task_item": id_task_item})
+        if not rows:
+            return None
+        row = rows[0]
+        return SampleItem(row["id_task"], row["text_original"], json_object(row["context"]), row["context_key"])
+
+    def task(self, id_task: int) -> SampleTask | None:
+        """A task as a prompt sees it; None where there is none."""
+        rows = self._db.query("sample_task", {"id_task": id_task})
+        if not rows:
+            return None
+        row = rows[0]
+        return SampleTask(row["task_type"], row["description"] or "", json_object(row["parameters"]), row["id_prompt"])
+
     def push(self, prompt: NewPrompt, pushed_by: str | None) -> tuple[Stored, bool]:
         """Adds a team's own prompt; with whether it is new. The same file once more changes nothing, or brings it back.
 
@@ -107,21 +152,29 @@ def _published(prompts: Sequence[NewPrompt], tx: Transaction) -> int:
 
 
 def _pushed(prompt: NewPrompt, pushed_by: str | None, tx: Transaction) -> tuple[Stored, bool]:
-    rows = [row for row in tx.query("lock_prompts", {"name": prompt.name}) if row["origin"] == Origin.PUSHED]
-    same = next((row for row in rows if row["digest"] == prompt.digest), None)
-    if same is None:
-        same = next((row for row in rows if (row["version"], row["source"]) == (prompt.version, prompt.source)), None)
+    same = _same(tx.query("lock_prompts", {"name": prompt.name}), prompt)
     if same is not None:
         if not same["is_active"]:
             tx.execute("activate_prompt", {"id_prompt": same["id_prompt"], "is_active": 1})
         return _stored(same), not same["is_active"]
+    number = tx.insert("push_prompt", _columns(prompt, pushed_by))
+    return Stored(number, *prompt), True
+
+
+def _same(library: Sequence[Row], prompt: NewPrompt) -> Row | None:
+    """The row that this file has become before, None where it is new. Raises UsageError when its version must be raised."""
+    rows = [row for row in library if row["origin"] == Origin.PUSHED]
+    same = next((row for row in rows if row["digest"] == prompt.digest), None)
+    if same is None:
+        same = next((row for row in rows if (row["version"], row["source"]) == (prompt.version, prompt.source)), None)
+    if same is not None:
+        return same
     newest = max([row["version"] for row in rows], default=0)
     if prompt.version <= newest:
         is_taken = any(row["version"] == prompt.version for row in rows)
         problem = f"version {prompt.version} is pushed already, with other content" if is_taken else f"version {newest} is newer"
         raise UsageError(f"{prompt.name}: {problem}: write `version = {newest + 1}` into the file, and push it again")
-    number = tx.insert("push_prompt", _columns(prompt, pushed_by))
-    return Stored(number, *prompt), True
+    return None
 
 
 def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Known]:

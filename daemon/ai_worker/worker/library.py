@@ -48,6 +48,11 @@ class Brought:
     source: str
     place: str
 
+    @property
+    def parts(self) -> tuple[str, bytes, str, str]:
+        """Name, digest, text and place."""
+        return self.name, self.digest, self.source, self.place
+
 
 class Library:
     """The task types of one process.
@@ -161,7 +166,7 @@ class Library:
     def named(self, name: str) -> tuple[TaskType, int | None]:
         """The type that a new task of this name would have now, and the prompt that it would be pinned to."""
         if (brought := self._unpublished.get(name)) is not None:
-            return self._parsed(brought.name, brought.digest, brought.source, brought.place), None
+            return self.file(brought), None
         if (number := self._current.get(name)) is not None:
             return self._of_id(number), number
         if name in self.broken:
@@ -169,6 +174,19 @@ class Library:
         if name not in task_type_names():
             raise UsageError(f"unknown task type {name!r}; known ones: {', '.join(self.names())}")
         return task_type(name), None
+
+    @property
+    def unpublished(self) -> list[Brought]:
+        """What this host brings and nobody else knows yet, by name; only after `open(publish=False)`."""
+        return [self._unpublished[name] for name in sorted(self._unpublished)]
+
+    def stored(self, prompt: Stored) -> TaskType:
+        """The type that a row of the library makes. Raises ConfigurationError when this host cannot make it."""
+        return self._parsed(prompt.name, prompt.digest, prompt.source, _place(prompt))
+
+    def file(self, brought: Brought) -> TaskType:
+        """The type that a file would make if it were pushed. Raises ConfigurationError, with file and line."""
+        return self._parsed(*brought.parts)
 
     def names(self) -> list[str]:
         """All task types that a task may have, sorted."""
@@ -191,8 +209,7 @@ class Library:
         stored = self._rows.by_id(id_prompt)
         if stored is None:
             raise ConfigurationError(f"prompt {id_prompt} is not in the library any more")
-        place = f"prompt {stored.name}, version {stored.version}, {stored.origin}"
-        return self._parsed(stored.name, stored.digest, stored.source, place)
+        return self.stored(stored)
 
     def _parsed(self, name: str, digest: bytes, source: str, place: str) -> TaskType:
         from ai_worker.task_types.prompt_file import PromptFile
@@ -205,6 +222,10 @@ class Library:
                     kind = task_type_of(PromptFile.parse(name, source, place))
                 self._by_digest[name, digest] = kind
             return kind
+
+
+def _place(stored: Stored) -> str:
+    return f"prompt {stored.name}, version {stored.version}, {stored.origin}"
 
 
 def checked(brought: Brought) -> NewPrompt:
