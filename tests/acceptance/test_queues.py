@@ -62,7 +62,7 @@ def waits(fake: FakeProvider, committed: dict[str, float]) -> list[float]:
 
 
 def test_replies_are_begun_while_the_worker_is_busy_with_a_batch(sql: Sql, programs: Programs, fake: FakeProvider) -> None:
-    """The small form. Without queues a busy worker looks at the tasks once a second, which would be half a second at the median."""
+    """The small form. Without queues a busy worker looks at the tasks once a second: half a second at the median."""
     model = add_model(sql, fake, "chat", "m")
     bulk(sql, model, 1000)
     daemon = programs.start("daemon", "--concurrency", "20", "--queue", "reply:5", "--queue", "batch:1")

@@ -84,6 +84,19 @@ def refused(cursor: pymysql.cursors.Cursor, statement: str) -> None:
     assert caught.value.args[0] in DENIED, statement
 
 
+def test_the_worker_keeps_to_limits(users: Users, sql: Sql, id_ai_model: int) -> None:
+    sql("INSERT INTO queue_limit (queue, max_per_minute, max_in_flight) VALUES ('default', 60000, 2)")
+    with users.server.connect(users.database) as connection, connection.cursor() as cursor:
+        insert(cursor, id_ai_model, "Zażółć", "gęślą", "jaźń")
+    db = users.database_of("worker")
+    try:
+        queue = Queue(db)
+        worker = queue.register(host="h", pid=1, version="1", mode="run", concurrency=4, lease_seconds=30.0)
+        assert len(queue.claim(worker, queue.runnable(Filters()), 9)) == 2
+    finally:
+        db.close()
+
+
 def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
     """Every verb of the queue, and the breaker."""
     with users.server.connect(users.database) as connection, connection.cursor() as cursor:

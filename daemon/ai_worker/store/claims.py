@@ -145,14 +145,18 @@ class Claims:
             if chosen:
                 self._doubtful.append(_Claim(token, {item: task.id_task for item, task in chosen.items()}))
             raise
-        for id_task, reason in aside.paused.items():
-            log(Event.TASK_PAUSED, task=id_task, reason=reason)
         if len(chosen) >= admission.room:
             self.limits.hold(admission.holds)
+        self._note(aside)
+        return [_item(row, chosen[row[0]], token) for row in claimed]
+
+    def _note(self, aside: SetAside) -> None:
+        """What setting money aside has told of tasks and models."""
+        for id_task, reason in aside.paused.items():
+            log(Event.TASK_PAUSED, task=id_task, reason=reason)
         now = time.monotonic()
         self._short.update(dict.fromkeys(aside.short, now + SHORT_SECONDS))
         self._spent.update(dict.fromkeys(aside.spent, now + SPENT_SECONDS))
-        return [_item(row, chosen[row[0]], token) for row in claimed]
 
     def claim_new(self, id_worker: int, id_task_item: int, filters: Filters, busy: Collection[int]) -> list[Item]:
         self._resolve_doubts()
