@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from tests.fake_provider import FakeProvider, Rule
 from tests.fake_provider.pictures import Wanted, picture
 from tests.integration.batch_runs import shorten_waits
 from tests.integration.commands import Commands
-from tests.integration.lifecycle import Application, claim, register
+from tests.integration.lifecycle import Application, assert_ledger, claim, register
 from tests.integration.worker_runs import Run, add_model, add_task, attempts_of, items_of, task_of
-from tests.servers import TestServer
+from tests.servers import Programs, TestServer
 
 pytest_plugins = ["tests.integration.lifecycle"]
 
@@ -228,6 +229,36 @@ def test_a_worker_that_died_before_its_commit_leaves_no_picture_and_spoils_none(
     assert queue.commit(worker, [drawn(claimed_item, b"one")]).lost
     (file,) = content_of(database, again.id_task_item)
     assert file == picture("two", Wanted(size="8x8"))
+
+
+def test_killed_in_the_middle_of_its_commit(
+    sql: Sql, database: Database, database_url: str, fake: FakeProvider, programs: Programs
+) -> None:
+    """With the picture's row written and its task's counters not yet: all of it is undone, and done once by the next worker."""
+    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), [TEXT], task_type="image", description="")
+    fake.script(Rule("slow", delay_ms=300, times=1))
+    victim = programs.start("run")
+    fake.wait_for_requests(1, 30)
+    sql("BEGIN")
+    sql("SELECT * FROM task WHERE id_task = %s FOR UPDATE", [id_task])
+    deadline = time.monotonic() + 10
+    while not sql("SELECT trx_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"):
+        assert time.monotonic() < deadline, victim.text()
+        time.sleep(0.15)  # asked more often than each 0.1 s, the servers tell what they told before
+    victim.process.kill()
+    victim.wait()
+    sql("ROLLBACK")
+    (item,) = items_of(sql, id_task)
+    assert (item["status"], sql("SELECT * FROM task_item_file"), attempts_of(sql, id_task)) == ("IN_PROGRESS", [], [])
+    Application(sql).kill_worker(item["id_worker"])
+    Queue(database).rescue()
+    assert Run(database_url).summary.processed == 1
+    (item,) = items_of(sql, id_task)
+    assert content_of(database, item["id_task_item"]) == [picture(TEXT, Wanted())]
+    assert [attempt["outcome"] for attempt in attempts_of(sql, id_task)] == ["lost", "processed"]
+    task = task_of(sql, id_task)
+    assert (task["status"], task["records_processed"], task["tokens_output"]) == ("COMPLETED", 1, 1056)
+    assert_ledger(sql)
 
 
 def test_in_the_lane_batch_a_picture_is_asked_for_alone(
