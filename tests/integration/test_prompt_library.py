@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -265,3 +267,53 @@ def test_a_prompt_that_cannot_be_read_costs_its_items_an_attempt_and_no_others(s
     assert (item["status"], item["error_kind"]) == ("DEFERRED", "internal")
     assert "prompt shout, version 1, pushed, line 1" in item["error_message"]
     assert task_of(sql, good)["status"] == "COMPLETED"
+
+
+def test_a_running_task_keeps_its_prompt_while_a_new_one_is_pushed(sql: Sql, database_url: str) -> None:
+    with FakeProvider() as fake, closing(Database(parse_database_url(database_url))) as db:
+        Prompts(db).push(new_prompt(version(1)), None)
+        model = add_model(sql, fake, "chat", "m")
+        add_task(sql, model, ["raz", "dwa", "trzy"], task_type="shout")
+        Run(database_url, max_items=1)
+        Prompts(db).push(new_prompt(version(2)), None)
+        add_task(sql, model, ["cztery"], task_type="shout")
+        Run(database_url)
+        asked = {request.text: request.body["messages"][0]["content"] for request in fake.requests}
+    assert asked == dict.fromkeys(["raz", "dwa", "trzy"], "Shout 1 times. Popraw tekst.") | {
+        "cztery": "Shout 2 times. Popraw tekst."
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "calls"),
+    [({"pack": 3}, 1), ({"lane": "batch"}, 0), ({"budget": 1}, 3), ({"cache_seconds": 100}, 3)],
+    ids=["packed", "in a batch", "with a budget", "from the cache"],
+)
+def test_a_type_of_the_team_goes_every_way_that_a_shipped_one_goes(
+    sql: Sql, database_url: str, columns: dict[str, Any], calls: int
+) -> None:
+    with FakeProvider() as fake, closing(Database(parse_database_url(database_url))) as db:
+        Prompts(db).push(new_prompt(), None)
+        model = add_model(sql, fake, "chat", "m")
+        task = add_task(sql, model, ["raz", "dwa", "trzy"], task_type="shout", **columns)
+        assert Run(database_url, filters=Filters(task_types=("shout",))).summary.processed == 3
+        assert len(fake.requests) == calls
+        assert sum(len(batch.rows) for batch in fake.batches.created) == (3 if "lane" in columns else 0)
+    assert {item["status"] for item in items_of(sql, task)} == {"PROCESSED"}
+
+
+def test_hosts_that_start_at_the_same_time_bring_each_prompt_once(database_url: str, tmp_path: Path, sql: Sql) -> None:
+    (tmp_path / "shout.md").write_text(SHOUT, encoding="utf-8")
+    barrier = threading.Barrier(6)
+
+    def start() -> None:
+        with closing(Database(parse_database_url(database_url))) as db:
+            library = Library(Prompts(db), tmp_path)
+            barrier.wait(10)
+            library.open()
+            assert library.named("shout")[1] is not None
+
+    with ThreadPoolExecutor(6) as hosts:
+        for host in [hosts.submit(start) for _ in range(6)]:
+            host.result(20)
+    assert sql("SELECT name, COUNT(*) AS n FROM prompt GROUP BY name HAVING n > 1") == []

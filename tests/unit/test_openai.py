@@ -18,7 +18,7 @@ from ai_worker.errors import ConfigurationError, ProviderError
 from ai_worker.models import Completion, Secret, Usage
 from ai_worker.providers import ProviderConfig, provider_class
 from ai_worker.providers._openai_wire import failure, read_chat, read_responses
-from ai_worker.providers.openai import OpenAIProvider
+from ai_worker.providers.openai import Dialect, OpenAIProvider
 from tests.fake_provider import FakeProvider, Rule, asking, correct, tokens_for
 from tests.fake_provider.asking import Expected
 from tests.fake_provider.faults import CONDITIONAL, FAULTS
@@ -240,6 +240,15 @@ def test_the_prompts_parameters_are_sent_unless_the_model_has_its_own(fake: Fake
     ask(configured(fake, options={"api": api, "temperature": 0, "top_p": "0.5", "max_output_tokens": 500}), of_prompt)
     sent = [(each.body["temperature"], each.body["top_p"], each.body[limit]) for each in fake.requests]
     assert sent == [(0.7, 0.9, 300), (0, 0.5, 500)]
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+def test_a_parameter_that_the_server_refuses_is_left_out_and_the_other_is_not(name: str) -> None:
+    dialect = Dialect("json_schema", ("max_tokens",))
+    narrower = dialect.narrowed(f"Unsupported parameter: '{name}' is not supported with this model.")
+    assert narrower is not None
+    assert narrower.sampling == {"temperature", "top_p"} - {name}
+    assert narrower.narrowed(f"Unsupported parameter: '{name}' is not supported with this model.") is None
 
 
 def test_a_schema_that_strict_mode_refuses_is_sent_without_it(fake: FakeProvider) -> None:

@@ -21,7 +21,6 @@ from ai_worker.models import DEFAULT_QUEUE, Task, TaskStatus
 from ai_worker.store.health import Health
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules
 from ai_worker.store.tasks import Tasks
-from ai_worker.task_types import task_type
 
 SHOWN_TIMES = 5
 LONGEST_ITEMS = 4_000_000  # characters of schedule.items: they are read and written each time that it fires
@@ -95,7 +94,7 @@ def add(
     parameters = parameters_of(params)
     with context.database(settings) as db:
         model = model_of(db, model_name)
-        kind = task_type(type_name)
+        kind, _ = context.library(settings, db).named(type_name)
         kind.validate(Task(0, model.id_ai_model, type_name, description, parameters, 3, priority, TaskStatus.NEW))
         items = [{"text": text} for text in texts] if file is None else _items(db, file)
         if sum(len(json.dumps(item)) for item in items) > LONGEST_ITEMS:
