@@ -138,8 +138,10 @@ def test_slots_are_kept_for_a_heavier_queue_that_had_work_lately_and_then_no_mor
         assert held.began[-1] == 4
         await held.end(4)
         now = 61.0
-        assert held.slots.rooms(0)["batch"] == 0 - 4
+        held.sharing.turn_minute()
+        assert held.slots.rooms(0) == {"reply": 4 + 4 - 4, "batch": -4}
         now = 130.0
+        held.sharing.turn_minute()
         assert held.slots.rooms(0)["batch"] == 0
         await held.end(100)
         assert held.began[-4:] == [108, 109, 110, 111], "the whole of it is used again"

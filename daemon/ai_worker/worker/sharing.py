@@ -64,7 +64,6 @@ class Sharing:
         self.lane(item).ready.append(item)
 
     def extend(self, items: Iterable[Item]) -> None:
-        self._turn_minute()
         for item in items:
             self.append(item)
         for lane in self._lanes.values():
@@ -128,13 +127,15 @@ class Sharing:
         lane.begun -= 1
         lane.in_flight -= 1
 
-    def _turn_minute(self) -> None:
+    def turn_minute(self) -> bool:
+        """Forgets what was long ago; whether it was time to, and slots may be free that were kept. Call it every few seconds."""
         passed = self._clock() - self._minute_began
         if passed < LATELY_SECONDS:
-            return
+            return False
         for lane in self._lanes.values():
             lane.most_before, lane.most = (lane.most if passed < 2 * LATELY_SECONDS else 0), lane.held
         self._minute_began = self._clock()
+        return True
 
     # ----- what may be claimed
 
@@ -148,7 +149,6 @@ class Sharing:
         A lighter queue's items that are only ready do not stand in the way of a heavier one's. `is_quick` says that slots become
         free all the time.
         """
-        self._turn_minute()
         lanes = list(self._lanes.items())
         rooms = {}
         for name, lane in lanes:

@@ -124,9 +124,13 @@ class Slots:
         return time.monotonic() - self._rate_since > 2 * RATE_SECONDS
 
     def tidy(self) -> None:
-        """Gives back what is ready while no call ends: another worker may have free slots. Call it every few seconds."""
+        """Gives back what is ready while no call ends: another worker may have free slots. And keeps no slots for what came long ago.
+        Call it every few seconds."""
         if (self._ready or self._soon) and self._is_slow:
             self.give_back()
+        if self._sharing is not None and self._sharing.turn_minute():
+            self._start()
+            self._has_room.set()
 
     async def changed(self) -> None:
         """Returns when an item has ended, or `wake` was called."""
