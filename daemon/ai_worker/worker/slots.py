@@ -124,7 +124,7 @@ class Slots:
         return time.monotonic() - self._rate_since > 2 * RATE_SECONDS
 
     def tidy(self) -> None:
-        """Gives back what is ready while no call ends: another worker may have free slots. And keeps no slots for what came long ago.
+        """Gives back what is ready while no call ends: another worker may have free slots; keeps none for what came long ago.
         Call it every few seconds."""
         if (self._ready or self._soon) and self._is_slow:
             self.give_back()
