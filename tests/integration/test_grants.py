@@ -14,9 +14,10 @@ import pytest
 from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
-from ai_worker.models import Filters, Needs, Outcome, Result, ReviewStatus, TaskStatus, Usage
+from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, TaskStatus, Usage
 from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.exports import Exports
+from ai_worker.store.groups import Groups
 from ai_worker.store.imports import Imports
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
@@ -166,10 +167,29 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         (drawn,) = queue.backgrounds.draw([(later, Needs(results=1, facts=1, examples=1))])
         assert (drawn.results, drawn.facts) == ((("ość", "ość"),), ("Ma psa.",))
         queue.end_worker(second, processed=4, failed=0)
+        _order_and_time(queue, sql, id_ai_model)
         # the named lock that idle workers wait for
         assert db.transaction(lambda tx: tx.raw("SELECT GET_LOCK('ai_worker_test_grants', 0) AS got")) == [{"got": 1}]
     finally:
         db.close()
+
+
+def _order_and_time(queue: Queue, sql: Sql, id_ai_model: int) -> None:
+    """What a worker does for schedules, groups, callbacks and expired results."""
+    columns = "name, cron, time_zone, id_ai_model, task_type, items, next_at"
+    for name, zone in (("dobry", "UTC"), ("zepsuty", "Mars/Base")):
+        values = [name, "0 2 * * *", zone, id_ai_model, "correction", '[{"text": "a"}]', "2026-01-01"]
+        sql(f"INSERT INTO schedule ({columns}) VALUES (%s, %s, %s, %s, %s, %s, %s)", values)
+    sql("INSERT INTO task_group (name, callback_url, closed_at) VALUES ('g', 'http://127.0.0.1/', NOW(6))")
+    assert queue.look_at_time().has_schedule
+    assert len(queue.schedules.fire_some()) == 2
+    assert [each.name for each in queue.groups.end_some()] == ["g"]
+    (callback,) = queue.callbacks.take()
+    assert queue.callbacks.missed(callback, 500, "nie") is not None
+    queue.callbacks.delivered(callback, 204)
+    sql("UPDATE task SET expire_at = NOW(6) WHERE finished_at IS NOT NULL")
+    assert queue.expiry.clear_some()
+    assert queue.waiting(Filters()).held == {}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +219,13 @@ def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> 
         migrate.check(db)
         tasks, reports = Tasks(db), Reports(db)
         id_task = tasks.submit(NewTask(id_ai_model, "correction"), lambda: iter([NewItem("Zażółć"), NewItem("gęślą")])).id_task
+        groups = Groups(db)
+        id_group = groups.add("nocne")
+        order = {"id_task_group": id_group, "after": {id_task: Need.END}, "result_seconds": 60}
+        tasks.submit(NewTask(id_ai_model, "correction", **order), lambda: iter([NewItem("a")]))  # type: ignore[arg-type]  # fields
+        assert groups.close("nocne")
+        assert groups.get("nocne").tasks == {TaskStatus.NEW: 1}
+        sql("DELETE FROM task WHERE id_task_group IS NOT NULL")
         tasks.set_priority(id_task, 5)
         tasks.pause(id_task)
         tasks.resume(id_task)

@@ -354,6 +354,7 @@ def test_doctor_names_a_callback_that_was_given_up(commands: Commands, ended: st
     assert "the callback of group 'nocne' was given up" in commands("doctor", "--offline").everything
     assert "given up after 0 tries: the receiver answered 410" in commands("group", "list").out
     assert "ai-worker group retry nocne" in commands("group", "show", "nocne").out
+    assert "the callback of group nocne was given up: the receiver answered 410" in commands("status").out
 
 
 def test_five_workers_deliver_each_callback_once(

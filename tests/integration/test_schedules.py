@@ -380,3 +380,4 @@ def test_doctor_names_a_broken_schedule(commands: Commands, schedules: Schedules
     sql("UPDATE schedule SET time_zone = 'Mars/Base'")
     drain(schedules)
     assert "schedule 'nocny' does not fire: there is no time zone 'Mars/Base'" in commands("doctor", "--offline").everything
+    assert "schedule nocny does not fire: there is no time zone 'Mars/Base'" in commands("status").out

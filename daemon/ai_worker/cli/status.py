@@ -13,10 +13,13 @@ import click
 
 from ai_worker.cli import changes, context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
+from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, TaskStatus
+from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.edits import edits_of
 from ai_worker.store.reports import BatchReport, Dependency, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
+from ai_worker.store.schedules import Schedules
 
 # What stops a model (errors.ModelStopped and below), and what to do about it.
 WHY_STOPPED = {
@@ -65,6 +68,7 @@ def status(id_task: int | None, limit: int, with_changes: bool, as_json: bool) -
         else:
             _show_tasks(tasks)
             _show_stopped(reports.stopped_models())
+            _show_given_up(db)
 
 
 @click.command()
@@ -333,6 +337,15 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
 def _show_stopped(models: Sequence[StoppedModel]) -> None:
     for model in models:
         click.echo(f"model {visible(model.name)} is stopped since {context.iso(model.stopped_at)}: {_why_and_when(model)}")
+
+
+def _show_given_up(db: Database) -> None:
+    """What does not go on by itself: callbacks that were given up, schedules that cannot fire."""
+    for each in Callbacks(db).given_up():
+        what = f"the callback of group {visible(each.group)} was given up: {visible(each.reason or '')}"
+        click.echo(f"{what}; `ai-worker group retry {shlex.quote(visible(each.group))}` sends it again")
+    for broken in Schedules(db).broken():
+        click.echo(f"schedule {visible(broken.name)} does not fire: {visible(broken.message)}")
 
 
 def _why_and_when(model: StoppedModel) -> str:
