@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
+from tests.integration.batch_runs import shorten_waits
 from tests.integration.lifecycle import assert_ledger
 from tests.integration.worker_runs import (
     Run,
@@ -128,4 +129,22 @@ def test_an_attempt_is_broken_off_at_its_time_limit(sql: Sql, database_url: str,
     Run(database_url)
     assert [items_of(sql, task)[0]["status"] for task in (hanging, retried)] == ["ERROR", "PROCESSED"]
     assert [row["error_kind"] for row in attempts_of(sql, hanging)] == ["timeout", "timeout"]
+    assert_ledger(sql)
+
+
+def test_a_batch_leaves_nothing_without_a_category_either(
+    sql: Sql, database_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch)
+    model = add_model(sql, fake, "chat", "m", max_requests_per_minute=1_000_000)
+    fake.script(Rule("refused", contains="odmowa", at="row"), Rule("wrong_shape", contains="kształt", at="row"))
+    texts = ["odmowa", "zły kształt", "zwykła"]
+    columns = {"task_type": "categorization", "lane": "batch", "max_attempts": 1, "parameters": parameters()}
+    id_task = add_task(sql, model, texts, **columns)
+    Run(database_url)
+    items = items_of(sql, id_task)
+    assert [item["text_corrected"] for item in items] == ["Bez kategorii", "Bez kategorii", "skarga"]
+    assert [item["change_summary"].partition(":")[0] for item in items[:2]] == ["content_refused", "bad_answer"]
+    assert {row["lane"] for row in attempts_of(sql, id_task)} == {"batch"}
+    assert task_of(sql, id_task)["status"] == "COMPLETED"
     assert_ledger(sql)

@@ -77,7 +77,8 @@ class Memory(PromptedTaskType):
         }
 
     def tokens_expected(self, text: str, settings: Settings) -> int:
-        return min(expected_tokens(text, 0.5, 20), 40 * settings["max_facts"] + 20)
+        max_facts: int = settings["max_facts"]
+        return min(expected_tokens(text, 0.5, 20), 40 * max_facts + 20)
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
         told = [" ".join(fact.split())[:FACT_LENGTH].strip() for fact in answer[self.file.answer_field]]
@@ -259,7 +260,7 @@ class TechnicalReview(_Report):
         found = results.get("findings", StepResult("", {})).data.get("findings", [])
         counts = Counter(finding["severity"] for finding in found)
         counted = ", ".join(f"{counts[name]} {name}" for name in ("critical", "major", "minor", "note") if counts[name])
-        verdict = next(reversed(results.values())).data.get("verdict", "")
+        verdict = list(results.values())[-1].data.get("verdict", "")
         told = ": ".join(filter(None, (verdict, counted or "no findings", result.change_summary)))
         return result._replace(change_summary=one_line(told))
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError
-from ai_worker.models import Background, Item, Needs
+from ai_worker.models import NO_BACKGROUND, Background, Item, Needs
 
 GATHER_SECONDS: Final = 0.003  # for more items to ask, which are then served in one trip to the thread
 AT_ONCE: Final = 100  # items in one trip: others want the thread too
@@ -30,6 +30,8 @@ class Backgrounds:
 
     async def of(self, item: Item, needs: Needs) -> Background:
         """The background of one item. Raises DatabaseAway, ConfigurationError where the database refuses to tell."""
+        if item.context_key is None and not needs.examples:
+            return NO_BACKGROUND
         answer: asyncio.Future[Background] = asyncio.get_running_loop().create_future()
         self._asked.append((item, needs, answer))
         if self._drawing is None or self._drawing.done():

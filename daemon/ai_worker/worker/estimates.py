@@ -74,7 +74,7 @@ class Estimates:
             prompt, wanted = kind.prompt(item), needs(kind, item.task)
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING
-        drawn = 0 if wanted is None else 2 * wanted.tokens  # at most: of the subject, and of reviewed examples
+        drawn = 0 if wanted is None else wanted.tokens * (bool(wanted.results or wanted.facts) + bool(wanted.examples))
         wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
         usage = Usage(
             estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn,
