@@ -1,4 +1,4 @@
-"""The commands in docs/task-types.md run as written, and what they submit is worked on, by the provider `echo`."""
+"""The commands in docs/task-types.md run as written, and make tasks of the types that they name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_command_shown_runs(commands: Commands, sql: Sql, tmp_path: Path) -> None:
-    sql("INSERT INTO ai_model (name, provider) VALUES ('gpt', 'echo'), ('obrazy', 'echo')")
+    sql("INSERT INTO ai_model (name, provider) VALUES ('gpt', 'echo'), ('obrazy', 'openai')")
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     assert len(SHOWN) > 10
