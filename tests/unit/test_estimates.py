@@ -43,7 +43,7 @@ def test_longer_texts_cost_more(estimates: Estimates) -> None:
 
 def test_a_picture_is_estimated_at_the_price_of_pictures() -> None:
     listed = Model(1, "m", "gemini", "gemini-2.5-flash-image")  # 2.5 USD per million tokens of words, 30 of pictures
-    estimates = Estimates(lambda: [listed])
+    estimates = Estimates(lambda: [listed], lambda task: task_type(task.task_type))
     estimates.prepare([1])
     task = Task(1, 1, "image", "", {}, 3, 0, TaskStatus.NEW, budget=Decimal(1), chain=(1,))
     assert known(estimates(item()._replace(task=task))) > 1290 * Decimal(30) / 10**6
