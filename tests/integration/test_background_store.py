@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.db import Database
+from ai_worker.db import Database, Row
 from ai_worker.models import NO_BACKGROUND, Background, Example, Item, Needs, Outcome, Result
 from ai_worker.store.background import Backgrounds
 from ai_worker.store.queue import Queue
@@ -119,7 +119,12 @@ def test_the_same_examples_serve_the_items_of_a_moment(
 ) -> None:
     asked: list[str] = []
     query = Database.query
-    monkeypatch.setattr(Database, "query", lambda self, name, *rest: asked.append(name) or query(self, name, *rest))
+
+    def noted(self: Database, name: str, *rest: Any) -> list[Row]:
+        asked.append(name)
+        return query(self, name, *rest)
+
+    monkeypatch.setattr(Database, "query", noted)
     backgrounds, item = Backgrounds(database), next_item()
     backgrounds.draw([(item, ALL)] * 3)
     assert (asked.count("reviewed_examples"), asked.count("newest_facts")) == (1, 1)
