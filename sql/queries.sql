@@ -1055,7 +1055,7 @@ UPDATE task_group SET closed_at = NOW(6) WHERE id_task_group = %(id_task_group)s
 
 -- name: share_group
 -- While a task joins it nobody closes it; several may join at the same time. As both servers spell it.
-SELECT closed_at FROM task_group FORCE INDEX (PRIMARY) WHERE id_task_group = %(id_task_group)s LOCK IN SHARE MODE;
+SELECT name, closed_at FROM task_group FORCE INDEX (PRIMARY) WHERE id_task_group = %(id_task_group)s LOCK IN SHARE MODE;
 
 -- name: groups_to_end
 -- Closed groups without an open task; a look without locks, every second, into an index that holds hardly any of them.

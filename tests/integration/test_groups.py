@@ -158,7 +158,9 @@ def test_a_body_stays_small(model: int, groups: Groups, sql: Sql, monkeypatch: p
 def test_nothing_joins_a_closed_group(groups: Groups, database: Database, model: int, sql: Sql) -> None:
     tasks = Tasks(database)
     id_group = groups.add("nocne")
-    tasks.submit(NewTask(model, "correction", id_task_group=groups.open("nocne")), lambda: iter([NewItem("a")]))
+    tasks.submit(
+        NewTask(model, "correction", id_task_group=groups.id_of("nocne"), submit_key="raz"), lambda: iter([NewItem("a")])
+    )
 
     def rows() -> Iterator[NewItem]:  # it is closed while they are being sent
         yield NewItem("a")
@@ -168,9 +170,11 @@ def test_nothing_joins_a_closed_group(groups: Groups, database: Database, model:
         tasks.submit(NewTask(model, "correction", id_task_group=id_group), rows)
     assert len(sql("SELECT * FROM task")) == len(sql("SELECT * FROM task_item")) == 1
     with pytest.raises(UsageError, match="'nocne' is closed"):
-        groups.open("nocne")
+        tasks.submit(NewTask(model, "correction", id_task_group=id_group), rows)
+    again = tasks.submit(first, rows)
+    assert not again.is_new  # it joined while the group was open
     with pytest.raises(UsageError, match="no group 'inne'"):
-        groups.open("inne")
+        groups.id_of("inne")
 
 
 # ----- the callback

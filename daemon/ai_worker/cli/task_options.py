@@ -206,7 +206,7 @@ class TaskOptions:
             budget=self.budget,
             queue=self.queue,
             id_prompt=id_prompt,
-            id_task_group=None if self.group is None else Groups(db).open(self.group),
+            id_task_group=None if self.group is None else Groups(db).id_of(self.group),
             result_seconds=self.result_seconds,
             after=self.after,
         )

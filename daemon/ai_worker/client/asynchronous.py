@@ -152,7 +152,7 @@ class AsyncClient:
                 cache_seconds,
                 None if budget is None else Decimal(budget),
                 queue,
-                id_task_group=Groups(db).open(group) if isinstance(group, str) else group,
+                id_task_group=Groups(db).id_of(group) if isinstance(group, str) else group,
                 result_seconds=None if result_ttl is None else max(1, round(result_ttl)),
                 after={id_task: Need(need) for id_task, need in waits.items()},
             )

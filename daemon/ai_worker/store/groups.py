@@ -101,12 +101,9 @@ class Groups:
                 raise
             raise UsageError(f"there is a group {name!r} already") from None
 
-    def open(self, name: str) -> int:
-        """The id of an open group, for a task to be put into."""
-        group = self._find(name)
-        if group["closed_at"] is not None:
-            raise UsageError(f"group {name!r} is closed: no further tasks come into it; `ai-worker group add` makes another one")
-        return _id(group)
+    def id_of(self, name: str) -> int:
+        """The id of a group, open or closed; whether a task may still join it is for `check_open` to say, when it does."""
+        return _id(self._find(name))
 
     def close(self, name: str) -> bool:
         """No further tasks come. False: it was closed already."""
@@ -168,8 +165,11 @@ class Groups:
 def check_open(id_task_group: int, tx: Transaction) -> None:
     """Raises UsageError when a task cannot join the group. Until the transaction ends, nobody closes or ends it."""
     rows = tx.query("share_group", {"id_task_group": id_task_group})
-    if not rows or rows[0]["closed_at"] is not None:
-        raise UsageError("the group is closed, or not there any more: no further tasks come into it")
+    if not rows:
+        raise UsageError("the group is not there any more")
+    if rows[0]["closed_at"] is not None:
+        name = rows[0]["name"]
+        raise UsageError(f"group {name!r} is closed: no further tasks come into it; `ai-worker group add` makes another one")
 
 
 def _end(id_task_group: int, tx: Transaction) -> EndedGroup | None:
