@@ -158,9 +158,8 @@ def test_a_body_stays_small(model: int, groups: Groups, sql: Sql, monkeypatch: p
 def test_nothing_joins_a_closed_group(groups: Groups, database: Database, model: int, sql: Sql) -> None:
     tasks = Tasks(database)
     id_group = groups.add("nocne")
-    tasks.submit(
-        NewTask(model, "correction", id_task_group=groups.id_of("nocne"), submit_key="raz"), lambda: iter([NewItem("a")])
-    )
+    first = NewTask(model, "correction", id_task_group=groups.id_of("nocne"), submit_key="raz")
+    tasks.submit(first, lambda: iter([NewItem("a")]))
 
     def rows() -> Iterator[NewItem]:  # it is closed while they are being sent
         yield NewItem("a")
