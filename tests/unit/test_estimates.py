@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 import pytest
 
+from ai_worker import prices
 from ai_worker.models import Item, Lane, Model, Outcome, Result, Task, TaskStatus, Usage
-from ai_worker.task_types import task_type
+from ai_worker.task_types import task_type, task_type_of
+from ai_worker.task_types.foreseen import foreseen
+from ai_worker.task_types.prompt_file import PromptFile
+from ai_worker.text import estimate_tokens
 from ai_worker.worker import estimates as estimates_module
 from ai_worker.worker.estimates import MARGIN, Estimates
+from tests.unit.test_prompt_steps import STEPS
 
 MODEL = Model(1, "m", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))
 UNPRICED = Model(2, "n", "openai", "fake", "http://127.0.0.1:1/v1")
@@ -102,3 +107,15 @@ def test_prices_are_read_again_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(estimates_module, "FRESH_SECONDS", 0.0)
     estimates.prepare([2])
     assert estimates(item(model=2)) is not None
+
+
+def test_all_steps_count_each_with_what_those_before_have_said() -> None:
+    kind = task_type_of(PromptFile.parse("minutes", STEPS, "minutes.md"))
+    estimates = Estimates(lambda: [MODEL], lambda _: kind)
+    estimates.prepare([1])
+    whole = estimates(item())
+    first, second = (prompt for _, prompt in foreseen(kind, item()))
+    asked = [estimate_tokens(each.system) + estimate_tokens(each.user) for each in (first, second)]
+    said = first.tokens_output_expected
+    usage = Usage(sum(asked) + said, said + second.tokens_output_expected)
+    assert whole == (MARGIN * (prices.cost(MODEL, usage, Lane.ONLINE) or 0)).quantize(Decimal("1e-9"), ROUND_UP)

@@ -69,7 +69,7 @@ def test_each_text_is_in_the_pack_unchanged_under_its_number(texts: list[str]) -
 
 def test_a_marker_that_is_in_one_of_the_texts_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     made = prompts(["one", f"two {INJECTION}"])
-    monkeypatch.setattr("ai_worker.task_types.base._MARKERS", iter(["<<<0123456789abcdef>>>", "<<<fedcba9876543210>>>"]))
+    monkeypatch.setattr("ai_worker.task_types.rendering._MARKERS", iter(["<<<0123456789abcdef>>>", "<<<fedcba9876543210>>>"]))
     assert packed(made).user.startswith("Item 1\n<<<fedcba9876543210>>>\none\n")
 
 

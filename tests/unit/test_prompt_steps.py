@@ -208,7 +208,7 @@ def test_drawn_values_and_the_text_cannot_be_taken_for_one_another() -> None:
 
 def test_no_marker_is_in_anything_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     foreseen, free = "<<<0123456789abcdef>>>", "<<<fedcba9876543210>>>"
-    monkeypatch.setattr("ai_worker.task_types.base._MARKERS", iter([foreseen, free]))
+    monkeypatch.setattr("ai_worker.task_types.rendering._MARKERS", iter([foreseen, free]))
     item = an_item("tekst", background=Background(facts=(f"zła\n{foreseen}\nrada",)))
     assert drawing("{{ marker }} {{ text }} {{ facts }}").prompt(item).user.startswith(free)
 

@@ -59,7 +59,7 @@ def test_markers_are_not_used_twice() -> None:
 
 
 def test_a_marker_that_is_in_the_text_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ai_worker.task_types.base._MARKERS", iter(["<<<0123456789abcdef>>>", "<<<fedcba9876543210>>>"]))
+    monkeypatch.setattr("ai_worker.task_types.rendering._MARKERS", iter(["<<<0123456789abcdef>>>", "<<<fedcba9876543210>>>"]))
     user = task_type("correction").prompt(an_item("correction", INJECTION)).user
     assert user.startswith("<<<fedcba9876543210>>>\n")
 

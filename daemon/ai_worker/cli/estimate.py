@@ -15,6 +15,7 @@ from decimal import Decimal
 from ai_worker import prices
 from ai_worker.errors import ItemRejected, UsageError
 from ai_worker.models import Item, Lane, Model, Prompt, Usage
+from ai_worker.task_types.foreseen import foreseen
 from ai_worker.task_types.pack import packed
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.library import KindOf
@@ -53,11 +54,14 @@ class Estimate:
         if item.task.is_probe:
             self.stopped[model.name] += 1
         try:
-            prompt = self.kind_of(item.task).prompt(item)
+            prompt, *later = [each for _, each in foreseen(self.kind_of(item.task), item)]
         except (ItemRejected, UsageError):
             self.rejected += 1
             raise
         prompt = prompt._replace(lane=Lane.ONLINE if item.is_single else item.task.lane)
+        if later:
+            lane = Lane.FLEX if prompt.lane is Lane.FLEX else Lane.ONLINE  # batches are for items of one call
+            return prompt, *self._steps(model, [prompt, *later], lane)
         usage = tokens_of(prompt)
         cost = prices.cost(model, usage, prompt.lane)
         if prompt.lane is Lane.BATCH:
@@ -72,6 +76,22 @@ class Estimate:
         else:
             self._call(model, [prompt])
         return prompt, usage, cost
+
+    def _steps(self, model: Model, prompts: list[Prompt], lane: Lane) -> tuple[Usage, Decimal | None]:
+        """Counts the calls of one item, each with what the ones before will have said; as if all were on one model."""
+        whole, total, said = Usage(), Decimal(0), 0
+        for each in prompts:
+            usage = tokens_of(each) + Usage(tokens_input=said)
+            said += usage.tokens_output
+            whole += usage
+            self.calls += 1
+            cost = prices.cost(model, usage, lane)
+            if cost is None:
+                self.unpriced.add(model.name)
+            total += cost or 0
+        self.usage += whole
+        self.cost += total
+        return whole, None if model.name in self.unpriced else total
 
     def finish(self) -> None:
         """Counts the packs that are not full."""

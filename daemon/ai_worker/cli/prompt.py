@@ -15,9 +15,10 @@ from ai_worker.cli.review import user
 from ai_worker.cli.task_options import parameters_of
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, ConfigurationError, UsageError
-from ai_worker.models import Item, Prompt, Step, StepResult, Task, TaskStatus
+from ai_worker.models import Item, Task, TaskStatus
 from ai_worker.store.prompts import NewPrompt, Origin, Prompts, SampleItem, SampleTask
-from ai_worker.task_types import TaskType, stepped
+from ai_worker.task_types import TaskType
+from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import harmless
 from ai_worker.worker.library import SUFFIX, Brought, Library, checked, read_source
 
@@ -167,16 +168,7 @@ def _sample(
 
 
 def _show(kind: TaskType, item: Item, *, as_json: bool) -> None:
-    by_steps = stepped(kind)
-    steps = by_steps.steps(item.task) if by_steps else [Step(kind.name)]
-    made: list[tuple[Step, Prompt]] = []
-    earlier: dict[str, StepResult] = {}
-    for number, step in enumerate(steps, 1):
-        rendered = by_steps.step_prompt(item, number, earlier) if by_steps else kind.prompt(item)
-        made.append((step, rendered))
-        answer = _stand_in(rendered.schema, f"{step.name}'s")
-        text = answer.get(rendered.answer_field, "") if isinstance(answer, dict) else ""
-        earlier[step.name] = StepResult(text if isinstance(text, str) else json.dumps(text), answer)
+    made = foreseen(kind, item)
     file = getattr(kind, "file", None)
     if as_json:
         context.emit_json(
@@ -210,23 +202,6 @@ def _show(kind: TaskType, item: Item, *, as_json: bool) -> None:
 def _say(text: str) -> None:
     """Texts of rows and files: as they are to a pipe, unable to steer a terminal."""
     click.echo(harmless(text) if sys.stdout.isatty() else text, color=True)
-
-
-def _stand_in(schema: Any, of: str) -> Any:
-    """Something that fits a schema, in place of the answer that a step would have had."""
-    if "enum" in schema:
-        return schema["enum"][0]
-    match schema.get("type"):
-        case "object":
-            return {name: _stand_in(sub, f"{of} {name}") for name, sub in schema.get("properties", {}).items()}
-        case "array":
-            return [_stand_in(schema.get("items", {}), of)]
-        case "integer" | "number":
-            return 1
-        case "boolean":
-            return True
-        case _:
-            return f"({of})"
 
 
 @prompt.command()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import jsonschema_rs
 
@@ -22,7 +21,8 @@ from ai_worker.task_types.checks import Check, CheckFailed, Refused
 from ai_worker.task_types.joining import joined_answer
 from ai_worker.task_types.parameters import Parameters
 from ai_worker.task_types.prompt_file import PromptFile, PromptStep
-from ai_worker.task_types.templates import ENVIRONMENT, RenderError
+from ai_worker.task_types.rendering import marker_outside, rendered
+from ai_worker.task_types.templates import RenderError
 from ai_worker.text import clean, estimate_tokens
 from ai_worker.text_parts import fits, parts_of
 
@@ -34,39 +34,8 @@ _BESIDE_THE_ANSWER = frozenset({TIME_LIMIT, "fallback_on_failure", "part_tokens"
 _PART_TOKENS, _FEWEST_PART_TOKENS, _MOST_PART_TOKENS = 3000, 100, 10_000_000
 _REASON_AT_MOST = 400
 
-_BACKGROUND_NAMES: Final = frozenset({"facts", "results", "reviewed"})
-
 Settings = Mapping[str, Any]
 _NONE_EARLIER: Final[Mapping[str, StepResult]] = MappingProxyType({})
-
-
-class _Markers(Iterator[str]):
-    """Lines that no text can foresee, each used once. Drawn many at a time: asking the kernel takes longer than all else here.
-
-    No generator: prompts are made in more than one thread.
-    """
-
-    def __init__(self) -> None:
-        self._drawn: list[str] = []
-
-    def __next__(self) -> str:
-        try:
-            return self._drawn.pop()
-        except IndexError:
-            digits = secrets.token_hex(4096)
-            self._drawn.extend([f"<<<{digits[start : start + 16]}>>>" for start in range(16, len(digits), 16)])
-            return f"<<<{digits[:16]}>>>"
-
-
-_MARKERS: Iterator[str] = _Markers()
-
-
-def marker_outside(text: str) -> str:
-    """A line that is not in the text."""
-    marker = next(_MARKERS)
-    while marker in text:
-        marker = next(_MARKERS)
-    return marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +60,6 @@ class _Plan:
     calls: tuple[Step, ...]
     needs: Needs | None
     part_tokens: int | None  # a text of more is sent in parts; None: never
-
-
-class Earlier(NamedTuple):
-    """An earlier item of the same subject, as templates see it."""
-
-    text: str
-    result: str
 
 
 class PromptedTaskType:
@@ -251,7 +213,7 @@ class PromptedTaskType:
             raise InvalidRequest("nothing to send: the text is empty")
         content = text.encode("utf-8", "surrogatepass")
         if file.drawn or item.background is not NO_BACKGROUND:
-            user, more = _rendered(file, item, earlier)
+            user, more = rendered(file, item, earlier)
         else:
             user, more = file.render_user(text=text, marker=marker_outside(text)), b""
         return Prompt(
@@ -361,45 +323,6 @@ class PromptedTaskType:
 def _half(tokens: int | None) -> int | None:
     """What of an answer's bound a text may have: the answer may be longer than the text, and counted otherwise by its model."""
     return None if tokens is None else tokens // 2
-
-
-def _drawn(names: Iterable[str], item: Item, earlier: Mapping[str, StepResult]) -> dict[str, Any]:
-    """What a template uses beside the text: of the item, of what was drawn for it, and of the steps before."""
-    background = item.background
-    values = {
-        "context": item.context,
-        "facts": background.facts,
-        "results": tuple([Earlier(*pair) for pair in background.results]),
-        "reviewed": background.examples,
-        "steps": earlier,
-    }
-    return {name: values[name] for name in sorted(names)}
-
-
-def _rendered(file: PromptStep, item: Item, earlier: Mapping[str, StepResult]) -> tuple[str, bytes | None]:
-    """The user's part, and what stands for the drawn values in the fingerprint; None where nothing can.
-
-    What a template has no place for of the item's background is put in front.
-    """
-    text = item.text_original
-    in_front = dict.fromkeys(_BACKGROUND_NAMES, ()) | _drawn(_BACKGROUND_NAMES - file.drawn, item, earlier)
-    drawn = _drawn(file.drawn, item, earlier)
-    if any(in_front.values()):
-        drawn["background"] = in_front
-    try:
-        known = json.dumps(drawn, ensure_ascii=False, default=dict)
-    except (TypeError, ValueError, RecursionError):  # what a plug-in draws need not be JSON
-        known = None
-    marker = marker_outside(text if known is None else f"{text}\n{known}")
-    try:
-        user = file.render_user(text=text, marker=marker, **{name: drawn[name] for name in file.drawn})
-        if "background" in drawn:
-            user = ENVIRONMENT.get_template("_background.md").render(in_front, marker=marker) + user
-    except RenderError as error:
-        raise InvalidRequest(f"the item does not have what its prompt needs: {error}") from None
-    # As long as it says, so that no end of it can be taken for the beginning of the text.
-    content = None if known is None else known.encode("utf-8", "surrogatepass")
-    return user, None if content is None else b"%d:%b" % (len(content), content)
 
 
 def _check(checks: Iterable[tuple[str, Check]], original: str, answer: str) -> None:

@@ -17,7 +17,7 @@ import orjson
 
 from ai_worker.models import Completion, Prompt, Usage
 from ai_worker.task_types.answer import DECODER
-from ai_worker.task_types.base import marker_outside
+from ai_worker.task_types.rendering import marker_outside
 
 # The same for all packs, whatever their size: the prompt caches of providers go by the beginning of what is sent.
 INSTRUCTION: Final = """

@@ -8,8 +8,9 @@ from decimal import ROUND_UP, Decimal
 from typing import Final
 
 from ai_worker import prices
-from ai_worker.models import Item, Lane, Model, Outcome, Usage
+from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, Usage
 from ai_worker.task_types import needs
+from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.library import KindOf
 
@@ -71,16 +72,21 @@ class Estimates:
             return None
         try:
             kind = self._kind_of(item.task)
-            prompt, wanted = kind.prompt(item), needs(kind, item.task)
+            prompts = [prompt for _, prompt in foreseen(kind, item)]
+            wanted = needs(kind, item.task)
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING
         drawn = 0 if wanted is None else wanted.tokens * (bool(wanted.results or wanted.facts) + bool(wanted.examples))
-        wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
-        usage = Usage(
-            estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn,
-            wanted_tokens,
-            tokens_image=0 if prompt.image is None else wanted_tokens,
-        )
+        usage = NO_USAGE
+        for prompt in prompts:
+            wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
+            usage += Usage(
+                # A later step reads, at most, all that the ones before have said.
+                estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn + usage.tokens_output,
+                wanted_tokens,
+                tokens_image=0 if prompt.image is None else wanted_tokens,
+            )
         # The cheaper synchronous tier may be shed, and is then paid as the usual one.
-        lane = Lane.BATCH if item.task.lane is Lane.BATCH and not item.is_single else Lane.ONLINE
+        is_batch = item.task.lane is Lane.BATCH and not item.is_single and len(prompts) == 1
+        lane = Lane.BATCH if is_batch else Lane.ONLINE
         return prices.cost(model, usage, lane)
