@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from ai_worker.text_parts import parts_of
 from ai_worker.worker import Worker
 from tests.conftest import Sql
 from tests.fake_provider import Ask, FakeProvider, Rule
+from tests.integration.batch_runs import shorten_waits
 from tests.integration.lifecycle import assert_ledger
 from tests.integration.worker_runs import Run, add_model, add_task, attempts_of, items_of, make_due, model_of, steady_waits
 
@@ -167,6 +169,23 @@ def test_a_long_text_goes_into_no_pack_and_no_cache(database_url: str, sql: Sql,
     assert [item["text_corrected"] for item in items_of(sql, id_task)] == [text, "Ala ma kota.", text, "Ola ma psa."]
     assert len(fake.requests) == 2 * len(parts_of(text, 300)) + 1
     assert {attempt["lane"] for attempt in attempts_of(sql, id_task)} == {"online"}
+
+
+def test_in_the_lane_batch_a_long_text_is_sent_online(
+    database_url: str, sql: Sql, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_waits(monkeypatch)
+    text = polish(3000)
+    fake.set_batches(seconds=0.05)
+    options = {"parameters": '{"part_tokens": 300}', "lane": "batch"}
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [text, "Ala ma kota."], **options)
+    Run(database_url)
+    assert [item["text_corrected"] for item in items_of(sql, id_task)] == [text, "Ala ma kota."]
+    done = [attempt for attempt in attempts_of(sql, id_task) if attempt["outcome"] == "processed"]
+    lanes = Counter((attempt["lane"], attempt["step"] is None) for attempt in done)
+    parts = len(parts_of(text, 300))
+    assert lanes == {("batch", True): 1, ("online", True): 1, ("online", False): parts}
+    assert len(fake.requests) == parts
 
 
 def test_a_drain_stores_what_is_under_way_and_gives_the_item_back(database_url: str, sql: Sql, fake: FakeProvider) -> None:

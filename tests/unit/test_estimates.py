@@ -9,15 +9,18 @@ import pytest
 from ai_worker import prices
 from ai_worker.models import Item, Lane, Model, Outcome, Result, Task, TaskStatus, Usage
 from ai_worker.task_types import task_type, task_type_of
+from ai_worker.task_types.builtin import Summary
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.task_types.prompt_file import PromptFile
 from ai_worker.text import estimate_tokens
+from ai_worker.text_parts import parts_of
 from ai_worker.worker import estimates as estimates_module
 from ai_worker.worker.estimates import MARGIN, Estimates
 from tests.unit.test_prompt_steps import STEPS
 
 MODEL = Model(1, "m", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))
 UNPRICED = Model(2, "n", "openai", "fake", "http://127.0.0.1:1/v1")
+MODEL_PRICE = Decimal("1e-6")  # USD for a token in
 TEXT = "Zażółć gęślą jaźń. " * 10
 
 
@@ -52,6 +55,36 @@ def test_a_picture_is_estimated_at_the_price_of_pictures() -> None:
     estimates.prepare([1])
     task = Task(1, 1, "image", "", {}, 3, 0, TaskStatus.NEW, budget=Decimal(1), chain=(1,))
     assert known(estimates(item()._replace(task=task))) > 1290 * Decimal(30) / 10**6
+
+
+def test_a_long_text_is_estimated_part_by_part(estimates: Estimates) -> None:
+    """All of it, and the fixed part of the prompt as often as it is sent."""
+    short, long = item(TEXT * 10), item(TEXT * 1000)
+    kind = task_type("correction")
+    parts = parts_of(long.text_original, 3000)
+    fixed = MARGIN * estimate_tokens(kind.prompt(short).system) * MODEL_PRICE
+    apart = known(estimates(short)) - fixed
+    assert 95 * apart < known(estimates(long)) - len(parts) * fixed < 110 * apart
+
+
+def test_all_steps_are_estimated_each_at_its_models_price() -> None:
+    dear = Model(3, "dear", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(100), price_output=Decimal(100))
+    step = """[[steps]]\nname = "NAME"\nMODELanswer_field = "summary"\n[steps.schema]\ntype = "object"
+additionalProperties = false\nrequired = ["summary"]\nproperties = { summary = { type = "string" } }\n"""
+    part = "# Step NAME\n## System\nDo it.\n## User\n{{ marker }}\n{{ text }}\n{{ marker }}\n"
+
+    def estimate(*models: str) -> Decimal:
+        names = [f"s{number}" for number in range(len(models))]
+        tables = [step.replace("NAME", name).replace("MODEL", model) for name, model in zip(names, models, strict=True)]
+        parts = [part.replace("NAME", name) for name in names]
+        file = PromptFile.parse("x", "".join(["+++\nversion = 1\n", *tables, "+++\n", *parts]), "x.md")
+        estimates = Estimates(lambda: [MODEL, dear], lambda _: Summary(file))
+        estimates.prepare([1])
+        return known(estimates(item()))
+
+    one = estimate("")
+    assert 3 * one < estimate("", "", "") < 5 * one
+    assert estimate("", 'model = "dear"\n') > 30 * one
 
 
 def test_an_unknown_price_is_unknown_and_not_nothing(estimates: Estimates) -> None:

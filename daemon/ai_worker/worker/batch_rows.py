@@ -14,6 +14,7 @@ from ai_worker.providers import Provider
 from ai_worker.task_types import is_simple
 from ai_worker.worker.attempt import INVALID_TASK, Attempt
 from ai_worker.worker.library import KindOf
+from ai_worker.worker.steps import work_of
 
 ROWS: Final = 5_000  # of one batch, where its provider names no bound of its own
 BYTES: Final = 20_000_000  # ... of prompts
@@ -59,6 +60,9 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log,
             attempt.type = kind_of(item.task)
             if not is_simple(attempt.type, item.task):
                 found.outcomes.append(undone(item, "its calls depend on what is known only when they are made"))
+                continue
+            if work_of(attempt.type, item, model) is not None:
+                found.outcomes.append(undone(item, "its text is sent in parts, each of which is stored when it is done"))
                 continue
             prompt = attempt.type.prompt(item)
             if prompt.image is not None:

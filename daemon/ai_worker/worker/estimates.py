@@ -8,11 +8,12 @@ from decimal import ROUND_UP, Decimal
 from typing import Final
 
 from ai_worker import prices
-from ai_worker.models import NO_USAGE, Item, Lane, Model, Outcome, Usage
+from ai_worker.models import Item, Lane, Model, Outcome, Usage
 from ai_worker.task_types import needs
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.library import KindOf
+from ai_worker.worker.steps import Parted, Stepped, work_of
 
 FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again
 MARGIN: Final = Decimal("1.2")  # on estimates, and on the dearest of the latest items
@@ -72,21 +73,32 @@ class Estimates:
             return None
         try:
             kind = self._kind_of(item.task)
+            work, wanted = work_of(kind, item, model), needs(kind, item.task)
+            if isinstance(work, Parted):  # the first part is about as long as any
+                item = item._replace(text_original=work.parts[0])
             prompts = [prompt for _, prompt in foreseen(kind, item)]
-            wanted = needs(kind, item.task)
         except Exception:  # noqa: BLE001 -- whatever is wrong with it, also in a plug-in, it ends without a call and says so then
             return _NOTHING
         drawn = 0 if wanted is None else wanted.tokens * (bool(wanted.results or wanted.facts) + bool(wanted.examples))
-        usage = NO_USAGE
-        for prompt in prompts:
+        models = self._of_steps(work, model) if isinstance(work, Stepped) else [model]
+        # The cheaper synchronous tier may be shed, and is then paid as the usual one.
+        is_batch = item.task.lane is Lane.BATCH and not item.is_single and work is None
+        total, said = _NOTHING, 0
+        for prompt, its in zip(prompts, models, strict=True):
             wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
-            usage += Usage(
+            usage = Usage(
                 # A later step reads, at most, all that the ones before have said.
-                estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn + usage.tokens_output,
+                estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn + said,
                 wanted_tokens,
                 tokens_image=0 if prompt.image is None else wanted_tokens,
             )
-        # The cheaper synchronous tier may be shed, and is then paid as the usual one.
-        is_batch = item.task.lane is Lane.BATCH and not item.is_single and len(prompts) == 1
-        lane = Lane.BATCH if is_batch else Lane.ONLINE
-        return prices.cost(model, usage, lane)
+            cost = prices.cost(its, usage, Lane.BATCH if is_batch else Lane.ONLINE)
+            if cost is None:
+                return None
+            total, said = total + cost, said + wanted_tokens
+        return total * len(work.parts) if isinstance(work, Parted) else total
+
+    def _of_steps(self, work: Stepped, own: Model) -> list[Model]:
+        """The model of each step; of an unknown one the task's own: the item ends with that, and costs nothing more."""
+        by_name = {model.name: model for model in self._models.values()}
+        return [own if step.model is None else by_name.get(step.model, own) for step in work.steps]
