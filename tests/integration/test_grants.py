@@ -14,7 +14,7 @@ import pytest
 from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
-from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, TaskStatus, Usage
+from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, StepResult, TaskStatus, Usage
 from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.exports import Exports
 from ai_worker.store.groups import Groups
@@ -24,6 +24,7 @@ from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
 from ai_worker.store.reviews import Review, Reviews
 from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
+from ai_worker.store.steps import Finished, Place
 from ai_worker.store.tasks import NewItem, NewTask, Tasks
 from tests.conftest import Sql
 from tests.integration.source_tables import shop
@@ -114,10 +115,14 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         assert [item.text_original for item in items] == ["Zażółć", "gęślą", "jaźń", "ćma"]
         assert queue.beat(worker, in_flight=4, processed=0, failed=0, **lease)
         usage, cost = Usage(10, 20), Decimal("0.001")
+        assert queue.steps.begin(items[0], {Place(1, 1): bytes(32)}) == {}
+        queue.steps.store(worker, Finished(items[0], Place(1, 1), bytes(32), StepResult("Zażółć.", {}), usage, cost))
+        assert queue.steps.begin(items[0], {Place(1, 1): b"x" * 32}) == {}
+        assert queue.steps.models().keys()
         committed = queue.commit(
             worker,
             [
-                Outcome.processed(items[0], Result("Zażółć.", "kropka", {"a": 1}), usage, cost, 5),
+                Outcome.processed(items[0], Result("Zażółć.", "kropka", {"a": 1}), usage, cost, 5)._replace(is_joined=True),
                 Outcome.retry(items[1], "bad_answer", "pusto", 0.0, usage, cost, 5),
                 Outcome.failed(items[2], "content_refused", "nie", usage, cost, 5),
                 Outcome.released(items[3]),

@@ -100,6 +100,8 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "tasks_without_open_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
     "settle_tasks": {"t": (PRIMARY, 1)},
     "end_tasks": {"task": (PRIMARY, 4)},
+    # steps and parts
+    "steps_of_items": {"s": (PRIMARY, 1000), "a": (PRIMARY, 1), "m": (PRIMARY, 1)},
     # the result cache
     "find_answers": {"c": (PRIMARY, 250), "i": (PRIMARY, 1), "w": (PRIMARY, 1)},
     "drop_answers": {"c": (PRIMARY, 250)},
@@ -219,6 +221,8 @@ def busy(server: TestServer) -> Iterator[Busy]:
             "INSERT INTO context_fact (context_key, fact) SELECT context_key, CONCAT('fakt ', id_task_item) FROM task_item",
             "INSERT INTO task_item_review (id_task, id_task_item, review_status_id, reviewed_by)"
             " SELECT id_task, id_task_item, 1 + id_task_item % 2, 'ja' FROM task_item WHERE id_task_item % 9 = 0",
+            "INSERT INTO task_item_step (id_task_item, step, part, digest, operation_uuid, result)"
+            " SELECT id_task_item, 1, 1 + id_task_item % 3, REPEAT('d', 32), REPEAT('o', 16), '{}' FROM task_item",
             "INSERT INTO task_dependency (id_task, after_id_task) SELECT id_task, id_task - 1 FROM task WHERE id_task > 8",
             "INSERT INTO task_group (name, closed_at, ended_at)"
             " SELECT id_task_item, IF(id_task_item % 5, NOW(6), NULL), IF(id_task_item % 5, NOW(6), NULL)"
@@ -232,7 +236,7 @@ def busy(server: TestServer) -> Iterator[Busy]:
             *["INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, exported_by)"
               " SELECT id_task, id_task_item, 'written', REPEAT('x', 32), REPEAT('y', 32), 'ja' FROM task_item"] * 2,
             "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review, "
-            "task_item_export, prompt",
+            "task_item_export, prompt, task_item_step",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -298,6 +302,11 @@ def parameters() -> dict[str, Any]:
         "id_schedule": 1,
         "next_at": None,
         "callbacks": items,
+        "done": 1,
+        "total": 3,
+        "tokens_input": 10,
+        "tokens_output": 10,
+        "cost": None,
         "lease": 60,
         "in_flight": 0,
         "items_processed": 0,
