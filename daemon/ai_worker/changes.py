@@ -69,11 +69,11 @@ class Changes(NamedTuple):
         """What `as_json` wrote; None for anything else, which a task type of somebody else's may have under the same name."""
         if not isinstance(value, dict) or not isinstance(kinds := value.get("kinds"), dict):
             return None
-        numbers = [value.get(name) for name in ("words", "changed", "added")]
+        words, changed, added = (value.get(name) for name in ("words", "changed", "added"))
         counts = {kind: kinds[kind.value] for kind in Kind if kind.value in kinds}
-        if not all(isinstance(each, int) and each >= 0 for each in (*numbers, *counts.values())):
+        if not all(isinstance(each, int) and each >= 0 for each in (words, changed, added, *counts.values())):
             return None
-        return cls(*numbers, counts)  # type: ignore[arg-type]  # integers, as was just seen
+        return cls(words, changed, added, counts)
 
 
 # Letters whose stroke Unicode takes for a part of them.

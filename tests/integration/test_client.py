@@ -411,6 +411,9 @@ def test_an_application_s_rights_are_enough(users: Users, sql: Sql, model: int) 
         assert client.submit("a", model="echo", key="k").id_task == first.id_task
         assert client.status(task.id_task).total == 2
         assert len(list(client.results(task.id_task))) == 2
+        client.add_group("noc")
+        assert client.submit("d", model="echo", group="noc").is_new
+        assert client.close_group("noc")
         with pytest.raises(DatabaseError, match="denied"):
             client.cancel(task.id_task)
 
