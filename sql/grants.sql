@@ -111,6 +111,7 @@ GRANT SELECT, INSERT (id_task, text_original, context, context_key, external_key
 GRANT SELECT, INSERT ON ai_worker.task_dependency TO ai_worker_app@'%';
 GRANT SELECT (id_task_group, name, callback_url, created_at, closed_at, ended_at), INSERT (name, callback_url), UPDATE (closed_at)
   ON ai_worker.task_group TO ai_worker_app@'%';
+GRANT SELECT ON ai_worker.callback TO ai_worker_app@'%';
 GRANT SELECT, INSERT (context_key, fact), DELETE ON ai_worker.context_fact TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_item_step TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_item_file TO ai_worker_app@'%';

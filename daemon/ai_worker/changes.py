@@ -69,9 +69,9 @@ class Changes(NamedTuple):
         """What `as_json` wrote; None for anything else, which a task type of somebody else's may have under the same name."""
         if not isinstance(value, dict) or not isinstance(kinds := value.get("kinds"), dict):
             return None
-        words, changed, added = (value.get(name) for name in ("words", "changed", "added"))
+        words, changed, added = numbers = [value.get(name, -1) for name in ("words", "changed", "added")]
         counts = {kind: kinds[kind.value] for kind in Kind if kind.value in kinds}
-        if not all(isinstance(each, int) and each >= 0 for each in (words, changed, added, *counts.values())):
+        if not all(isinstance(each, int) and each >= 0 for each in (*numbers, *counts.values())):
             return None
         return cls(words, changed, added, counts)
 

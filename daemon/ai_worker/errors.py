@@ -107,7 +107,7 @@ class ItemFailed(AiWorkerError):
 
 
 class ItemMissing(AiWorkerError, LookupError):
-    """An item that was waited for is not there: it never was, or its task's results were kept no longer."""
+    """An item that was waited for is not there: it never was, or somebody has deleted it."""
 
 
 class WaitTimeout(AiWorkerError, TimeoutError):

@@ -89,7 +89,7 @@ class Waiting:
             if future.done():
                 continue
             if finished is None:
-                future.set_exception(ItemMissing(f"no item {item}; were its task's results kept long enough?"))
+                future.set_exception(ItemMissing(f"no item {item}"))
             else:
                 future.set_result(finished)
 

@@ -25,7 +25,8 @@ class Finished:
 
     `text` is the main result, `summary` what was done in one line, `data` the whole structured answer, `cost` in USD (None where
     no price is known). `review` says what a person made of it, `text_reviewed` what that person wrote instead. Of one in ERROR
-    `error_kind` and `error_message` say why. Times are in UTC without a zone.
+    `error_kind` and `error_message` say why. Of one whose result was to be kept for a while, and is cleared, `text`, `summary`,
+    `data` and `files` are empty. Times are in UTC without a zone.
     """
 
     id_task_item: int
