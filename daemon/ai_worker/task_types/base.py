@@ -220,7 +220,7 @@ class PromptedTaskType:
             system=step.system,
             user=user,
             schema=step.schema,
-            schema_name=self.name,
+            schema_name=self.name if len(self.file.steps) == 1 else f"{self.name}_{file.name}"[:64],  # what OpenAI takes
             text=text,
             answer_field=file.answer_field,
             task_type=self.kind,
