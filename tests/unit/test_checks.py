@@ -32,7 +32,7 @@ def fails(name: str, original: str, answer: str, **parameters: object) -> bool:
 
 @given(st.one_of(st.text(min_size=1), st.lists(st.sampled_from(FRAGMENTS), min_size=1).map("".join)).filter(str.strip))
 def test_an_unchanged_text_passes_every_check_of_a_correction(text: str) -> None:
-    for check in PromptFile.load("correction").checks.values():
+    for check in PromptFile.load("correction").last.checks.values():
         check(text, text)
 
 
@@ -72,7 +72,7 @@ CORRECTIONS = [  # as a good model corrects them; none of these may be thrown aw
 
 @pytest.mark.parametrize(("original", "answer"), CORRECTIONS)
 def test_good_corrections_pass(original: str, answer: str) -> None:
-    for check in PromptFile.load("correction").checks.values():
+    for check in PromptFile.load("correction").last.checks.values():
         check(original, answer)
 
 
@@ -97,7 +97,7 @@ TRANSLATIONS = [  # with the language of the answer
 
 @pytest.mark.parametrize(("original", "answer", "target"), TRANSLATIONS)
 def test_good_translations_pass(original: str, answer: str, target: str) -> None:
-    for name, check in PromptFile.load("translation").checks.items():
+    for name, check in PromptFile.load("translation").last.checks.items():
         check(original, answer, **({"expected": target} if name == "language" else {}))
 
 
