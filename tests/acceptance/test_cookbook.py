@@ -168,5 +168,21 @@ def test_a_page_runs_as_it_stands(reader: Reader, programs: Programs, page: Path
         assert reader.column(statement) == expected
 
 
+def test_the_first_real_task_of_the_readme(reader: Reader, provider: Fake, sql: Sql, tmp_path: Path) -> None:
+    sql("DELETE FROM ai_model")
+    part = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## First real task\n")[2]
+    (block, *_) = re.findall(r"^```sh\n(.*?)^```", part, re.M | re.S)
+    block = re.sub(r"^export AI_WORKER_DB_URL=.*$", "unset AI_WORKER_MASTER_KEY", block, flags=re.M)
+    block = block.replace('"$OPENAI_API_KEY"', "sk-test").replace(
+        "--model gpt-5-mini", f"--model fake --base-url {provider.url}/v1"
+    )
+    (tmp_path / "texts.csv").write_text("id,text\n1,Wogóle nie wiem.\n2,Żeczywiście.\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"```sh\n{block}```\n", encoding="utf-8")
+    printed = reader.read(tmp_path / "README.md")
+    assert "task 1: 2 items" in printed
+    assert "COMPLETED" in printed
+    assert "Wogóle nie wiem." in (tmp_path / "changes.html").read_text(encoding="utf-8")
+
+
 def test_every_page_is_looked_at() -> None:
     assert {page.stem for page in PAGES} == PRINTED.keys() | STORED.keys()
