@@ -17,9 +17,12 @@ import pytest
 from ai_worker.cli import progress
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database
+from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.store.reports import Reports, StepProgress
+from ai_worker.store.steps import Finished, Steps
 from ai_worker.task_types import task_type
 from ai_worker.worker import Worker
+from ai_worker.worker import steps as stepping
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Request, Rule, correct
 from tests.integration.commands import Commands
@@ -190,6 +193,27 @@ def test_a_drain_ends_after_the_step_under_way(database_url: str, sql: Sql, fake
     (item,) = items_of(sql, id_task)
     assert (item["status"], item["attempt"], item["steps_done"], item["steps_total"]) == ("PENDING", 0, 2, 4)
     Run(database_url)
+    assert steps_asked(fake) == dict.fromkeys(STEPS, 1)
+
+
+@pytest.mark.parametrize("error", [DatabaseAway("gone"), DatabaseError("a right was taken away", 1142)])
+def test_a_step_is_stored_once_however_often_it_takes(
+    error: DatabaseError, database_url: str, sql: Sql, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its COMMIT landed, and the answer was lost with the database."""
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
+    store, asked = Steps.store, []
+
+    def stored(self: Steps, id_worker: int, done: Finished) -> None:
+        store(self, id_worker, done)
+        asked.append(done.place.step)
+        if len(asked) == 1:
+            raise error
+
+    monkeypatch.setattr(Steps, "store", stored)
+    monkeypatch.setattr(stepping, "AWAY_SECONDS", 0.01)
+    Run(database_url)
+    assert (items_of(sql, id_task)[0]["status"], asked) == ("PROCESSED", [1, 1, 2, 3, 4])
     assert steps_asked(fake) == dict.fromkeys(STEPS, 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, Transaction
-from ai_worker.errors import ValueRefused
+from ai_worker.errors import DatabaseAway, ValueRefused
 from ai_worker.models import NO_USAGE, Item, ItemStatus, Outcome, StepResult
 from ai_worker.store import steps
 from ai_worker.store.queue import Queue
@@ -154,6 +154,24 @@ def test_a_lost_commit_is_resolved(
     far.steps.store(worker, finished(claimed_item, Place(1)))
     assert proxy.broken == 1
     assert [row["step"] for row in sql("SELECT step FROM task_item_step")] == [1]
+
+
+def test_what_may_have_landed_is_not_stored_twice(
+    database_url: str, proxy: Proxy, queue: Queue, worker: int, claimed_item: Item, sql: Sql
+) -> None:
+    """The database went away for longer than a transaction is repeated, and nobody knows whether the COMMIT came before that."""
+    queue.steps.begin(claimed_item, TWO)
+    url = replace(parse_database_url(database_url), hosts=(("127.0.0.1", proxy.port),))
+    done = finished(claimed_item, Place(1))._replace(operation=steps.new_operation(claimed_item))
+    with closing(Database(url, patience=0.2)) as database:
+        database.connect()
+        proxy.break_at("COMMIT", "after", then_down=True)
+        with pytest.raises(DatabaseAway):
+            Queue(database).steps.store(worker, done)
+    assert [row["step"] for row in sql("SELECT step FROM task_item_step")] == [1], "it had landed"
+    queue.steps.store(worker, done._replace(again=True))
+    (attempt,) = sql("SELECT cost FROM task_attempt")
+    assert attempt["cost"] == sql("SELECT cost FROM task_item")[0]["cost"] == COST
 
 
 def test_a_claim_lost_while_a_commit_was_in_doubt(

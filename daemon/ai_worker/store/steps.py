@@ -43,7 +43,11 @@ class Place(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A finished step or part. `item` is for the model that answered; `digest` stands for what it was made of. Cost in USD."""
+    """A finished step or part. `item` is for the model that answered; `digest` stands for what it was made of. Cost in USD.
+
+    Whoever stores it again after a DatabaseError names the same `operation` as the first time, and says that it is `again`: the
+    COMMIT may have landed whose answer was lost.
+    """
 
     item: Item
     place: Place
@@ -53,6 +57,8 @@ class Finished(NamedTuple):
     cost: Decimal | None = None
     latency_ms: int = 0
     lane: Lane = Lane.ONLINE
+    operation: str | None = None
+    again: bool = False
 
 
 class ClaimLostError(Exception):
@@ -98,13 +104,13 @@ class Steps:
         can never be stored.
         """
         item, usage = done.item, done.usage
-        operation = uuid_bytes(operation_uuid(new_claim_token(), item.id_task_item))
+        operation = uuid_bytes(done.operation or new_operation(item))
         result, text = plain_json(done.result.data), storable(done.result.text)
         tokens = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output, "cost": done.cost}
         key = {"id_task_item": item.id_task_item, "operation": operation}
 
         def work(tx: Transaction) -> None:
-            has_landed = tx.in_doubt and bool(tx.query("landed_operations", {"operations": [operation]}))
+            has_landed = (done.again or tx.in_doubt) and bool(tx.query("landed_operations", {"operations": [operation]}))
             _hold(tx, item, is_booked=has_landed)
             if has_landed:
                 return
@@ -134,6 +140,11 @@ class Steps:
             tx.execute_many("add_to_day", [(item.task.id_ai_model, id_worker % SHARDS, *day.columns())])
 
         self._db.transaction(work)
+
+
+def new_operation(item: Item) -> str:
+    """The UUID of a step's row in the ledger: not its attempt's, which has a row of its own."""
+    return operation_uuid(new_claim_token(), item.id_task_item)
 
 
 def _hold(tx: Transaction, item: Item, *, is_booked: bool) -> None:

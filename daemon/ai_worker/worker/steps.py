@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
-from ai_worker.store.steps import MOST_PARTS, ClaimLostError, Finished, Place, Steps
+from ai_worker.store.steps import MOST_PARTS, ClaimLostError, Finished, Place, Steps, new_operation
 from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, splitting, stepped
 from ai_worker.worker.attempt import Attempt, GivenBackError
 from ai_worker.worker.breaker import Breaker
@@ -181,7 +181,8 @@ class Stepwise:
 
     async def _keep(self, attempt: Attempt, done: Finished) -> None:
         """Returns when the result is stored, however long the database is away: it has been paid for."""
-        done = done._replace(usage=attempt.usage, cost=attempt.total(), latency_ms=attempt.latency_ms, lane=attempt.lane)
+        paid = {"usage": attempt.usage, "cost": attempt.total(), "latency_ms": attempt.latency_ms, "lane": attempt.lane}
+        done = done._replace(**paid, operation=new_operation(attempt.item))
         is_stored = False
         while not is_stored:
             try:
@@ -194,6 +195,7 @@ class Stepwise:
             except (ValueRefused, TypeError, ValueError) as error:
                 raise Unstorable(f"the database refused the result: {error}") from None
             except DatabaseError:  # said by whoever lost the connection
+                done = done._replace(again=True)
                 await asyncio.sleep(AWAY_SECONDS)
 
 
