@@ -1288,10 +1288,11 @@ SELECT c.cache_key, c.id_task_item, c.id_worker
 -- name: earlier_results
 -- The latest results of a subject before an item, newest first, from the end of the index without a sort; of the latest 500 items of
 -- the subject alone, or one with a million items that are not done would be read through for each. Texts no longer than there is room.
+-- The length is compared because keys that differ in blanks at their ends are equal to both servers, and are two subjects.
 SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(i.text_corrected, %(longest)s) AS text_corrected
   FROM task_item i FORCE INDEX (k_task_item_context)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
- WHERE i.context_key = %(context_key)s
+ WHERE i.context_key = %(context_key)s AND CHAR_LENGTH(i.context_key) = CHAR_LENGTH(%(context_key)s)
    AND i.id_task_item < %(before)s
    AND i.id_task_item >= COALESCE((SELECT o.id_task_item FROM task_item o FORCE INDEX (k_task_item_context)
                                     WHERE o.context_key = %(context_key)s AND o.id_task_item < %(before)s
@@ -1304,10 +1305,10 @@ SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(i.text_correcte
 
 -- name: newest_facts
 -- What is known of a subject, newest first, from the end of the index without a sort: by the whole key MariaDB would sort, as the key
--- is a text.
+-- is a text. The length as above.
 SELECT fact
   FROM context_fact FORCE INDEX (k_context_fact_newest)
- WHERE context_key = %(context_key)s
+ WHERE context_key = %(context_key)s AND CHAR_LENGTH(context_key) = CHAR_LENGTH(%(context_key)s)
  ORDER BY id_context_fact DESC
  LIMIT %(size)s;
 

@@ -285,6 +285,11 @@ class Item(NamedTuple):
     def is_last_attempt(self) -> bool:
         return self.tries >= self.task.max_attempts
 
+    @property
+    def subject(self) -> str | None:
+        """Whom the item is about. None where its key is missing or blank: rows that name nobody must not see one another's."""
+        return None if self.context_key is None or not self.context_key.strip() else self.context_key
+
 
 class ImageRequest(NamedTuple):
     """That a picture is asked for, and which; None leaves it to the provider. `size` is `1024x1024` or a ratio such as `16:9`."""

@@ -64,6 +64,15 @@ def test_the_latest_results_of_the_same_subject_are_drawn(
     assert draw([(item._replace(context_key=None), ALL)]) == [NO_BACKGROUND]
 
 
+@pytest.mark.parametrize("key", ["", "   ", "klient 7 ", " klient 7", "KLIENT 7", "klient ７"])
+def test_a_key_is_that_key_alone(database: Database, sql: Sql, earlier: Any, next_item: Any, key: str) -> None:
+    """To both servers keys are equal that differ in blanks at their ends; and a blank one is nobody's, not everybody's."""
+    for other in ("klient 7", "", " "):
+        earlier(f"Czyjeś: {other}", "x", key=other)
+        sql("INSERT IGNORE INTO context_fact (context_key, fact) VALUES (%s, 'Cudzy fakt')", [other])
+    assert Backgrounds(database).draw([(next_item(key), ALL)]) == [NO_BACKGROUND]
+
+
 def test_the_oldest_have_no_room(database: Database, sql: Sql, earlier: Any, next_item: Any) -> None:
     for number in range(5):
         earlier(f"Pytanie {number} " + "a" * 380, "b" * 388)

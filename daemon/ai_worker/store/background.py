@@ -30,21 +30,21 @@ class Backgrounds:
         self._examples: dict[tuple[int, int, int], tuple[float, tuple[tuple[int, Example], ...]]] = {}
 
     def draw(self, wanted: Sequence[tuple[Item, Needs]]) -> list[Background]:
-        """The background of each item, in order. An item without a `context_key` has neither earlier results nor facts."""
+        """The background of each item, in order. An item about nobody has neither earlier results nor facts."""
         facts: dict[tuple[str, int, int], tuple[str, ...]] = {}
         return [self._of(item, needs, facts) for item, needs in wanted]
 
     def _of(self, item: Item, needs: Needs, known: dict[tuple[str, int, int], tuple[str, ...]]) -> Background:
         results: tuple[tuple[str, str], ...] = ()
         facts: tuple[str, ...] = ()
-        if item.context_key is not None and needs.facts:
+        if item.subject is not None and needs.facts:
             most = needs.tokens // 2 if needs.results else needs.tokens  # facts are shorter, and must not crowd out the rest
-            place = item.context_key, needs.facts, most
+            place = item.subject, needs.facts, most
             if place not in known:
                 known[place] = self._facts(*place)
             facts = known[place]
-        if item.context_key is not None and needs.results:
-            results = self._results(item, item.context_key, needs, needs.tokens - sum(map(estimate_tokens, facts)))
+        if item.subject is not None and needs.results:
+            results = self._results(item, item.subject, needs, needs.tokens - sum(map(estimate_tokens, facts)))
         others = [each for key, each in self._reviewed(item.task.id_task, needs) if key != item.id_task_item]
         examples = tuple(sorted(others[: needs.examples], key=lambda each: not each.is_accepted))
         if not (results or facts or examples):

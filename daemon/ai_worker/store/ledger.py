@@ -199,9 +199,9 @@ class Changes:
 
     def _learnt(self, item: Item, result: Result) -> None:
         """Facts of an item that is about nobody are its result alone."""
-        if item.context_key is not None:
+        if item.subject is not None:
             facts = (cleaned[:FACT_CHARACTERS] for fact in result.facts if (cleaned := clean(fact).strip()))
-            self._facts += [(item.context_key, fact, item.id_task_item) for fact in facts]
+            self._facts += [(item.subject, fact, item.id_task_item) for fact in facts]
 
     def _counters(self, id_task: int) -> Counters:
         counters = self._tasks.get(id_task)

@@ -30,7 +30,7 @@ class Backgrounds:
 
     async def of(self, item: Item, needs: Needs) -> Background:
         """The background of one item. Raises DatabaseAway, ConfigurationError where the database refuses to tell."""
-        if item.context_key is None and not needs.examples:
+        if item.subject is None and not needs.examples:
             return NO_BACKGROUND
         answer: asyncio.Future[Background] = asyncio.get_running_loop().create_future()
         self._asked.append((item, needs, answer))
