@@ -193,6 +193,27 @@ def test_the_user_part_may_be_any_template() -> None:
         ),
         ("{{ marker }} {{ text }}", "{{ marker }} {{ tekst }}", r"mine\.md, line 16: unknown name 'tekst'"),
         ("# System", "text\n# System", r"mine\.md, line 13: there is text outside"),
+        ('required = ["out"]', "required = true", r"mine\.md, line 9: \[schema\] must list all its properties"),
+        ('required = ["out"]', 'required = [1, "out"]', r"mine\.md, line 9: \[schema\] must list all its properties"),
+        ("version = 1", f"version = {'9' * 5000}", r"mine\.md, line 1: the front matter cannot be read"),
+        ("version = 1", f"version = {'[' * 3000}", r"mine\.md, line 1: the front matter cannot be read"),
+        (
+            "not_empty = true",
+            "length_ratio = { maximum = '2' }",
+            r"mine\.md, line 5: check 'length_ratio': can only concatenate",
+        ),
+        (
+            'type = "string"',
+            '"$ref" = "http://127.0.0.1:1/schema"',
+            r"\[schema\] is no JSON schema: .*a schema must be whole, and this one refers to",
+        ),
+        (
+            "{{ parameters.x }}",
+            "{% if parameters.x %}\n{{ description | uper }}{% endif %}",
+            r"mine\.md, line 15: there is no filter 'uper'",
+        ),
+        ("{{ parameters.x }}", "\n{% if description is blank %}-{% endif %}", r"mine\.md, line 15: there is no test 'blank'"),
+        ("{{ parameters.x }}", f"{{{{ {'(' * 3000} }}}}", r"mine\.md, line 14: the template cannot be read"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(old: str, new: str, error: str) -> None:

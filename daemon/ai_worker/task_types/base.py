@@ -20,7 +20,7 @@ from ai_worker.task_types.answer import decoded, fitted, laid_out
 from ai_worker.task_types.checks import Check, CheckFailed, Refused
 from ai_worker.task_types.joining import joined_answer
 from ai_worker.task_types.parameters import Parameters
-from ai_worker.task_types.prompt_file import PromptFile, PromptStep
+from ai_worker.task_types.prompt_file import PromptFile, PromptStep, validator_of
 from ai_worker.task_types.rendering import marker_outside, rendered
 from ai_worker.task_types.templates import RenderError
 from ai_worker.text import clean, estimate_tokens
@@ -85,7 +85,7 @@ class PromptedTaskType:
         self.file: Final = PromptFile.load(self.kind) if file is None else file
         self.name = self.file.name
         self._steps: Final = tuple([Step(step.name, step.model) for step in self.file.steps])
-        self._validators: Final = tuple([jsonschema_rs.validator_for(dict(step.schema)) for step in self.file.steps])
+        self._validators: Final = tuple([validator_of(step.schema) for step in self.file.steps])
         self._plans: OrderedDict[tuple[str, str], _Plan] = OrderedDict()
         self._latest: tuple[Task, _Plan] | tuple[None, None] = None, None
 
@@ -309,7 +309,7 @@ class PromptedTaskType:
             file=file,
             system=system,
             schema=schema,
-            validator=self._validators[number] if schema is file.schema else jsonschema_rs.validator_for(dict(schema)),
+            validator=self._validators[number] if schema is file.schema else validator_of(schema),
             checks=tuple(
                 (name, partial(check, **extra) if extra else check)
                 for name, check in file.checks.items()

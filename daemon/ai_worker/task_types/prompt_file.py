@@ -43,12 +43,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, NoReturn, Self
 
 import jsonschema_rs
 
 from ai_worker.errors import ConfigurationError
-from ai_worker.task_types.checks import CHECKS, Check
+from ai_worker.task_types.checks import CHECKS, Check, CheckFailed
 from ai_worker.task_types.front_matter import FrontMatter, WrongValue, value_of
 from ai_worker.task_types.templates import Template, compiled, fail, shipped_source, snippet
 
@@ -65,6 +65,7 @@ _STEP_KEYS = {"name", "model"} | _MODEL_KEYS | _ANSWER_KEYS
 _EXAMPLE_KEYS = {"text", "context", "answer"}
 _SYSTEM_NAMES = {"description", "parameters", "examples"}
 _USER_NAMES = {"text", "marker", "context", "facts", "results", "reviewed"}
+_TRIED = "Wczoraj poszłem do sklepu po 2 chleby.", "Wczoraj poszedłem do sklepu po 2 chleby."
 _ALWAYS_DRAWN = {"text", "marker"}
 
 
@@ -189,6 +190,8 @@ def _front_matter(lines: list[str], origin: str) -> tuple[FrontMatter, int]:
     except tomllib.TOMLDecodeError as error:
         message, _, place = str(error).partition(" (at line ")
         fail(origin, int(place.split(",")[0]) if place[:1].isdigit() else last + 1, f"the front matter is not TOML: {message}")
+    except (RecursionError, ValueError) as error:  # nested a thousand deep, a number of thousands of digits
+        fail(origin, first + 1, f"the front matter cannot be read: {error}")
     front = FrontMatter(values, lines[:last])
     try:
         _known(values, _KEYS, None)
@@ -329,7 +332,7 @@ def _model_parameters(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _examples(front: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[SampleRow, ...]:
-    validator = jsonschema_rs.validator_for(dict(schema))
+    validator = validator_of(schema)
     examples: list[SampleRow] = []
     for number, table in enumerate(_tables(front, "examples")):
         place = ("examples", number)
@@ -340,8 +343,19 @@ def _examples(front: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[Samp
             validator.validate(answer)
         except jsonschema_rs.ValidationError as error:
             raise WrongValue("answer", f"the example's answer does not fit the schema: {error.message}", place) from None
+        except ValueError as error:  # a TOML date, say
+            raise WrongValue("answer", f"the example's answer has no form in JSON: {error}", place) from None
         examples.append(SampleRow(value_of(table, "text", str, place), context, answer))
     return tuple(examples)
+
+
+def validator_of(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
+    """What holds answers against a schema, which must be whole: nothing that it refers to is fetched, from a host or a file."""
+    return jsonschema_rs.validator_for(dict(schema), retriever=_fetch_nothing)
+
+
+def _fetch_nothing(address: str) -> NoReturn:
+    raise ValueError(f"a schema must be whole, and this one refers to {address}")
 
 
 def _schema(schema: dict[str, Any], answer_field: str) -> dict[str, Any]:
@@ -352,12 +366,13 @@ def _schema(schema: dict[str, Any], answer_field: str) -> dict[str, Any]:
         raise WrongValue(
             "answer_field", f"answer_field {answer_field!r} is none of the schema's properties: {', '.join(properties)}"
         )
-    if sorted(schema.get("required", [])) != sorted(properties):
+    required = schema.get("required", [])
+    if not isinstance(required, list) or sorted(map(str, required)) != sorted(properties):
         raise WrongValue(
             "required", "[schema] must list all its properties in 'required': OpenAI's strict mode takes no optional ones"
         )
     try:
-        jsonschema_rs.validator_for(schema)
+        validator_of(schema)
     except (jsonschema_rs.ValidationError, ValueError) as error:
         raise WrongValue("schema", f"[schema] is no JSON schema: {str(error).splitlines()[0]}") from None
     return schema
@@ -373,6 +388,9 @@ def _checks(table: Mapping[str, Any]) -> dict[str, Check]:
         checks[name] = CHECKS[name] if given is True else partial(CHECKS[name], **given)
         try:
             inspect.signature(CHECKS[name]).bind("original", "answer", **({} if given is True else given))
-        except TypeError as error:
+            checks[name](*_TRIED)
+        except CheckFailed:
+            pass  # it works
+        except Exception as error:  # noqa: BLE001 -- whatever it makes of its parameters, no item shall be the first to find out
             raise WrongValue(name, f"check {name!r}: {error}") from None
     return checks

@@ -83,9 +83,15 @@ def compiled(source: str, line: int, known: set[str], origin: str, steps: tuple[
         )
     except jinja2.TemplateSyntaxError as error:
         fail(origin, first + error.lineno, f"{error.message}")
+    except (RecursionError, ValueError) as error:  # nested a thousand deep, a number of thousands of digits
+        fail(origin, first + 1, f"the template cannot be read: {error}")
     for name in tree.find_all(jinja2.nodes.Name):
         if name.name in names - known:
             fail(origin, first + name.lineno, f"unknown name {name.name!r}; known ones: {', '.join(sorted(known))}")
+    for kind, there_are in ((jinja2.nodes.Filter, ENVIRONMENT.filters), (jinja2.nodes.Test, ENVIRONMENT.tests)):
+        for used in tree.find_all(kind):  # within a condition Jinja would wait for the first row that meets it
+            if used.name not in there_are:
+                fail(origin, first + used.lineno, f"there is no {kind.__name__.lower()} {used.name!r}")
     for read in tree.find_all(jinja2.nodes.Getattr):
         if isinstance(read.node, jinja2.nodes.Name) and read.node.name == "steps" and read.attr not in steps:
             earlier = f"those before this one: {', '.join(steps)}" if steps else "there is none before this one"
