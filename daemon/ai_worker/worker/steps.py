@@ -181,8 +181,13 @@ class Stepwise:
 
     async def _keep(self, attempt: Attempt, done: Finished) -> None:
         """Returns when the result is stored, however long the database is away: it has been paid for."""
-        paid = {"usage": attempt.usage, "cost": attempt.total(), "latency_ms": attempt.latency_ms, "lane": attempt.lane}
-        done = done._replace(**paid, operation=new_operation(attempt.item))
+        done = done._replace(
+            usage=attempt.usage,
+            cost=attempt.total(),
+            latency_ms=attempt.latency_ms,
+            lane=attempt.lane,
+            operation=new_operation(attempt.item),
+        )
         is_stored = False
         while not is_stored:
             try:
