@@ -86,6 +86,7 @@ def test_a_batch_takes_no_more_bytes_than_its_bounds(
         add_model(sql, fake, "chat", "m"),
         [*TEXTS, *(f"{number} {long[:12_000]}" for number in range(3)), long],
         lane="batch",
+        parameters='{"part_tokens": 1000000}',  # whole: sent in parts, a text goes into no batch
     )
     Run(database_url)
     assert len(fake.batches.created) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,12 +22,14 @@ from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.store.reports import Reports, StepProgress
 from ai_worker.store.steps import Finished, Steps
 from ai_worker.task_types import task_type
-from ai_worker.worker import Worker
+from ai_worker.worker import Worker, calls
+from ai_worker.worker import loop as worker_loop
 from ai_worker.worker import steps as stepping
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Request, Rule, correct
 from tests.integration.commands import Commands
 from tests.integration.lifecycle import Application, assert_ledger
+from tests.integration.proxy import Proxy
 from tests.integration.worker_runs import (
     Run,
     add_model,
@@ -41,7 +44,7 @@ from tests.integration.worker_runs import (
 )
 from tests.servers import Programs
 
-pytest_plugins = ["tests.integration.lifecycle", "tests.integration.report_plugin"]
+pytest_plugins = ["tests.integration.lifecycle", "tests.integration.proxy", "tests.integration.report_plugin"]
 pytestmark = pytest.mark.usefixtures("report_plugin")
 
 STEPS = ("outline", "draft", "critique", "final")
@@ -215,6 +218,48 @@ def test_a_step_is_stored_once_however_often_it_takes(
     Run(database_url)
     assert (items_of(sql, id_task)[0]["status"], asked) == ("PROCESSED", [1, 1, 2, 3, 4])
     assert steps_asked(fake) == dict.fromkeys(STEPS, 1)
+
+
+def test_what_the_database_refuses_to_tell_is_asked_again_later(
+    database_url: str, sql: Sql, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DatabaseError("UPDATE command denied", 1142)
+
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "begin", refuse)
+        patch.setattr(calls, "REFUSED_SECONDS", 3000.0)  # longer than a run waits for
+        assert Run(database_url).claimed == 1
+    (item,) = items_of(sql, id_task)
+    assert (item["status"], item["attempt"], item["error_kind"], len(fake.requests)) == ("DEFERRED", 0, "database", 0)
+    make_due(sql)
+    Run(database_url)
+    assert items_of(sql, id_task)[0]["status"] == "PROCESSED"
+
+
+def test_a_black_hole_does_not_hold_up_the_exit_of_who_stores_a_step(
+    database_url: str, sql: Sql, fake: FakeProvider, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read time-out is a minute, and service managers kill before that."""
+    monkeypatch.setattr(worker_loop, "STORE_SECONDS", 0.2)
+    fake.script(Rule("slow", delay_ms=200, times=1))
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
+
+    def freeze(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+        fake.wait_for_requests(1)
+        proxy.freeze()
+        while fake.requests[0].finished_at is None:
+            time.sleep(0.01)
+        time.sleep(0.2)  # its step is being stored
+        loop.call_soon_threadsafe(worker.drain)
+
+    _, port = parse_database_url(database_url).hosts[0]
+    began = time.monotonic()
+    with pytest.raises(DatabaseAway, match="1 results were in hand"):
+        Run(database_url.replace(f":{port}/", f":{proxy.port}/"), meanwhile=freeze, drain_seconds=0.2)
+    assert time.monotonic() - began < 10
+    assert items_of(sql, id_task)[0]["status"] == "IN_PROGRESS"
 
 
 def test_steps_go_into_no_pack_and_no_cache(database_url: str, sql: Sql, fake: FakeProvider) -> None:

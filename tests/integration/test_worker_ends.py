@@ -243,6 +243,7 @@ def test_a_black_hole_does_not_hold_up_the_exit(
     daemon = programs.start("daemon", env={"AI_WORKER_DB_URL": url, "AI_WORKER_DRAIN_SECONDS": "1"})
     wanted = "PROCESSED" if delay_ms is None else "IN_PROGRESS"
     wait_for_status(sql, task, wanted)
+    daemon.wait_for("FETCH")  # it has heard that its claim has landed, too
     proxy.freeze()
     if delay_ms == 1500:
         time.sleep(2)  # the call ends, and its commit gets no answer

@@ -11,6 +11,7 @@ from tenacity import RetryCallState
 
 from ai_worker.errors import (
     ConfigurationError,
+    DatabaseAway,
     DatabaseError,
     ItemRejected,
     ModelStopped,
@@ -40,6 +41,7 @@ from ai_worker.worker.twins import TooManyTwinsError, Twins
 
 PUT_OFF_SECONDS = 3.0  # one of too many twins
 PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
+REFUSED_SECONDS = 30.0  # for a right that is granted, or room on a full disk
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
 
@@ -121,8 +123,10 @@ class Caller:
             return attempt.processed(await with_described_files(result) if result.files else result)
         except GivenBackError as error:
             return attempt.given_back(str(error))
-        except DatabaseError:  # the same: nobody could say whether a call need be made
+        except DatabaseAway:  # the same: nobody could say whether a call need be made
             return attempt.given_back("database_away")
+        except DatabaseError as error:  # it is there, and refuses: given back, the item would meet that again at once, for ever
+            return attempt.waits(PutOffError("database", str(error), REFUSED_SECONDS))
         except PutOffError as error:
             return attempt.waits(error)
         except TooManyTwinsError as error:

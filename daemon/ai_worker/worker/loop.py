@@ -607,10 +607,13 @@ class Worker:
             deadline - time.monotonic(),
         )
         self._draining.set()
+        storing_since = time.monotonic()
         while self._slots:
             self._slots.give_back()
             self._slots.cancel()
             await asyncio.sleep(POLL_SECONDS)
+            if time.monotonic() - storing_since > STORE_SECONDS:  # they wait for transactions that store steps
+                self._give_up()
         patience = ABORT_SECONDS if self._aborting.is_set() else max(STORE_SECONDS, deadline - time.monotonic())
         await self._until(lambda: not self._is_holding or committing.done(), patience)
         if unstored := len(self._commits):
