@@ -1216,11 +1216,15 @@ UPDATE schedule FORCE INDEX (PRIMARY)
 -- Ended tasks whose results' time is over, in a look that finds hardly any.
 SELECT id_task FROM task FORCE INDEX (k_task_expire) WHERE expire_at <= NOW(6) AND finished_at IS NOT NULL ORDER BY expire_at LIMIT 20;
 
+-- name: has_expired
+-- Whether that is still so, in the transaction that clears some of it: a task that was retried meanwhile keeps what it has.
+SELECT id_task FROM task FORCE INDEX (PRIMARY) WHERE id_task = %(id_task)s AND expire_at <= NOW(6) AND finished_at IS NOT NULL;
+
 -- name: clear_results
--- What a model has made goes, what was asked and what it cost stays. Not of an item that somebody has just brought back.
+-- What a model has made goes, what was asked and what it cost stays.
 UPDATE task_item FORCE INDEX (PRIMARY)
    SET text_corrected = NULL, change_summary = NULL, result = NULL
- WHERE id_task_item IN %(items)s AND status_id IN (1, 3, 5);
+ WHERE id_task_item IN %(items)s;
 
 -- name: clear_steps
 -- The same of the steps in between.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,27 @@ def test_a_task_that_goes_on_keeps_its_results_until_after_its_next_end(
     application.items(cancelled)
     Tasks(database).cancel(cancelled)
     assert seconds_left(sql, cancelled) == DAY
+
+
+def test_what_is_brought_back_while_its_task_is_cleared_keeps_what_it_has(
+    application: Application, queue: Queue, database: Database, worker: int, model: int, sql: Sql
+) -> None:
+    """The look for what is to be cleared takes no locks."""
+    task = application.task(model, result_seconds=DAY)
+    items = application.items(task, 2)
+    one, two = claim(queue, worker, 2)
+    finish(queue, worker, [one])
+    finish(queue, worker, [two], failed)
+    sql(
+        "INSERT INTO task_item_step (id_task_item, step, digest, operation_uuid, result) VALUES (%s, 1, '', '', '{}')", [items[1]]
+    )
+    time_is_over(sql)
+    sql("UPDATE task_item SET status_id = 0, finished_at = NULL WHERE id_task_item = %s", [items[1]])  # a retry begins
+    database.transaction(partial(module._clear, task, items[1:]))
+    assert sql("SELECT step FROM task_item_step") == [{"step": 1}], "paid for, and not to be asked for again"
+    sql("UPDATE task SET status_id = 1, finished_at = NULL, expire_at = NULL WHERE id_task = %s", [task])
+    database.transaction(partial(module._clear, task, items))
+    assert application.item_row(items[0])["result"] is not None
 
 
 def test_the_cache_does_not_answer_from_a_cleared_item(

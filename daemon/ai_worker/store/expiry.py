@@ -30,7 +30,7 @@ class Expiry:
                 where = {"id_task": id_task, "status_id": int(_DONE[place]), "after": after, "size": BATCH}
                 items = [row["id_task_item"] for row in self._db.query("items_in_status", where)]
                 if items:
-                    self._db.transaction(partial(_clear, items))
+                    self._db.transaction(partial(_clear, id_task, items))
                     after = items[-1]
                     left -= 1
                 if len(items) < BATCH:
@@ -43,7 +43,11 @@ class Expiry:
         return cleared
 
 
-def _clear(items: list[int], tx: Transaction) -> None:
-    tx.execute("clear_results", {"items": items})
-    tx.execute("clear_steps", {"items": items})
-    tx.execute("clear_files", {"items": items})
+def _clear(id_task: int, items: list[int], tx: Transaction) -> None:
+    """Not what was brought back since the look, nor anything of a task that goes on: its new results have yet to be read."""
+    rows = tx.query("lock_committed", {"items": items})
+    done = [row["id_task_item"] for row in rows if row["status_id"] in _DONE]
+    if not done or not tx.query("has_expired", {"id_task": id_task}):
+        return
+    for verb in ("clear_results", "clear_steps", "clear_files"):
+        tx.execute(verb, {"items": done})
