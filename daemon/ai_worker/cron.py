@@ -12,6 +12,7 @@ Source: https://manpages.debian.org/bookworm/cron/cron.8.en.html
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -48,11 +49,12 @@ class Cron:
         self._expression = expression
 
     def times(self, moment: datetime) -> Iterator[datetime]:
-        """All times after a moment, in order; ends where nothing comes within fifty years."""
-        for local in CronSim(self._expression, moment.replace(tzinfo=UTC).astimezone(self.zone)):
-            # Between a doubled hour's two passes the next time by the wall may lie before the moment: it has been.
-            if (time := local.astimezone(UTC).replace(tzinfo=None)) > moment:
-                yield time
+        """All times after a moment, in order; ends where nothing comes within fifty years, or the calendar does."""
+        with suppress(OverflowError):
+            for local in CronSim(self._expression, moment.replace(tzinfo=UTC).astimezone(self.zone)):
+                # Between a doubled hour's two passes the next time by the wall may lie before the moment: it has been.
+                if (time := local.astimezone(UTC).replace(tzinfo=None)) > moment:
+                    yield time
 
     def after(self, moment: datetime) -> datetime | None:
         """The first time after a moment; None: never again."""

@@ -369,6 +369,14 @@ def test_what_the_command_line_refuses(commands: Commands, application: Applicat
     assert "five fields" in refused("--cron", "0 2 * *", "--text", "a")
     assert "what its items are" in refused("--cron", "0 2 * * *")
     assert "--start 'jutro' is not a time" in refused("--cron", "0 2 * * *", "--text", "a", "--start", "jutro")
+    for out_of_reach in ("0001-01-01", "9999-12-31T23:59"):
+        assert f"--start '{out_of_reach}' is not a time" in refused("--cron", "0 2 * * *", "--text", "a", "--start", out_of_reach)
+    assert "--text '': an item must have a text" in refused("--cron", "0 2 * * *", "--text", "a", "--text", "")
+    assert "--description is longer than" in refused("--cron", "0 2 * * *", "--text", "a", "--description", "x" * 65_536)
+    pictures = commands("schedule", "add", "x", "--type", "image", "--cron", "0 2 * * *", "--text", "kot")
+    assert (pictures.code, "the provider 'echo' makes no pictures" in pictures.err) == (2, True)
+    report = ("--type", "swot", "--cron", "0 2 * * *", "--text", "a", "--param", 'models={"report": "nikt"}')
+    assert "step 'report': unknown model 'nikt'" in commands("schedule", "add", "x", *report).err
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "Ala", "autor": "Ola"}\n', encoding="utf-8")
     assert commands("schedule", "add", "plik", "--type", "correction", "--cron", "0 2 * * *", "--items", str(rows)).code == 0

@@ -83,3 +83,7 @@ def test_the_latest_time_is_found_from_near_and_far(expression: str) -> None:
 def test_what_cannot_be_used_is_refused(expression: str, zone: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Cron(expression, zone)
+
+
+def test_the_calendar_has_an_end() -> None:
+    assert Cron("0 2 * * *", "UTC").after(datetime(9999, 12, 31, 23)) is None  # noqa: DTZ001 -- as the database has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -13,16 +14,17 @@ from ai_worker.cli import context
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.cli.status import visible
-from ai_worker.cli.task_options import model_of, parameters_of
+from ai_worker.cli.task_options import check, description_of, given, model_of, parameters_of
 from ai_worker.cron import Cron
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, Task, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE
 from ai_worker.store.health import Health
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules
-from ai_worker.store.tasks import Tasks
+from ai_worker.store.tasks import NewTask, Tasks
 
 SHOWN_TIMES = 5
+EARLIEST, LATEST = datetime(2000, 1, 1), datetime(9000, 1, 1)  # noqa: DTZ001 -- in UTC, as the database keeps them
 LONGEST_ITEMS = 4_000_000  # characters of schedule.items: they are read and written each time that it fires
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -41,7 +43,7 @@ def schedule() -> None:
 )
 @click.option("--type", "type_name", required=True, help="What is done to each item.")
 @click.option("--model", "model_name", help="The model that does it; may be left out when there is only one.")
-@click.option("--description", default="", help="The instruction for the model, in your words.")
+@click.option("--description", default="", callback=given(description_of), help="The instruction for the model, in your words.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the type; JSON where it can be. Repeatable."
 )
@@ -90,12 +92,14 @@ def add(
     settings = context.settings()
     if bool(texts) == bool(file):
         raise UsageError("say what its items are: --text, once or several times, or --items FILE")
+    if blank := [text for text in texts if not text.strip()]:
+        raise UsageError(f"--text {blank[0]!r}: an item must have a text")
     times = Cron(cron, zone)
     parameters = parameters_of(params)
     with context.database(settings) as db:
         model = model_of(db, model_name)
         kind, _ = context.library(settings, db).named(type_name)
-        kind.validate(Task(0, model.id_ai_model, type_name, description, parameters, 3, priority, TaskStatus.NEW))
+        check(db, NewTask(model.id_ai_model, type_name, description, parameters, priority), [model], kind)
         items = [{"text": text} for text in texts] if file is None else _items(db, file)
         if sum(len(json.dumps(item)) for item in items) > LONGEST_ITEMS:
             raise UsageError(f"the items are longer than {LONGEST_ITEMS:,} characters; `ai-worker submit` takes more, from cron")
@@ -214,11 +218,13 @@ def _items(db: Database, file: str) -> list[dict[str, Any]]:
 
 def _moment(text: str, times: Cron) -> datetime:
     """A time of the schedule's zone, unless it names its own, in UTC without a zone."""
-    try:
+    moment = None
+    with suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(text)
-        return (found if found.tzinfo else found.replace(tzinfo=times.zone)).astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        raise UsageError(f"--start {text!r} is not a time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
+        moment = (found if found.tzinfo else found.replace(tzinfo=times.zone)).astimezone(UTC).replace(tzinfo=None)
+    if moment is None or not EARLIEST <= moment <= LATEST:
+        raise UsageError(f"--start {text!r} is not a time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00")
+    return moment
 
 
 def _times(each: Schedule, now: datetime) -> list[datetime]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -26,7 +26,7 @@ from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.tasks import NewTask
-from ai_worker.task_types import TaskType
+from ai_worker.task_types import TaskType, stepped
 from ai_worker.task_types.library import Image
 from ai_worker.worker.library import Library
 
@@ -61,7 +61,7 @@ def parameters_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     return dict(map(_parameter, pairs))
 
 
-def _description(text: str) -> str:
+def description_of(text: str) -> str:
     if len(text.encode("utf-8", "replace")) > LONGEST_DESCRIPTION:
         raise UsageError(f"--description is longer than {LONGEST_DESCRIPTION:,} bytes")
     return text
@@ -73,7 +73,7 @@ def _key(text: str) -> str:
     return text
 
 
-def _as(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def given(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """What click calls to turn an option's text into its value; one that was not given stays None."""
     return lambda _context, _parameter, value: None if value is None else read(value)
 
@@ -81,12 +81,14 @@ def _as(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter,
 _OPTIONS = (
     click.option("--type", "type_name", default="correction", show_default=True, help="What is done to each row."),
     click.option("--model", "model_name", help="The model that does it; may be left out when there is only one."),
-    click.option("--description", default="", callback=_as(_description), help="The instruction for the model, in your words."),
+    click.option(
+        "--description", default="", callback=given(description_of), help="The instruction for the model, in your words."
+    ),
     click.option(
         "--param",
         "parameters",
         multiple=True,
-        callback=_as(parameters_of),
+        callback=given(parameters_of),
         metavar="KEY=VALUE",
         help="Parameter of the type; JSON where it can be. Repeatable.",
     ),
@@ -97,14 +99,14 @@ _OPTIONS = (
     click.option(
         "--at",
         "scheduled_at",
-        callback=_as(_moment),
+        callback=given(_moment),
         metavar="TIME",
         help="Not before this time: 2026-12-24T18:00, local unless it names a zone.",
     ),
     click.option(
         "--after",
         multiple=True,
-        callback=_as(order.after),
+        callback=given(order.after),
         metavar="ID",
         help="Not before task ID has succeeded; ID:end: has ended, in whatever way. Repeatable.",
     ),
@@ -112,7 +114,7 @@ _OPTIONS = (
     click.option(
         "--result-ttl",
         "result_seconds",
-        callback=_as(order.result_seconds),
+        callback=given(order.result_seconds),
         metavar="AGE",
         help="Results are cleared so long after its end: 7d, 12h.  [default: never]",
     ),
@@ -129,7 +131,7 @@ _OPTIONS = (
     click.option("--budget", type=Usd(), help="What it may cost; when that is spent, the task is paused."),
     click.option(
         "--lane",
-        callback=_as(Lane),
+        callback=given(Lane),
         type=click.Choice(["online", "flex", "batch"]),
         default="online",
         show_default=True,
@@ -141,13 +143,13 @@ _OPTIONS = (
     click.option(
         "--cache-age",
         "cache_seconds",
-        callback=_as(_age),
+        callback=given(_age),
         metavar="AGE",
         default="30d",
         show_default=True,
         help="How old an earlier answer to the same work may be: 12h, 30d, or 0 for none.",
     ),
-    click.option("--key", callback=_as(_key), help="Makes it safe to repeat: the same key never makes a second task."),
+    click.option("--key", callback=given(_key), help="Makes it safe to repeat: the same key never makes a second task."),
 )
 
 
@@ -178,18 +180,6 @@ class TaskOptions:
         kind, id_prompt = library.named(self.type_name)
         chain = _chain(db, self.model_name, self.fallbacks)
         model = chain[0]
-        kind.validate(
-            Task(
-                0,
-                model.id_ai_model,
-                self.type_name,
-                self.description,
-                self.parameters,
-                self.max_attempts,
-                self.priority,
-                TaskStatus.NEW,
-            )
-        )
         task = NewTask(
             model.id_ai_model,
             self.type_name,
@@ -210,7 +200,7 @@ class TaskOptions:
             result_seconds=self.result_seconds,
             after=self.after,
         )
-        _check(task, chain, kind)
+        check(db, task, chain, kind)
         if task.lane is Lane.BATCH and task.pack > 1:
             note("batches do not pack: --pack changes nothing")
         return task, model
@@ -268,8 +258,26 @@ def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[M
     return chain
 
 
-def _check(task: NewTask, chain: list[Model], kind: TaskType) -> None:
-    """Raises UsageError for what could only end badly."""
+def check(db: Database, task: NewTask, chain: Sequence[Model], kind: TaskType) -> None:
+    """Raises UsageError for what is wrong with a task of this kind for these models, or could only end badly."""
+    as_stored = Task(
+        0,
+        task.id_ai_model,
+        task.task_type,
+        task.description,
+        task.parameters,
+        task.max_attempts,
+        task.priority,
+        TaskStatus.NEW,
+    )
+    kind.validate(as_stored)
+    with_steps = stepped(kind)
+    for step in () if with_steps is None else with_steps.steps(as_stored):
+        if step.model is not None:
+            try:
+                Models(db).get(step.model)
+            except UsageError as error:
+                raise UsageError(f"step {step.name!r}: {error}") from None
     for model in chain:
         if isinstance(kind, Image) and not makes_pictures(model.provider):
             raise UsageError(
