@@ -101,6 +101,14 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "settle_tasks": {"t": (PRIMARY, 1)},
     "end_tasks": {"task": (PRIMARY, 4)},
     # steps and parts
+    "item_steps": {"task_item_step": (PRIMARY, 10)},
+    "begin_steps": {"task_item": (PRIMARY, 1)},
+    "book_step": {"task_item": (PRIMARY, 1)},
+    "forget_steps": {"s": (PRIMARY, 10)},
+    "forget_parts": {"s": (PRIMARY, 10)},
+    "clear_steps": {"s": (PRIMARY, 10)},
+    "forget_files": {"f": (PRIMARY, 10)},
+    "clear_files": {"f": (PRIMARY, 10)},
     "steps_of_items": {"s": (PRIMARY, 1000), "a": (PRIMARY, 1), "m": (PRIMARY, 1)},
     # the result cache
     "find_answers": {"c": (PRIMARY, 250), "i": (PRIMARY, 1), "w": (PRIMARY, 1)},
@@ -223,6 +231,8 @@ def busy(server: TestServer) -> Iterator[Busy]:
             " SELECT id_task, id_task_item, 1 + id_task_item % 2, 'ja' FROM task_item WHERE id_task_item % 9 = 0",
             "INSERT INTO task_item_step (id_task_item, step, part, digest, operation_uuid, result)"
             " SELECT id_task_item, 1, 1 + id_task_item % 3, REPEAT('d', 32), REPEAT('o', 16), '{}' FROM task_item",
+            "INSERT INTO task_item_file (id_task_item, position, mime_type, size, sha256, content)"
+            " SELECT id_task_item, 0, 'image/png', 1, REPEAT('s', 32), 'x' FROM task_item",
             "INSERT INTO task_dependency (id_task, after_id_task) SELECT id_task, id_task - 1 FROM task WHERE id_task > 8",
             "INSERT INTO task_group (name, closed_at, ended_at)"
             " SELECT id_task_item, IF(id_task_item % 5, NOW(6), NULL), IF(id_task_item % 5, NOW(6), NULL)"
@@ -236,7 +246,7 @@ def busy(server: TestServer) -> Iterator[Busy]:
             *["INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_after, exported_by)"
               " SELECT id_task, id_task_item, 'written', REPEAT('x', 32), REPEAT('y', 32), 'ja' FROM task_item"] * 2,
             "ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, context_fact, task_item_review, "
-            "task_item_export, prompt, task_item_step",
+            "task_item_export, prompt, task_item_step, task_item_file",
         )  # fmt: skip
         rows = server.execute(f"USE {name}", "SELECT id_task_item FROM task_item WHERE id_task = 3 AND status_id = 0 ORDER BY 1")
         yield Busy(server, name, server.url(name), list(range(1, TASKS + 1)), [row["id_task_item"] for row in rows])
@@ -326,6 +336,8 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"id_task": 3}
     elif name in {"items_to_review", "unreviewed_items", "items_of_span"}:
         values = {"id_task": 3, "after": busy.items[0], "last": busy.items[0] + 200}
+    elif name in {"item_steps", "begin_steps", "book_step", "forget_steps"}:
+        values = {"id_task_item": busy.items[0]}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}
     elif name == "wait_for_items":
@@ -391,8 +403,13 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
             [bytes([100 + task] * 16), 100 + task],
         )
         sql("INSERT INTO result_cache (cache_key, id_task_item, id_worker) VALUES (%s, %s, 1)", [key_of(100 + task), 100 + task])
+        step = "(id_task_item, step, part, digest, operation_uuid, result) VALUES (%s, 1, 1, '', %s, '{}')"
+        sql(f"INSERT INTO task_item_step {step}", [100 + task, bytes([100 + task] * 16)])
+        file = "(id_task_item, position, mime_type, size, sha256, content) VALUES (%s, 0, 'image/png', 1, '', 'x')"
+        sql(f"INSERT INTO task_item_file {file}", [100 + task])
     sql("INSERT INTO queue_limit (queue, task_type, max_in_flight) VALUES ('reply', '', 3), ('batch', '', 3), ('a', 'b', 3)")
     sql("ANALYZE TABLE task_item, task, worker, ai_model, task_attempt, result_cache, queue_limit")
+    sql("ANALYZE TABLE task_item_step, task_item_file")
     values: dict[str, Any] = {"id_task": 1, "id_task_item": 101, "id_worker": 3, "items": [101, 102, 103, 104]}
     values["operations"] = [bytes([each] * 16) for each in values["items"]]
     values["keys"] = [key_of(each) for each in values["items"]]
@@ -403,7 +420,7 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
     plan = explain(server, parse_database_url(database_url).database, name, **values)
     rows = [row for row in plan if row["table"] != "r" and not row["table"].startswith("<")]
     assert [row["key"] for row in rows] == [PRIMARY]
-    assert rows[0]["type"] in {"const", "eq_ref", "range"}
+    assert rows[0]["type"] in {"const", "eq_ref", "ref", "range"}
 
 
 # ----- locks

@@ -7,6 +7,7 @@ from typing import Final
 
 from ai_worker.db import Database, Transaction
 from ai_worker.models import ItemStatus
+from ai_worker.store.ledger import document
 
 BATCH: Final = 200  # items cleared in one transaction: their texts may be long
 BATCHES: Final = 25  # in one step of the upkeep
@@ -49,5 +50,6 @@ def _clear(id_task: int, items: list[int], tx: Transaction) -> None:
     done = [row["id_task_item"] for row in rows if row["status_id"] in _DONE]
     if not done or not tx.query("has_expired", {"id_task": id_task}):
         return
-    for verb in ("clear_results", "clear_steps", "clear_files"):
-        tx.execute(verb, {"items": done})
+    tx.execute("clear_results", {"items": done})
+    for verb in ("clear_steps", "clear_files"):
+        tx.execute(verb, {"rows": document([{"id": each} for each in done])})

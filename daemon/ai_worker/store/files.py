@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import stat
 from collections import defaultdict
@@ -111,7 +112,7 @@ def write_files(tx: Transaction, outcomes: Sequence[Outcome], *, in_folder: bool
 
     Raises ValueRefused for a file larger than a row can be.
     """
-    tx.execute("forget_files", {"items": [outcome.item.id_task_item for outcome in outcomes]})
+    tx.execute("forget_files", {"rows": json.dumps([{"id": outcome.item.id_task_item} for outcome in outcomes])})
     for outcome in outcomes:
         for position, file in enumerate(outcome.result.files if outcome.result else (), 1):
             row = _columns(outcome, position, file)

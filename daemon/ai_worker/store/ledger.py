@@ -240,7 +240,7 @@ class Changes:
         if self._items and tx.execute("store_outcomes", {"rows": document(self._items)}) != len(self._items):
             raise AssertionError("an item that this transaction holds locked was not where it was seen")
         if self._joined:
-            tx.execute("forget_parts", {"items": self._joined})
+            tx.execute("forget_parts", {"rows": document([{"id": each} for each in self._joined])})
         if self._with_files:
             write_files(tx, self._with_files, in_folder=self._files_in_folder)
         if self._charges:
