@@ -115,6 +115,15 @@ def test_few_items_that_cost_less_prove_nothing(estimates: Estimates) -> None:
     assert known(estimates(item())) < first / 5
 
 
+def test_what_is_left_of_a_long_text_is_no_measure_of_it(estimates: Estimates) -> None:
+    """Its parts are paid for when they are stored; a failed attempt brings the cost of the one that failed."""
+    long = item(TEXT * 1000)
+    before = known(estimates(long))
+    for _ in range(estimates_module.LATEST):
+        estimates.learn(Outcome.failed(long, "bad_answer", "", Usage(1, 1), before / 100, 1))
+    assert estimates(long) == before
+
+
 @pytest.mark.parametrize("outcome", [done(item(), None), done(item(), Decimal(0)), done(item(), Decimal(5), Lane.CACHE)])
 def test_what_was_not_sent_or_has_no_price_teaches_nothing(estimates: Estimates, outcome: Outcome) -> None:
     before = estimates(item())

@@ -58,14 +58,24 @@ class Estimates:
         return (MARGIN * max(raw * ratio, dearest)).quantize(_COLUMN, ROUND_UP)
 
     def learn(self, outcome: Outcome) -> None:
-        """An item has cost so much: the next ones of its task are estimated accordingly."""
+        """An item has cost so much: the next ones of its task are estimated accordingly.
+
+        Of one that takes several calls the outcome tells only what was not stored yet, which is no measure of the whole.
+        """
         item = outcome.item
-        if not outcome.cost or outcome.lane is Lane.CACHE or not (raw := self._raw(item)):
+        if not outcome.cost or outcome.lane is Lane.CACHE or self._takes_several_calls(item) or not (raw := self._raw(item)):
             return
         key = (item.task.id_task, item.task.id_ai_model)
         self._seen[key] = (*self._seen.pop(key, ())[1 - LATEST :], (outcome.cost / raw, outcome.cost))
         if len(self._seen) > MOST_TASKS:
             del self._seen[next(iter(self._seen))]
+
+    def _takes_several_calls(self, item: Item) -> bool:
+        model = self._models.get(item.task.id_ai_model)
+        try:
+            return model is not None and work_of(self._kind_of(item.task), item, model) is not None
+        except Exception:  # noqa: BLE001 -- it has come to an end, and nothing can be learnt of it
+            return True
 
     def _raw(self, item: Item) -> Decimal | None:
         model = self._models.get(item.task.id_ai_model)
