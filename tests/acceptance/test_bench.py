@@ -16,7 +16,10 @@ from tests import servers
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", bench.NAMES)
+SLOW = {"calls", "pacing", "pickup", "queues"}  # calls that take their time
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in bench.NAMES])
 def test_smoke(name: str, tmp_path: Path) -> None:
     environment = servers.environment(None)
     if url := os.environ.get(servers.MYSQL_URL):

@@ -24,8 +24,8 @@ def fake() -> Iterator[FakeProvider]:
     ("fault", "kind", "in_flight"),
     [
         ("429_quota", "quota_exhausted", 1),
-        ("401", "access_denied", 1),
-        ("404", "model_unknown", 1),
+        pytest.param("401", "access_denied", 1, marks=pytest.mark.slow),
+        pytest.param("404", "model_unknown", 1, marks=pytest.mark.slow),
         ("429_quota", "quota_exhausted", 8),
     ],
 )
