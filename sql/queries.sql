@@ -1999,6 +1999,15 @@ SELECT %(key)s AS k, %(text)s AS t
        )
  LIMIT 0;
 
+-- name: source_try_clause
+-- The clause without the brackets that it gets everywhere else: one that closes them, and opens others, would undo what stands beside
+-- it, and the paging would never end.
+SELECT %(key)s AS k
+  FROM %(schema)s.%(table)s
+ WHERE
+%(where)s
+ LIMIT 0;
+
 -- name: source_long_key
 -- Only where the column's type allows keys that an item has no room for.
 SELECT %(key)s AS k

@@ -222,6 +222,9 @@ def test_a_task_that_is_cancelled_meanwhile_gets_no_more_items(
         ("id BINARY(200) PRIMARY KEY, body TEXT", (), "has 200 bytes"),
         ("id INT PRIMARY KEY, body TEXT", ("--where", "nowhere = 1"), "--where 'nowhere = 1': Unknown column 'nowhere'"),
         ("id INT PRIMARY KEY, body TEXT", ("--where", "id = ) OR ("), "You have an error in your SQL syntax"),
+        ("id INT PRIMARY KEY, body TEXT", ("--where", "id = 1) OR (id = 2"), "You have an error in your SQL syntax"),
+        ("id INT PRIMARY KEY, body TEXT", ("--where", "1 = 1 ORDER BY body"), "You have an error in your SQL syntax"),
+        ("id INT PRIMARY KEY, body TEXT", ("--where", "/*! 1 = 1) OR ( */ 1 = 1"), "You have an error in your SQL syntax"),
     ],
 )
 def test_what_cannot_be_imported_is_said_before_anything_is_made(

@@ -185,6 +185,7 @@ class SourceTable:
         values = {**self._names, **_where(where)}
         try:
             self._db.query("source_try", values)
+            self._db.query("source_try_clause", values)
             if key["type"] in _STRINGS and key["length"] > LONGEST_KEY:
                 for row in self._db.query("source_long_key", {**values, "longest": LONGEST_KEY}):
                     raise UsageError(f"{self}: the key {row['k'][:40]!r}… is longer than {LONGEST_KEY} characters")
