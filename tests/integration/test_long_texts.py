@@ -205,3 +205,19 @@ def test_a_drain_stores_what_is_under_way_and_gives_the_item_back(database_url: 
     Run(database_url)
     (item,) = items_of(sql, id_task)
     assert (item["text_corrected"] == text, len(fake.requests)) == (True, len(parts))
+
+
+def test_a_cancelled_task_pays_for_the_parts_under_way_and_no_more(
+    database_url: str, sql: Sql, fake: FakeProvider, database: Database
+) -> None:
+    text, fake.latency_ms = polish(60_000), 30
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [text], parameters='{"part_tokens": 500}')
+
+    def cancel(*_: object) -> None:
+        fake.wait_for_requests(12)
+        Tasks(database).cancel(id_task)
+
+    Run(database_url, meanwhile=cancel)
+    (item,) = items_of(sql, id_task)
+    assert (item["status"], item["steps_done"]) == ("CANCELLED", len(fake.requests))
+    assert 12 <= len(fake.requests) < 40 < len(parts_of(text, 500))

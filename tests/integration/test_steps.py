@@ -21,6 +21,7 @@ from ai_worker.db import Database
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.store.reports import Reports, StepProgress
 from ai_worker.store.steps import Finished, Steps
+from ai_worker.store.tasks import Tasks
 from ai_worker.task_types import task_type
 from ai_worker.worker import Worker, calls
 from ai_worker.worker import loop as worker_loop
@@ -207,11 +208,12 @@ def test_a_step_is_stored_once_however_often_it_takes(
     id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
     store, asked = Steps.store, []
 
-    def stored(self: Steps, id_worker: int, done: Finished) -> None:
-        store(self, id_worker, done)
+    def stored(self: Steps, id_worker: int, done: Finished) -> bool:
+        goes_on = store(self, id_worker, done)
         asked.append(done.place.step)
         if len(asked) == 1:
             raise error
+        return goes_on
 
     monkeypatch.setattr(Steps, "store", stored)
     monkeypatch.setattr(stepping, "AWAY_SECONDS", 0.01)
@@ -260,6 +262,27 @@ def test_a_black_hole_does_not_hold_up_the_exit_of_who_stores_a_step(
         Run(database_url.replace(f":{port}/", f":{proxy.port}/"), meanwhile=freeze, drain_seconds=0.2)
     assert time.monotonic() - began < 10
     assert items_of(sql, id_task)[0]["status"] == "IN_PROGRESS"
+
+
+@pytest.mark.parametrize(("verb", "status"), [("pause", "PENDING"), ("cancel", "CANCELLED")])
+def test_a_task_that_is_stopped_pays_for_the_step_under_way_and_no_more(
+    verb: str, status: str, database_url: str, sql: Sql, fake: FakeProvider, database: Database
+) -> None:
+    fake.script(Rule("answer", times=1), Rule("slow", delay_ms=300, times=1))
+    id_task = add_task(sql, add_model(sql, fake, "chat", "m"), [TEXT], task_type="report", description="")
+
+    def stop(*_: object) -> None:
+        fake.wait_for_requests(2)
+        getattr(Tasks(database), verb)(id_task)
+
+    Run(database_url, meanwhile=stop)
+    (item,) = items_of(sql, id_task)
+    assert (item["status"], item["attempt"], item["steps_done"], len(fake.requests)) == (status, 0, 2, 2)
+    if verb == "pause":
+        Tasks(database).resume(id_task)
+        Run(database_url)
+        assert items_of(sql, id_task)[0]["status"] == "PROCESSED"
+        assert steps_asked(fake) == dict.fromkeys(STEPS, 1)
 
 
 def test_steps_go_into_no_pack_and_no_cache(database_url: str, sql: Sql, fake: FakeProvider) -> None:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Lane, StepResult, Usage
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Lane, StepResult, TaskStatus, Usage
 from ai_worker.store.chains import ModelState, model_states
 from ai_worker.store.claims import filter_columns
 from ai_worker.store.ledger import (
@@ -99,9 +99,9 @@ class Steps:
         states = model_states(rows)
         return {row["name"]: states[row["id_ai_model"]] for row in rows}
 
-    def store(self, id_worker: int, done: Finished) -> None:
-        """Stores a finished step with what it cost. Raises ClaimLostError; ValueRefused, ValueError or TypeError where its result
-        can never be stored.
+    def store(self, id_worker: int, done: Finished) -> bool:
+        """Stores a finished step with what it cost; whether the item goes on, since its task may have been paused or cancelled
+        meanwhile. Raises ClaimLostError; ValueRefused, ValueError or TypeError where its result can never be stored.
         """
         item, usage = done.item, done.usage
         operation = uuid_bytes(done.operation or new_operation(item))
@@ -109,11 +109,15 @@ class Steps:
         tokens = {"tokens_input": usage.tokens_input, "tokens_output": usage.tokens_output, "cost": done.cost}
         key = {"id_task_item": item.id_task_item, "operation": operation}
 
-        def work(tx: Transaction) -> None:
+        def goes_on(tx: Transaction) -> bool:
+            rows = tx.query("task_states", {"tasks": [item.task.id_task]})
+            return all(row["status_id"] not in {TaskStatus.PAUSED, TaskStatus.CANCELLED} for row in rows)
+
+        def work(tx: Transaction) -> bool:
             has_landed = (done.again or tx.in_doubt) and bool(tx.query("landed_operations", {"operations": [operation]}))
             _hold(tx, item, is_booked=has_landed)
             if has_landed:
-                return
+                return goes_on(tx)
             place = {"step": done.place.step, "part": done.place.part, "digest": done.digest}
             tx.execute("insert_step", {**key, **place, "result": result, "text": text})
             tx.execute(
@@ -138,8 +142,9 @@ class Steps:
             day = DayCounters()
             day.add(usage, done.cost)
             tx.execute_many("add_to_day", [(item.task.id_ai_model, id_worker % SHARDS, *day.columns())])
+            return goes_on(tx)
 
-        self._db.transaction(work)
+        return self._db.transaction(work)
 
 
 def new_operation(item: Item) -> str:

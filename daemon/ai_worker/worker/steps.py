@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
@@ -22,6 +22,8 @@ from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.parts import Parts
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.step_models import StepModels
+
+T = TypeVar("T")
 
 Complete = Callable[[Attempt, Endpoint, Prompt], Awaitable[Completion]]
 
@@ -84,7 +86,7 @@ class Stepwise:
         self,
         complete: Complete,
         begin: Callable[[Item, Mapping[Place, bytes]], Awaitable[dict[Place, StepResult]]],
-        store: Callable[[Finished], Awaitable[None]],
+        store: Callable[[Finished], Awaitable[bool]],
         turn: Callable[[Item, Step, Endpoint], Awaitable[tuple[Item, Endpoint]]],
         parts: Parts,
         stopping: asyncio.Event,
@@ -118,16 +120,16 @@ class Stepwise:
         digests = {Place(number): _digest(kind, item, number, step.name) for number, step in enumerate(work.steps, 1)}
         stored = await self._resumed(item, digests)
         results: dict[str, StepResult] = {}
+        goes_on = True
         for place, step in zip(digests, work.steps, strict=True):
             if place in stored:
                 results[step.name] = stored[place]
                 continue
-            if self._stopping.is_set():
-                raise GivenBackError("drained")
+            self._check(goes_on=goes_on)
             theirs, its_endpoint = await self._turn(item, step, endpoint)
             one = attempt.for_step(theirs, its_endpoint.model)
             try:
-                results[step.name] = await self._one(one, its_endpoint, kind, place, digests[place], results)
+                results[step.name], goes_on = await self._one(one, its_endpoint, kind, place, digests[place], results)
             except BaseException:
                 attempt.end_with(one)
                 raise
@@ -144,19 +146,28 @@ class Stepwise:
         }
         digests = {place: _digest(kind, part, 1, "") for place, part in items.items()}
         results = await self._resumed(item, digests)
+        halts: set[Place] = set()
 
         async def one(place: Place) -> None:
-            if self._stopping.is_set():
-                raise GivenBackError("drained")
+            self._check(goes_on=not halts)
             part = attempt.for_step(items[place], endpoint.model)
             try:
-                results[place] = await self._one(part, endpoint, kind, place, digests[place], {})
+                results[place], goes_on = await self._one(part, endpoint, kind, place, digests[place], {})
+                if not goes_on:
+                    halts.add(place)
             finally:
                 attempt.add(part)
 
         await self._parts.work_off(item, [place for place in digests if place not in results], one)
         in_order = [results.get(Place(1, number), StepResult(part, {})) for number, part in enumerate(work.parts, 1)]
         return kind.joined(item, in_order)
+
+    def _check(self, *, goes_on: bool) -> None:
+        """Before each call."""
+        if self._stopping.is_set():
+            raise GivenBackError("drained")
+        if not goes_on:  # its task was paused or cancelled: no more money is to be spent on it
+            raise GivenBackError("halted")
 
     async def _one(
         self,
@@ -166,12 +177,12 @@ class Stepwise:
         place: Place,
         digest: bytes,
         earlier: Mapping[str, StepResult],
-    ) -> StepResult:
+    ) -> tuple[StepResult, bool]:
+        """The result, and whether the item goes on."""
         prompt = in_lane(kind.step_prompt(attempt.item, place.step, earlier), attempt.item)
         completion = await self._complete(attempt, endpoint, prompt)
         result = kind.parse_step(attempt.item, place.step, completion)
-        await self._keep(attempt, Finished(attempt.item, place, digest, result))
-        return result
+        return result, await self._keep(attempt, Finished(attempt.item, place, digest, result))
 
     async def _resumed(self, item: Item, digests: Mapping[Place, bytes]) -> dict[Place, StepResult]:
         try:
@@ -179,8 +190,8 @@ class Stepwise:
         except ClaimLostError:
             raise GivenBackError("late") from None
 
-    async def _keep(self, attempt: Attempt, done: Finished) -> None:
-        """Returns when the result is stored, however long the database is away: it has been paid for."""
+    async def _keep(self, attempt: Attempt, done: Finished) -> bool:
+        """Returns what `store` does when the result is stored, however long the database is away: it has been paid for."""
         done = done._replace(
             usage=attempt.usage,
             cost=attempt.total(),
@@ -188,11 +199,9 @@ class Stepwise:
             lane=attempt.lane,
             operation=new_operation(attempt.item),
         )
-        is_stored = False
-        while not is_stored:
+        while True:
             try:
-                await _to_its_end(self._store(done), attempt.clear)
-                is_stored = True
+                return await _to_its_end(self._store(done), attempt.clear)
             except ClaimLostError as lost:
                 if lost.is_booked:
                     attempt.clear()
@@ -242,7 +251,7 @@ def stepwise(
     )
 
 
-async def _to_its_end(storing: Awaitable[None], on_stored: Callable[[], None]) -> None:
+async def _to_its_end(storing: Awaitable[T], on_stored: Callable[[], None]) -> T:
     """Waits for a transaction, also while being cancelled: what it has booked must not be booked again."""
     transaction = asyncio.ensure_future(storing)
     cancelled: asyncio.CancelledError | None = None
@@ -255,7 +264,7 @@ async def _to_its_end(storing: Awaitable[None], on_stored: Callable[[], None]) -
         on_stored()
     if cancelled is not None:
         raise cancelled
-    transaction.result()
+    return transaction.result()
 
 
 def _digest(kind: SteppedTaskType, item: Item, number: int, name: str) -> bytes:
