@@ -250,6 +250,8 @@ def test_what_cannot_be_exported(ai_worker: Commands, sql: Sql, other: Shop) -> 
     assert (ended.code, "was not imported" in ended.err) == (2, True)
     task = imported(ai_worker, other.articles("a"))
     assert "nothing is accepted" in ai_worker("export", str(task)).out
+    ended = ai_worker("export", str(task), "--by", "x" * 191)  # told before anything is written, and not when the audit is
+    assert (ended.code, "--by is longer than 190 characters" in ended.err) == (2, True)
     sql("UPDATE task_source SET finished_at = NULL")
     assert "still being imported" in ai_worker("export", str(task)).err
     sql("UPDATE task_source SET finished_at = NOW(6)")

@@ -13,7 +13,7 @@ import pytest
 
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, UsageError
 from ai_worker.models import NO_BACKGROUND, NOTHING, Background, Completion, Example, Item, StepResult, Task, TaskStatus
-from ai_worker.task_types import is_simple, stepped, task_type, task_type_of
+from ai_worker.task_types import is_simple, stepped, task_type, task_type_names, task_type_of
 from ai_worker.task_types.base import PromptedTaskType
 from ai_worker.task_types.builtin import Summary
 from ai_worker.task_types.prompt_file import PromptFile
@@ -234,6 +234,40 @@ def test_a_prompt_of_a_new_name_behaves_as_its_kind_says() -> None:
         task_type_of(PromptFile.parse("mine", STEPS.replace('"summary"\n\n', '"sumary"\n\n'), "mine.md"))
     with pytest.raises(ConfigurationError, match=r"a prompt cannot be called 'Mine!'"):
         PromptFile.parse("Mine!", STEPS, "Mine!.md")
+
+
+PARAMETERS = {"translation": {"target_language": "pl"}, "categorization": {"categories": ["Ala ma kota"]}}
+
+
+@pytest.mark.parametrize("kind", sorted(set(task_type_names()) - {"image"}))
+def test_each_kind_reads_an_answer_of_other_properties(kind: str) -> None:
+    """Or says at push that it cannot: not once for each item, after paying for it."""
+    source = GOOD.replace("{{ parameters.x }}", "").replace("version = 1", f'version = 1\nkind = "{kind}"')
+    answer: Any = "Ala ma kota"
+    texts = 'type = "array"\nitems = { type = "string" }'
+    if kind == "memory":
+        with pytest.raises(ConfigurationError, match=r"^mine\.md, line 11: 'out' must be a list of texts .* kind 'memory'"):
+            task_type_of(PromptFile.parse("mine", source, "mine.md"))
+        answer, source = [answer], source.replace('type = "string"', texts)
+    elif kind != "custom":
+        with pytest.raises(ConfigurationError, match=rf"^mine\.md, line 11: 'out' must be a text .* kind '{kind}'"):
+            task_type_of(PromptFile.parse("mine", source.replace('type = "string"', texts), "mine.md"))
+    made = task_type_of(PromptFile.parse("mine", source, "mine.md"))
+    task = Task(1, 1, "mine", "opis", PARAMETERS.get(kind, {}), 3, 0, TaskStatus.NEW)
+    made.validate(task)
+    result = made.parse(replace_task(an_item(), task), Completion(json.dumps({"out": answer})))
+    assert result.text_corrected == "Ala ma kota"
+
+
+def test_what_a_kind_reads_beside_the_answer_is_a_text() -> None:
+    beside = '["out", "open_question"]\n[schema.properties.open_question]\ntype = "integer"'
+    source = GOOD.replace("version = 1", 'version = 1\nkind = "reply"').replace('["out"]', beside)
+    with pytest.raises(ConfigurationError, match=r"^mine\.md, line 11: 'open_question' must be a text"):
+        task_type_of(PromptFile.parse("mine", source, "mine.md"))
+
+
+def replace_task(item: Item, task: Task) -> Item:
+    return item._replace(task=task, text_original="Ala ma kota")
 
 
 def test_a_prompt_called_as_a_task_type_takes_its_place() -> None:

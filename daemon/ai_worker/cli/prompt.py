@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ai_worker.cli import context
-from ai_worker.cli.review import user
+from ai_worker.cli.review import named
 from ai_worker.cli.task_options import parameters_of
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, ConfigurationError, UsageError
@@ -214,7 +214,7 @@ def push(files: tuple[str, ...], dry_run: bool, by: str | None) -> int:
     A file NAME.md becomes the prompt NAME; new tasks of that type use it at once, those that have begun go on with theirs. All
     files are checked before any is pushed. A file that has changed needs a higher `version`.
     """
-    pushed_by = by or user()
+    pushed_by = named(by)
     new = [_checked(Path(file)) for file in files]
     settings = context.settings()
     with context.database(settings) as db:

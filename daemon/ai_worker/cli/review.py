@@ -77,13 +77,20 @@ def review(
         reviews = Reviews(db)
         if text_file is not None:
             text = _edited(reviews, spans, _read(text_file))
-        said = Review(_VERDICTS[verdict], by or user(), text, note)
+        said = Review(_VERDICTS[verdict], named(by), text, note)
         count = reviews.review_rest(id_task, said) if spans is None else reviews.review(spans, said, id_task=id_task)
     if as_json:
         context.emit_json({"id_task": id_task, "review": said.verdict.name, "items": count, "by": said.by})
     else:
         done = {"accept": "accepted", "reject": "rejected", "reset": "back to unreviewed"}[verdict]
         click.echo(f"task {id_task}: {'1 item' if count == 1 else f'{context.number(count)} items'} {done}")
+
+
+def named(by: str | None) -> str:
+    """Who does it, for the record: as given, else `user`. Raises UsageError, before anything is done, for what has no room."""
+    if by is not None and len(by) > LONGEST_NAME:
+        raise UsageError(f"--by is longer than {LONGEST_NAME} characters")
+    return by or user()
 
 
 def user() -> str:

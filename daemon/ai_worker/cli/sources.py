@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from ai_worker.cli import context, progress
-from ai_worker.cli.review import user
+from ai_worker.cli.review import named
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
 from ai_worker.config import DatabaseUrl, Settings, parse_database_url, variable
 from ai_worker.db import Database
@@ -117,6 +117,7 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
 
     The source's user needs SELECT on the table and UPDATE on the column; triggers and ON UPDATE columns act as on any UPDATE.
     """
+    exported_by = named(by)
     settings = context.settings()
     counts: Counter[ExportOutcome] = Counter()
     before = 0
@@ -126,13 +127,13 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
         origin = exports.origin(id_task)
         with _source(db, _place(settings, url, origin, id_task), writable=not dry_run) as other:
             source = SourceTable.look_up(other, origin.columns)
-            for each in exports.run(id_task, source, by or user(), size=batch, dry_run=dry_run):
+            for each in exports.run(id_task, source, exported_by, size=batch, dry_run=dry_run):
                 counts[each.outcome] += each.is_news
                 before += not each.is_news
                 if each.outcome in _PROBLEMS and (as_json or len(problems) < NAMED_PROBLEMS):
                     problems.append(each)
     if as_json:
-        named = [
+        listed = [
             {
                 "id_task_item": each.id_task_item,
                 "external_key": each.external_key,
@@ -142,7 +143,7 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
             for each in problems
         ]
         numbers = {outcome.value: counts[outcome] for outcome in ExportOutcome}
-        context.emit_json({"id_task": id_task, "dry_run": dry_run, **numbers, "before": before, "problems": named})
+        context.emit_json({"id_task": id_task, "dry_run": dry_run, **numbers, "before": before, "problems": listed})
     else:
         _tell(id_task, counts, before, problems, dry_run)
     return EXIT_ITEMS_FAILED if any(counts[outcome] for outcome in _PROBLEMS) else EXIT_DONE
@@ -180,13 +181,14 @@ def _place(settings: Settings, option: str | None, origin: Origin, id_task: int)
     kept = _parsed(origin.url, f"task_source.url of task {id_task}")
     if settings.source_url is None:
         return kept
-    named = _chosen(settings, None)
-    assert named is not None  # noqa: S101 -- it is set
-    if (named.hosts, named.unix_socket) != (kept.hosts, kept.unix_socket):
+    chosen = _chosen(settings, None)
+    assert chosen is not None  # noqa: S101 -- it is set
+    if (chosen.hosts, chosen.unix_socket) != (kept.hosts, kept.unix_socket):
         raise UsageError(
-            f"task {id_task} was imported from {kept}, and {named.setting} names {named}; give --url to write there all the same"
+            f"task {id_task} was imported from {kept}, and {chosen.setting} names {chosen}; "
+            "give --url to write there all the same"
         )
-    return named
+    return chosen
 
 
 def _parsed(url: str, setting: str) -> DatabaseUrl:

@@ -148,6 +148,8 @@ def _loaded(name: str, *file: PromptFile) -> TaskType:
         made = found[name].load()
         loaded: TaskType | None = made(*file) if not file or hasattr(made, "takes_prompt_files") else None
     except Exception as error:
+        if file and isinstance(error, ConfigurationError):  # what is wrong is the file
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"task type {name!r} cannot be loaded: {reason}: reinstall its package") from error
     if loaded is None:

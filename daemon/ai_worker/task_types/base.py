@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ai_worker.task_types.joining import joined_answer
 from ai_worker.task_types.parameters import Parameters
 from ai_worker.task_types.prompt_file import PromptFile, PromptStep, validator_of
 from ai_worker.task_types.rendering import marker_outside, rendered
-from ai_worker.task_types.templates import RenderError
+from ai_worker.task_types.templates import RenderError, fail
 from ai_worker.text import clean, estimate_tokens
 from ai_worker.text_parts import fits, parts_of
 
@@ -77,6 +78,10 @@ class PromptedTaskType:
     """The original itself is a right answer, and no check need be asked."""
     is_repeatable: ClassVar[bool] = True
     """The answer may serve for identical work: False where each item wants its own, or where more is stored than a result."""
+    answer_type: ClassVar[str | None] = "string"
+    """Of which type the schema's answer field must be, "array" standing for a list of texts; None: of any."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Texts that are read from an answer beside it, where the schema has them."""
     default_needs: ClassVar[Needs] = Needs()
     """What is drawn into the prompts, where the task does not say otherwise."""
 
@@ -84,10 +89,28 @@ class PromptedTaskType:
         self.kind: Final = type(self).name
         self.file: Final = PromptFile.load(self.kind) if file is None else file
         self.name = self.file.name
+        self._refuse_other_answers()
         self._steps: Final = tuple([Step(step.name, step.model) for step in self.file.steps])
         self._validators: Final = tuple([validator_of(step.schema) for step in self.file.steps])
         self._plans: OrderedDict[tuple[str, str], _Plan] = OrderedDict()
         self._latest: tuple[Task, _Plan] | tuple[None, None] = None, None
+
+    def _refuse_other_answers(self) -> None:
+        """A file whose answers this kind cannot read would have each item asked for, paid for, and lost."""
+        properties = self.file.schema["properties"]
+        wanted = dict.fromkeys([name for name in self.reads if name in properties], "string")
+        if self.answer_type is not None:
+            wanted[self.file.answer_field] = self.answer_type
+        for name, kind in wanted.items():
+            found = properties[name]
+            if found.get("type") != kind or (kind == "array" and found.get("items", {}).get("type") != "string"):
+                lines = self.file.source.split("\n")
+                pattern = rf"\s*\[[\w.]*properties\.{re.escape(name)}\]|\s*{re.escape(name)}\s*[=.]"
+                line = next((number for number, line in enumerate(lines, 1) if re.match(pattern, line)), 1)
+                texts = (
+                    "a text (type = 'string')" if kind == "string" else "a list of texts (items.type = 'string')"
+                )
+                fail(self.file.origin, line, f"{name!r} must be {texts} in a prompt of the kind {self.kind!r}")
 
     # -- what a subclass may say ---------------------------------------------------------------------------------------
 

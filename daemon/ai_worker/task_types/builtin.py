@@ -26,6 +26,7 @@ class Correction(PromptedTaskType):
     """
 
     name = "correction"
+    reads = ("change_summary",)
     keeps_layout = True
     unchanged_is_right = True
 
@@ -40,9 +41,10 @@ class Correction(PromptedTaskType):
         return expected_tokens(text, 1.05, 45 if settings["explain"] else 20)
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        corrected = answer["corrected_text"]
+        corrected = answer[self.file.answer_field]
         spans = diff(original, corrected)
-        told = "" if corrected == original else one_line(answer["change_summary"])  # a model may tell of changes it did not make
+        # A model may tell of changes it did not make.
+        told = "" if corrected == original else one_line(answer.get("change_summary", ""))
         changes = measure(original, corrected, spans).as_json()
         return Result(corrected, told or summary_of(spans), {"changes": changes, **answer})
 
@@ -54,6 +56,7 @@ class Translation(PromptedTaskType):
     """
 
     name = "translation"
+    reads = ("source_language",)
     keeps_layout = True
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
@@ -71,9 +74,10 @@ class Translation(PromptedTaskType):
         return expected_tokens(text, 1.3, 25)
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        source = settings["source_language"] or answer["source_language"].strip()[:60]
+        source = settings["source_language"] or answer.get("source_language", "").strip()[:60]
         target = language_name(settings["target_language"])
-        return Result(answer["translation"], f"{language_name(source)} → {target}" if source else f"→ {target}", answer)
+        told = f"{language_name(source)} → {target}" if source else f"→ {target}"
+        return Result(answer[self.file.answer_field], told, answer)
 
 
 class Analysis(PromptedTaskType):
@@ -83,6 +87,7 @@ class Analysis(PromptedTaskType):
     """
 
     name = "analysis"
+    reads = ("conclusion",)
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         return {
@@ -97,7 +102,7 @@ class Analysis(PromptedTaskType):
         return expected_tokens(text, 0.2, 250 + 80 * len(settings["aspects"]))
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        return Result(answer["analysis"].strip(), one_line(answer["conclusion"]) or None, answer)
+        return Result(answer[self.file.answer_field].strip(), one_line(answer.get("conclusion", "")) or None, answer)
 
 
 class Categorization(PromptedTaskType):
@@ -108,6 +113,7 @@ class Categorization(PromptedTaskType):
     """
 
     name = "categorization"
+    reads = ("reason",)
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         categories = parameters.categories("categories", most=_CATEGORIES_AT_MOST, limit=_CATEGORY_LENGTH)
@@ -122,24 +128,24 @@ class Categorization(PromptedTaskType):
         }
 
     def schema(self, settings: Settings) -> Mapping[str, Any]:
-        properties = self.file.schema["properties"]
-        category = {**properties["category"], "enum": list(dict.fromkeys([*names(settings["categories"]), settings["fallback"]]))}
-        return {**self.file.schema, "properties": {**properties, "category": category}}
+        properties, field = self.file.schema["properties"], self.file.answer_field
+        category = {**properties[field], "enum": list(dict.fromkeys([*names(settings["categories"]), settings["fallback"]]))}
+        return {**self.file.schema, "properties": {**properties, field: category}}
 
     def tidied(self, answer: dict[str, Any], settings: Settings) -> dict[str, Any]:
-        given = answer.get("category")
+        given = answer.get(self.file.answer_field)
         if isinstance(given, str):
             plain = given.strip(" \t\r\n\"'„”“.").casefold()
             for name in (*names(settings["categories"]), settings["fallback"]):
                 if name.casefold() == given.casefold() or name.casefold() == plain:
-                    answer["category"] = name
+                    answer[self.file.answer_field] = name
         return answer
 
     def tokens_expected(self, text: str, settings: Settings) -> int:  # noqa: ARG002 -- the base's signature
         return 50
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        return Result(answer["category"], one_line(answer["reason"]) or None, answer)
+        return Result(answer[self.file.answer_field], one_line(answer.get("reason", "")) or None, answer)
 
     def fallback(self, item: Item, kind: str, message: str) -> Result | None:
         """The fallback category, with what went wrong for a reason."""
@@ -147,7 +153,8 @@ class Categorization(PromptedTaskType):
         if not settings["fallback_on_failure"]:
             return None
         reason = one_line(f"{kind}: {message}")
-        return Result(settings["fallback"], reason, {"reason": reason, "category": settings["fallback"], "is_fallback": True})
+        answer = {"reason": reason, self.file.answer_field: settings["fallback"], "is_fallback": True}
+        return Result(settings["fallback"], reason, answer)
 
 
 class Summary(PromptedTaskType):
@@ -172,7 +179,7 @@ class Summary(PromptedTaskType):
         return min(expected_tokens(text, 1.0, 15), 2 * max_words + 15)
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
-        summary = answer["summary"].strip()
+        summary = answer[self.file.answer_field].strip()
         return Result(summary, f"{len(original.split())} words → {len(summary.split())} words", answer)
 
 

@@ -34,6 +34,7 @@ class Reply(PromptedTaskType):
     """
 
     name = "reply"
+    reads = ("open_question",)
     is_repeatable = False
     default_needs: ClassVar[Needs] = Needs(results=10, facts=20, types=_CONVERSATIONS)
 
@@ -67,6 +68,7 @@ class Memory(PromptedTaskType):
     """
 
     name = "memory"
+    answer_type = "array"
     is_repeatable = False
     default_needs: ClassVar[Needs] = Needs(facts=100, tokens=3000, types=_CONVERSATIONS)
 
@@ -95,6 +97,7 @@ class ImagePrompt(PromptedTaskType):
     """
 
     name = "image_prompt"
+    reads = ("caption",)
     default_needs: ClassVar[Needs] = Needs(types=_CONVERSATIONS)
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
@@ -197,6 +200,7 @@ class Research(_Report):
     """
 
     name = "research"
+    reads = ("title", "summary")
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         return {
@@ -214,6 +218,7 @@ class Swot(_Report):
     """
 
     name = "swot"
+    reads = ("title", "summary")
     words = 600
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
@@ -232,6 +237,7 @@ class Investment(_Report):
     """
 
     name = "investment"
+    reads = ("title", "summary")
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
         return {**super().settings(parameters), "horizon": parameters.string("horizon", limit=100)}
@@ -245,6 +251,7 @@ class TechnicalReview(_Report):
     """
 
     name = "technical_review"
+    reads = ("title", "summary", "verdict")
     words = 1000
 
     def settings(self, parameters: Parameters) -> dict[str, Any]:
@@ -257,8 +264,9 @@ class TechnicalReview(_Report):
     def combined(self, item: Item, results: Mapping[str, StepResult]) -> Result:
         """As for any report; the findings are counted from the step that made them."""
         result = super().combined(item, results)
-        found = results.get("findings", StepResult("", {})).data.get("findings", [])
-        counts = Counter(finding["severity"] for finding in found)
+        found = results.get("findings", StepResult("", {})).data.get("findings", ())
+        found = found if isinstance(found, list) else ()  # a file of another's may bring anything there
+        counts = Counter(finding.get("severity") for finding in found if isinstance(finding, Mapping))
         counted = ", ".join(f"{counts[name]} {name}" for name in ("critical", "major", "minor", "note") if counts[name])
         verdict = list(results.values())[-1].data.get("verdict", "")
         told = ": ".join(filter(None, (verdict, counted or "no findings", result.change_summary)))
@@ -273,6 +281,7 @@ class Custom(PromptedTaskType):
     """
 
     name = "custom"
+    answer_type = None
 
     def validate(self, task: Task) -> None:
         self._instructed(task)
