@@ -177,6 +177,8 @@ def test_everything_that_a_task_can_say(client: Client, sql: Sql, model: int) ->
         (["x"], {"model": "gpt"}, "no model 'gpt'; known ones: echo"),
         (["x"], {"fallbacks": ["echo"], "model": "echo"}, "named twice"),
         (["x"], {"task_type": "translation"}, "target_language"),
+        (["x"], {"budget": "five"}, "budget 'five' is not an amount above zero; give US dollars"),
+        (["x"], {"budget": "-1"}, "budget '-1' is not an amount above zero"),
     ],
 )
 def test_what_cannot_be_submitted(client: Client, sql: Sql, texts: Any, more: dict[str, Any], complaint: str) -> None:

@@ -11,6 +11,7 @@ from ai_worker.client.asynchronous import AsyncClient
 from ai_worker.client.synchronous import Client
 from ai_worker.client.values import RAISE, Item, SubmittedTask
 from ai_worker.errors import ItemFailed, ItemMissing, WaitTimeout
+from ai_worker.models import Need
 from ai_worker.store.answers import Finished
 from ai_worker.store.files import StoredFile
 
@@ -22,6 +23,7 @@ __all__ = [
     "Item",
     "ItemFailed",
     "ItemMissing",
+    "Need",
     "StoredFile",
     "SubmittedTask",
     "WaitTimeout",

@@ -150,7 +150,7 @@ class AsyncClient:
                 Lane(lane),
                 pack,
                 cache_seconds,
-                None if budget is None else Decimal(budget),
+                _budget(budget),
                 queue,
                 id_task_group=Groups(db).id_of(group) if isinstance(group, str) else group,
                 result_seconds=None if result_ttl is None else max(1, round(result_ttl)),
@@ -385,6 +385,16 @@ def _items(items: Collection[int], db: Database) -> list[Finished]:
 def _utc(moment: datetime | None) -> datetime | None:
     """As the database keeps it: in UTC, without a zone. `astimezone` takes one without a zone for local."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _budget(given: Decimal | str | None) -> Decimal | None:
+    try:
+        amount = None if given is None else Decimal(given)
+    except (ArithmeticError, TypeError, ValueError):
+        amount = Decimal()
+    if amount is not None and not (amount.is_finite() and amount > 0):
+        raise UsageError(f"budget {given!r} is not an amount above zero; give US dollars, for example '5.00'")
+    return amount
 
 
 def _check(task: NewTask) -> None:
