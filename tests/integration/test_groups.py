@@ -97,7 +97,7 @@ def test_a_group_ends_once_it_is_closed_and_all_its_tasks_have_ended(
     assert body == {
         "type": "group.ended",
         "group": "nocne",
-        "counts": {"tasks": 2, "completed": 1, "error": 1, "records_processed": 1, "records_failed": 1},
+        "counts": {"tasks": 2, "completed": 1, "error": 1, "cancelled": 0, "records_processed": 1, "records_failed": 1},
         "cost": "0.001234567",
         "tasks": [
             {"id_task": first, "status": "COMPLETED", "records_processed": 1, "records_failed": 0, "cost": "0.001234567"},

@@ -196,6 +196,9 @@ def _body(group: Row, totals: Sequence[Row], tasks: Sequence[Row] | None) -> str
         "ended_at": group["now"].replace(tzinfo=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "counts": {
             "tasks": sum(int(row["tasks"]) for row in totals),
+            "completed": 0,
+            "error": 0,
+            "cancelled": 0,
             **{TaskStatus(row["status_id"]).name.lower(): int(row["tasks"]) for row in totals},
             "records_processed": sum(int(row["records_processed"]) for row in totals),
             "records_failed": sum(int(row["records_failed"]) for row in totals),
