@@ -56,6 +56,8 @@ def test_a_pushed_prompt_is_listed_shown_and_used_by_new_tasks(told: Any, sql: S
     assert (row["created_by"], row["origin"], row["source"]) == ("Ala", "pushed", SHOUT)
 
     told("prompt", "push", write("shout.md", version(2)))
+    told_again = told("prompt", "push", write("shout.md", SHOUT))[1]
+    assert told_again == "shout, version 1: is in the library already, but new tasks use version 2\n"
     listed = {each["name"]: each for each in json.loads(told("prompt", "list", "--json")[1])}
     assert (listed["shout"]["version"], listed["shout"]["origin"], listed["correction"]["origin"]) == (2, "pushed", "shipped")
     assert told("prompt", "list", "--all")[1].count("shout ") == 2

@@ -215,7 +215,7 @@ def test_no_marker_is_in_anything_drawn(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_item_without_what_its_prompt_needs_is_told_so_with_the_line() -> None:
     kind = drawing("\n{{ text }}\n{{ context.author }}")
-    with pytest.raises(InvalidRequest, match=r"does not have what its prompt needs: mine\.md, line 18: .*'author'"):
+    with pytest.raises(InvalidRequest, match=r"its prompt needs: mine\.md, line 18: nothing is there under the name 'author'; `"):
         kind.prompt(an_item())
 
 

@@ -223,13 +223,19 @@ def push(files: tuple[str, ...], dry_run: bool, by: str | None) -> int:
         for each, known in zip(new, is_new, strict=True):
             what = f"{each.name}, version {each.version}"
             if not known:
-                click.echo(f"{what}: is in the library already")
+                click.echo(f"{what}: is in the library already" + _newer(rows, each.name, each.version))
             elif dry_run:
                 click.echo(f"{what}: is right, and would be pushed")
             else:
                 stored, _ = rows.push(each, pushed_by)
                 click.echo(f"{what}: pushed; new tasks of the type {each.name} use it" + _behind(db, stored.id_prompt))
     return EXIT_DONE
+
+
+def _newer(rows: Prompts, name: str, version: int) -> str:
+    """What who pushes an old file again must know: that it is not what new tasks use."""
+    current = next((row.version for row in rows.all() if row.name == name and row.is_current), version)
+    return "" if current == version else f", but new tasks use version {current}"
 
 
 def _behind(db: Database, id_prompt: int) -> str:

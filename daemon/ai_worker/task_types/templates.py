@@ -150,10 +150,20 @@ def _rendering(template: jinja2.Template, first: int, origin: str) -> Callable[.
         except Exception as error:  # noqa: BLE001 -- whatever a template and the values make: it is told with its line
             line = _line_of(error.__traceback__, origin)
             place = origin if line is None else f"{origin}, line {first + line}"
-            failed = RenderError(f"{place}: {type(error).__name__}: {error}")
+            failed = RenderError(f"{place}: {_said(error)}")
         raise failed  # without the error: its traceback holds the row
 
     return render
+
+
+def _said(error: Exception) -> str:
+    """Jinja names the Python class of what lacks an attribute, which nobody who wrote a prompt has heard of."""
+    said = str(error)
+    if isinstance(error, jinja2.UndefinedError) and (
+        lacks := re.fullmatch(r"'\w+ object' has no attribute ('.*')", said, re.DOTALL)
+    ):
+        return f'nothing is there under the name {lacks[1]}; `| default("")` behind it makes it optional'
+    return f"{type(error).__name__}: {said}"
 
 
 def _line_of(trace: TracebackType | None, origin: str) -> int | None:
