@@ -102,9 +102,10 @@ def test_many_items(ai_worker: Commands, sql: Sql, task: int, items: list[int], 
     [
         (("{waiting}", "accept"), "item {waiting} is PENDING; only a PROCESSED item can be reviewed"),
         (("{first}-{waiting}", "accept"), "item {waiting} is PENDING"),
-        (("999999", "accept"), "no item 999999"),
+        (("999999", "accept"), "no item 999999; `ai-worker results {task}` names them"),
         (("999990-999999", "accept"), "no item from 999990 to 999999"),
-        (("{first}",), "say what of it"),
+        (("{first}",), "say which item, and what of it: `ai-worker review {task} {first} accept`"),
+        (("accept",), "`ai-worker review {task} 15 accept`"),
         (("x", "accept"), "names no items"),
         (("9-3", "accept"), "is no span of items"),
         (("{first}-{waiting}", "accept", "--text", "x"), "a text goes to one item"),
@@ -119,12 +120,17 @@ def test_many_items(ai_worker: Commands, sql: Sql, task: int, items: list[int], 
 def test_what_is_refused_changes_nothing(
     ai_worker: Commands, sql: Sql, task: int, items: list[int], arguments: tuple[str, ...], message: str
 ) -> None:
-    names = {"first": items[0], "waiting": items[5]}
+    names = {"first": items[0], "waiting": items[5], "task": task}
     ended = ai_worker("review", str(task), *(each.format(**names) for each in arguments))
     assert ended.code == 2
     assert message.format(**names) in ended.err
     assert standing(sql) == [UNREVIEWED] * 6
     assert not sql("SELECT id_task_item FROM task_item_review")
+
+
+def test_a_review_of_no_task_says_so(ai_worker: Commands, items: list[int]) -> None:
+    ended = ai_worker("review", "4711", str(items[0]), "accept")
+    assert (ended.code, ended.err) == (2, "ai-worker: no task 4711; `ai-worker status` lists them\n")
 
 
 def test_items_of_another_task_are_left_alone(database: Database, sql: Sql, task: int, items: list[int]) -> None:

@@ -67,7 +67,8 @@ def review(
         _list(id_task, only or "unreviewed", after, limit, as_json=as_json)
         return
     if verdict is None:
-        raise UsageError(f"say what of it: `ai-worker review {id_task} {items} accept`, reject or reset")
+        which = "15" if items in _VERDICTS else items
+        raise UsageError(f"say which item, and what of it: `ai-worker review {id_task} {which} accept`, reject or reset")
     if only is not None:
         raise UsageError("--only is for the list; `all` means those that nobody has reviewed yet")
     if text is not None and text_file is not None:

@@ -112,9 +112,13 @@ class Reviews:
             raise UsageError("a text goes to one item")
         for span in spans:
             if not sum(len(batch) for batch in self._batches(span, id_task)):
-                whose = "" if id_task is None else f"task {id_task} has "
+                if id_task is not None and not self._db.query("task_state", {"id_task": id_task}):
+                    raise no_task(id_task)
+                whose, remedy = (
+                    ("", "") if id_task is None else (f"task {id_task} has ", f"; `ai-worker results {id_task}` names them")
+                )
                 what = f"item {span.first}" if span.first == span.last else f"item from {span.first} to {span.last}"
-                raise UsageError(f"{whose}no {what}")
+                raise UsageError(f"{whose}no {what}{remedy}")
         batches = (batch for span in spans for batch in self._batches(span, id_task))
         return sum(self._db.transaction(partial(_review, batch, review, False)) for batch in batches)
 
