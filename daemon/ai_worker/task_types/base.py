@@ -107,9 +107,7 @@ class PromptedTaskType:
                 lines = self.file.source.split("\n")
                 pattern = rf"\s*\[[\w.]*properties\.{re.escape(name)}\]|\s*{re.escape(name)}\s*[=.]"
                 line = next((number for number, line in enumerate(lines, 1) if re.match(pattern, line)), 1)
-                texts = (
-                    "a text (type = 'string')" if kind == "string" else "a list of texts (items.type = 'string')"
-                )
+                texts = "a text (type = 'string')" if kind == "string" else "a list of texts (items.type = 'string')"
                 fail(self.file.origin, line, f"{name!r} must be {texts} in a prompt of the kind {self.kind!r}")
 
     # -- what a subclass may say ---------------------------------------------------------------------------------------
