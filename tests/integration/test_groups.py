@@ -18,7 +18,7 @@ from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Secret
 from ai_worker.store import callbacks as module
 from ai_worker.store import groups as groups_module
-from ai_worker.store.callbacks import TRIES, Callbacks, wait_after
+from ai_worker.store.callbacks import TRIES, Callback, Callbacks, wait_after
 from ai_worker.store.groups import LISTED_TASKS, Groups
 from ai_worker.store.queue import Queue
 from ai_worker.store.tasks import NewItem, NewTask, Tasks
@@ -245,6 +245,38 @@ def test_it_is_sent_again_when_its_record_was_lost(
     first, second = receiver.received
     assert first.id == second.id
     assert callback(sql)["delivered_at"] is not None
+
+
+def test_a_record_that_fails_holds_up_no_other_callback(
+    ended: str,
+    groups: Groups,
+    receiver: Receiver,
+    database: Database,
+    ring: Keyring,
+    sql: Sql,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(groups, ring, "wolne", receiver.url)
+    groups.close("wolne")
+    assert groups.end_some()
+    delivered, post = Callbacks.delivered, Courier._post
+
+    def lost(self: Callbacks, callback: Callback, status: int) -> None:
+        if callback.group == ended:
+            raise DatabaseError("disk full", 1114)
+        delivered(self, callback, status)
+
+    async def slower(self: Courier, session: Any, callback: Callback) -> tuple[int | None, str | None]:
+        await asyncio.sleep(0.2 if callback.group == "wolne" else 0)
+        return await post(self, session, callback)
+
+    monkeypatch.setattr(Callbacks, "delivered", lost)
+    monkeypatch.setattr(Courier, "_post", slower)
+    send(database, ring)
+    rows = sql(
+        "SELECT g.name, c.delivered_at IS NOT NULL AS is_delivered FROM callback c JOIN task_group g USING (id_task_group)"
+    )
+    assert {row["name"]: row["is_delivered"] for row in rows} == {ended: 0, "wolne": 1}
 
 
 def test_it_is_given_up_after_about_three_days_and_sent_again_when_asked(

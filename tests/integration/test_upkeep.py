@@ -13,6 +13,7 @@ import pytest
 
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database
+from ai_worker.errors import DatabaseError
 from ai_worker.models import Item, ItemStatus, TaskStatus
 from ai_worker.store.queue import Queue
 from ai_worker.worker.lease import SELF_FENCE, Lease
@@ -183,6 +184,28 @@ def test_dead_workers_are_rescued_and_the_claimers_told(
     upkeep.step()
     assert told.times == 1
     assert_ledger(sql)
+
+
+def test_a_schedule_that_the_database_refuses_holds_up_no_group(
+    queue: Queue, loop: Loop, model: int, application: Application, sql: Sql, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DatabaseError("INSERT command denied", 1142)
+
+    schedule = "(name, cron, id_ai_model, task_type, items, next_at) VALUES ('s', '* * * * *', %s, '', '[]', NOW(6))"
+    sql(f"INSERT INTO schedule {schedule}", [model])
+    sql("INSERT INTO task_group (name, callback_url, closed_at) VALUES ('g', 'http://127.0.0.1:1/', NOW(6))")
+    group = sql("SELECT id_task_group FROM task_group")[0]["id_task_group"]
+    busy = application.task(model, id_task_group=group)
+    monkeypatch.setattr(queue.schedules, "fire_some", refuse)
+    upkeep = Upkeep(queue, loop.lease, LEASE, Told(), told)
+    with pytest.raises(DatabaseError, match="denied"):
+        upkeep.keep_time()
+    assert told.times == 0, "nothing is to be sent"
+    sql("UPDATE task SET status_id = 2, finished_at = NOW(6) WHERE id_task = %s", [busy])
+    with pytest.raises(DatabaseError, match="denied"):
+        upkeep.keep_time()
+    assert (told.times, sql("SELECT COUNT(*) AS n FROM callback")) == (1, [{"n": 1}])
 
 
 def test_a_worker_is_rescued_one_lease_after_its_last_beat(

@@ -84,7 +84,9 @@ class Courier:
             while taken := await self._in_thread(self._callbacks.take):
                 timeout, jar = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), aiohttp.DummyCookieJar()
                 async with aiohttp.ClientSession(timeout=timeout, cookie_jar=jar, trust_env=True) as session:
-                    await asyncio.gather(*(self._deliver(session, each) for each in taken))
+                    ends = await asyncio.gather(*(self._deliver(session, each) for each in taken), return_exceptions=True)
+                for error in filter(None, ends):  # not before the others have been sent, too
+                    raise error
 
     async def _deliver(self, session: aiohttp.ClientSession, callback: Callback) -> None:
         status, reason = await self._post(session, callback)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import Event, Log
 from ai_worker.store.ledger import EndedTask
 from ai_worker.store.queue import Queue, Rescued
@@ -57,21 +58,41 @@ class Upkeep:
         Callable from any thread.
         """
         with self._keeping_time:
-            due, log = self._queue.look_at_time(), self._lease.log
-            if due.has_schedule:
-                for each in self._queue.schedules.fire_some():
-                    if isinstance(each, Broken):
-                        log(Event.SCHEDULE_BROKEN, schedule=each.name, message=each.message)
-                    else:
-                        moment = each.due_at.isoformat() + "Z"
-                        log(Event.SCHEDULE_FIRED, schedule=each.name, due=moment, task=each.id_task, count=each.items)
-                self._on_work()
-            for group in self._queue.groups.end_some() if due.has_group else ():
-                log(Event.GROUP_ENDED, group=group.name, count=group.tasks)
-            if due.has_callback or due.has_group:
+            due = self._queue.look_at_time()
+            wanted = ((due.has_schedule, self._fire), (due.has_group, self._end_groups), (due.has_expired, self._clear_results))
+            refused: DatabaseError | None = None
+            for is_due, work in wanted:
+                try:
+                    if is_due:
+                        work()
+                except DatabaseAway:
+                    raise
+                except DatabaseError as error:  # what is wrong with one of them must not hold up the others for ever
+                    refused = refused or error
+            if due.has_callback:
                 self._on_callback()
-            for id_task in self._queue.expiry.clear_some() if due.has_expired else ():
-                log(Event.RESULTS_EXPIRED, task=id_task)
+            if refused is not None:
+                raise refused
+
+    def _fire(self) -> None:
+        for each in self._queue.schedules.fire_some():
+            if isinstance(each, Broken):
+                self._lease.log(Event.SCHEDULE_BROKEN, schedule=each.name, message=each.message)
+            else:
+                moment = each.due_at.isoformat() + "Z"
+                self._lease.log(Event.SCHEDULE_FIRED, schedule=each.name, due=moment, task=each.id_task, count=each.items)
+        self._on_work()
+
+    def _end_groups(self) -> None:
+        ended = self._queue.groups.end_some()
+        for group in ended:
+            self._lease.log(Event.GROUP_ENDED, group=group.name, count=group.tasks)
+        if ended:
+            self._on_callback()
+
+    def _clear_results(self) -> None:
+        for id_task in self._queue.expiry.clear_some():
+            self._lease.log(Event.RESULTS_EXPIRED, task=id_task)
 
     def reopen_all(self) -> None:
         """Looks through all finished tasks for open items: before a `run` says that nothing is left."""
