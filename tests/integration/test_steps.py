@@ -174,6 +174,18 @@ def test_a_steps_model_that_is_stopped_is_waited_for_and_tried_again(database_ur
     assert steps_asked(fake) == {"outline": 1, "draft": 2, "critique": 1, "final": 1}
 
 
+def test_a_stopped_model_that_no_step_was_for_stays_stopped(database_url: str, sql: Sql, fake: FakeProvider) -> None:
+    """The item was claimed to try it, and tells nothing of it."""
+    stopped = {"stopped_at": "2026-01-01", "stopped_kind": "access_denied", "stopped_reason": "x", "probe_at": "2026-01-01"}
+    own = add_model(sql, fake, "chat", "own", **stopped)
+    add_model(sql, fake, "chat", "other")
+    models = json.dumps({"models": dict.fromkeys(STEPS, "other")})
+    id_task = add_task(sql, own, [TEXT], task_type="report", parameters=models)
+    Run(database_url)
+    assert items_of(sql, id_task)[0]["status"] == "PROCESSED"
+    assert model_of(sql, own)["stopped_kind"] == "access_denied"
+
+
 def test_a_steps_model_keeps_its_limits(database_url: str, sql: Sql) -> None:
     with FakeProvider(latency_ms=20) as small, FakeProvider() as fake:
         own = add_model(sql, fake, "chat", "own")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,7 +110,7 @@ class Stepwise:
             if isinstance(work, Parted):
                 result = await self._by_parts(attempt, endpoint, work)
                 return attempt.processed(result)._replace(is_joined=True)
-            return attempt.processed(await self._by_steps(attempt, endpoint, work))
+            return _without_probe(attempt.processed(await self._by_steps(attempt, endpoint, work)))
         except asyncio.CancelledError:
             if attempt.usage == NO_USAGE:
                 raise
@@ -249,6 +250,12 @@ def stepwise(
         stopping,
         breaker.answered,
     )
+
+
+def _without_probe(outcome: Outcome) -> Outcome:
+    """Which models have answered was told step by step; the task's own need not be one of them."""
+    item = outcome.item
+    return outcome._replace(item=item._replace(task=replace(item.task, is_probe=False))) if item.task.is_probe else outcome
 
 
 async def _to_its_end(storing: Awaitable[T], on_stored: Callable[[], None]) -> T:
