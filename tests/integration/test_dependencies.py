@@ -107,6 +107,22 @@ def test_a_run_does_both_and_a_failed_parent_is_named(commands: Commands, applic
     assert all(each["met"] for each in commands("status", str(third), "--json").json["after"])
 
 
+def test_status_names_the_remedies_of_what_holds_a_task_up(
+    commands: Commands, application: Application, rows: str, sql: Sql
+) -> None:
+    application.model("try")
+    first = commands("submit", rows, "--json").json["id_task"]
+    second = commands("submit", rows, "--json", "--after", str(first)).json["id_task"]
+    sql("UPDATE task SET status_id = 3, finished_at = UTC_TIMESTAMP(6) WHERE id_task = %s", [first])
+    sql("UPDATE task_item SET status_id = 3, error_kind = 'internal', finished_at = UTC_TIMESTAMP(6) WHERE id_task = %s", [first])
+    assert f"`ai-worker retry {first}` brings back what failed there" in commands("status", str(second)).out
+    reason = "it has a budget, and the price of model try is not known"
+    sql("UPDATE task SET status_id = 4, status_reason = %s, budget = 2 WHERE id_task = %s", [reason, second])
+    paused = commands("status", str(second)).out
+    assert "`ai-worker model set try --price-input … --price-output …` says the price" in paused
+    assert f"`ai-worker resume {second}` goes on" in paused
+
+
 def test_a_run_says_what_cannot_come_by_itself(commands: Commands, application: Application, rows: str, sql: Sql) -> None:
     application.model("try")
     first = commands("submit", rows, "--json").json["id_task"]

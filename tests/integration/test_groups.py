@@ -380,7 +380,7 @@ def test_what_the_command_line_refuses(commands: Commands, tmp_path: Path) -> No
         assert "not a URL that can be called" in commands("group", "add", "x", "--callback", url).err
     assert "give --callback" in commands("group", "add", "x", "--secret-stdin", stdin="s").err
     assert commands("group", "add", "x", "--callback", "https://example.com", "--secret-stdin", stdin="tajny\n").code == 0
-    assert "there is a group 'x' already" in commands("group", "add", "x").err
+    assert "there is a group 'x' already; `ai-worker group show x` shows it" in commands("group", "add", "x").err
     assert "has no callback to be sent" in commands("group", "retry", "x").err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -280,6 +281,11 @@ def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[
         more = (
             " --budget USD" if task.budget is not None and "budget" in (task.status_reason or "") and not task.resume_at else ""
         )
+        if more and (unpriced := re.search(r"the price of model (.+) is not known", task.status_reason or "")):
+            more = ""  # more money is no remedy
+            hints.append(
+                f"`ai-worker model set {shlex.quote(visible(unpriced[1]))} --price-input … --price-output …` says the price"
+            )
         hints.append(f"`ai-worker resume {task.id_task}{more}` goes on")
     elif task.open and task.model_stopped:
         for each in stopped:
@@ -288,6 +294,9 @@ def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[
                 hints.append(f"model {visible(each.name)} is stopped: {_why_and_when(each)}; `{command}` tries it now")
     elif task.open and (unmet := [each for each in task.after if not each.is_met]):
         hints.append(f"waits for {', '.join(f'task {each.id_task}' for each in unmet)}")
+        hints += [
+            f"`ai-worker retry {each.id_task}` brings back what failed there" for each in unmet if each.status is TaskStatus.ERROR
+        ]
     elif task.open and task.is_ahead:
         hints.append(f"starts at {context.iso(task.scheduled_at)}")
     elif task.open and task.status is not TaskStatus.CANCELLED and not any(each.state in {"alive", "late"} for each in workers):

@@ -57,7 +57,9 @@ class Exports:
             raise no_task(id_task)
         row = rows[0]
         if row["table_name"] is None:
-            raise UsageError(f"task {id_task} was not imported: there is no table to write to")
+            raise UsageError(
+                f"task {id_task} was not imported: there is no table to write to; `ai-worker results {id_task}` gives its results"
+            )
         if row["finished_at"] is None:
             raise UsageError(f"task {id_task} is still being imported; `ai-worker import` with the same --key goes on with it")
         return Origin(row["url"], Columns(row["table_name"], row["key_column"], row["text_column"]))

@@ -99,7 +99,7 @@ class Groups:
         except DatabaseError as error:
             if error.code != _DUPLICATE:
                 raise
-            raise UsageError(f"there is a group {name!r} already") from None
+            raise UsageError(f"there is a group {name!r} already; `ai-worker group show {name}` shows it") from None
 
     def id_of(self, name: str) -> int:
         """The id of a group, open or closed; whether a task may still join it is for `check_open` to say, when it does."""
