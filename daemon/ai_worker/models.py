@@ -5,6 +5,7 @@ Those made for each item are named tuples: a frozen dataclass takes four times a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self
 
 DEFAULT_QUEUE: Final = "default"
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
+"""What a queue may be called, for `run --queue` to name it."""
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 

@@ -174,6 +174,13 @@ def test_everything_that_a_task_can_say(client: Client, sql: Sql, model: int) ->
         (["dobrze", " "], {}, "item 1 has no text"),
         ([Item("x", key="k" * 191)], {}, "the key of item 0"),
         ([Item("x", context={"a": float("nan")})], {}, "the context of item 0 has no JSON form"),
+        ({"text": "x"}, {}, "several of them are wanted, not dict"),
+        (b"x", {}, "several of them are wanted, not bytes"),
+        (["x", None], {}, "item 1 is no text and no Item with one, but NoneType"),
+        ([Item("x", key=7)], {}, "the key of item 0 must be a text"),  # type: ignore[arg-type]  # the point
+        (["x"], {"queue": "my queue"}, "queue 'my queue' is no name of a queue"),
+        (["x"], {"key": ""}, "the key must have 1 to 190 characters"),
+        (["x"], {"result_ttl": -1}, "result_ttl -1 must be a number of seconds above 0"),
         (["x"], {"model": "gpt"}, "no model 'gpt'; known ones: echo"),
         (["x"], {"fallbacks": ["echo"], "model": "echo"}, "named twice"),
         (["x"], {"task_type": "translation"}, "target_language"),
@@ -185,6 +192,12 @@ def test_what_cannot_be_submitted(client: Client, sql: Sql, texts: Any, more: di
     with pytest.raises(UsageError, match=complaint):
         client.submit(texts, **more)
     assert sql("SELECT 1 FROM task UNION ALL SELECT 1 FROM task_item") == []
+
+
+def test_a_client_may_be_closed_twice(database_url: str) -> None:
+    with Client(database_url) as client, pytest.raises(ItemMissing):
+        client.wait(1, timeout=0.1)
+    client.close()
 
 
 def test_a_wait_ends_with_the_result_the_default_or_an_error(client: Client, sql: Sql) -> None:

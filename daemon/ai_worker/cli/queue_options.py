@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
 
-from ai_worker.models import QueueShare
+from ai_worker.models import QUEUE_NAME, QueueShare
 
 MOST_WEIGHT = 1000
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
 
 
 class QueueName(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3, and we take 8.1
@@ -20,7 +17,7 @@ class QueueName(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
     name = "NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not _NAME.fullmatch(value):
+        if not QUEUE_NAME.fullmatch(value):
             self.fail(f"{value!r} is no name of a queue: up to 50 letters, digits, dots, dashes and underscores", param, ctx)
         return str(value)
 

@@ -13,7 +13,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ai_worker.client.values import RAISE, Raise, SubmittedTask, Texts, to_items, to_rows
+from ai_worker.client.values import RAISE, Raise, SubmittedTask, Texts, refuse, to_items, to_rows
 from ai_worker.client.waiting import Waiting
 from ai_worker.errors import ItemFailed, ItemMissing, UsageError, WaitTimeout
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
@@ -78,7 +78,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all waits with a RuntimeError, lets statements under way end, and closes the connections."""
+        """Ends all waits with a RuntimeError, lets statements under way end, and closes the connections. Twice does no harm."""
+        if self._is_closed:
+            return
         self._is_closed = True
         await self._waiting.close(RuntimeError("the client was closed"))
         await asyncio.to_thread(self._close)
@@ -129,6 +131,7 @@ class AsyncClient:
         given = to_items(texts)
         if not given:
             raise UsageError("no text was given")
+        refuse(queue, key, result_ttl)
         waits = after if isinstance(after, Mapping) else dict.fromkeys([after] if isinstance(after, int) else after, Need.SUCCESS)
         names = (*([model] if model is not None else []), *fallbacks)
 
