@@ -40,7 +40,7 @@ class Fixed:
     def __init__(self, cost: str | None = "0.10") -> None:
         self.cost = None if cost is None else Decimal(cost)
 
-    def prepare(self, models: Collection[int]) -> None:
+    def prepare(self, models: Collection[int], tasks: object = ()) -> None:
         """Nothing to do."""
 
     def __call__(self, item: Item) -> Decimal | None:

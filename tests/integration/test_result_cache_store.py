@@ -330,7 +330,8 @@ def test_a_takeover_and_the_leaders_commit_at_the_same_time(
         def commit(tx: Any) -> None:
             led = [(KEY, two[0].id_task_item)]
             tx.raw(
-                "UPDATE task_item SET status_id = 1, id_worker = NULL, finished_at = NOW(6), text_corrected = 'x'"
+                "UPDATE task_item SET status_id = 1, id_worker = NULL, finished_at = NOW(6), text_corrected = 'x',"
+                " result = '{}'"
                 f" WHERE id_task_item = {two[0].id_task_item}"
             )
             tx.execute("store_answers", {"keys": [KEY], "led": led})

@@ -123,7 +123,7 @@ def test_a_stored_step_frees_what_was_set_aside_for_it(
     application: Application, queue: Queue, worker: int, item: int, sql: Sql
 ) -> None:
     class Dear:
-        def prepare(self, _: object) -> None: ...
+        def prepare(self, _: object, __: object) -> None: ...
 
         def __call__(self, _: Item) -> Decimal:
             return 2 * COST + Decimal("0.000000001")

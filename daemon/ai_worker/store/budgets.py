@@ -7,7 +7,7 @@ in `ai_model_pace`, which only claims take: commits move money from what is set 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final, Protocol
@@ -23,8 +23,8 @@ _CENT: Final = Decimal("0.01")
 class Estimator(Protocol):
     """Tells what items will cost."""
 
-    def prepare(self, models: Collection[int], /) -> None:
-        """Whatever must be read or waited for before items of these models are estimated."""
+    def prepare(self, models: Collection[int], tasks: Iterable[Task], /) -> None:
+        """Whatever must be read or waited for before items of these tasks are estimated, for these models."""
 
     def __call__(self, item: Item, /) -> Decimal | None:
         """USD, rather too high than too low; None where the price is not known. It is called while rows are locked."""

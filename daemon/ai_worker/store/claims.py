@@ -92,7 +92,7 @@ class Claims:
         looked_at = size if is_plain or not tasks[0].is_probe else max(size, PROBE_LOOK)
         token = new_claim_token()
         if not is_plain and self._estimate is not None:
-            self._estimate.prepare({each for task in tasks for each in task.chain})
+            self._estimate.prepare({each for task in tasks for each in task.chain}, tasks)
         chosen: dict[int, Task] = {}  # by item; survives a repeat of the transaction
         aside = SetAside()  # the same
         limits = self.limits.of(tasks[0])  # the same for all of them

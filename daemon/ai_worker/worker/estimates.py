@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable
 from decimal import ROUND_UP, Decimal
 from typing import Final
 
 from ai_worker import prices
-from ai_worker.models import Item, Lane, Model, Outcome, Usage
-from ai_worker.task_types import needs
+from ai_worker.models import Item, Lane, Model, Outcome, Task, Usage
+from ai_worker.task_types import TaskType, needs
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.library import KindOf
@@ -35,12 +36,17 @@ class Estimates:
         self._fetch = fetch
         self._kind_of = kind_of
         self._models: dict[int, Model] = {}
+        self._kinds: dict[str, TaskType] = {}  # by name: of a task that was pinned to another prompt a moment ago
         self._fetched_at = float("-inf")
         # (task, model) -> of the latest items, the real cost, by its estimate and as it is
         self._seen: dict[tuple[int, int], tuple[tuple[Decimal, Decimal], ...]] = {}
 
-    def prepare(self, models: Collection[int]) -> None:
-        """Reads the prices of these models, if they are not at hand: afterwards an estimate asks nobody."""
+    def prepare(self, models: Collection[int], tasks: Iterable[Task] = ()) -> None:
+        """Reads the prices of these models and the prompts of these tasks, where they are not at hand: an estimate is made inside
+        of a transaction, and can ask nobody."""
+        for task in tasks:
+            with contextlib.suppress(Exception):  # what is wrong with it, its items are told when they are worked on
+                self._kinds[task.task_type] = self._kind_of(task)
         if time.monotonic() - self._fetched_at > FRESH_SECONDS or not self._models.keys() >= set(models):
             self._models = {model.id_ai_model: model for model in self._fetch()}
             self._fetched_at = time.monotonic()
@@ -82,7 +88,7 @@ class Estimates:
         if model is None or prices.price(model) is None:
             return None
         try:
-            kind = self._kind_of(item.task)
+            kind = self._known(item.task)
             work, wanted = work_of(kind, item, model), needs(kind, item.task)
             if isinstance(work, Parted):  # the first part is about as long as any
                 item = item._replace(text_original=work.parts[0])
@@ -107,6 +113,14 @@ class Estimates:
                 return None
             total, said = total + cost, said + wanted_tokens
         return total * len(work.parts) if isinstance(work, Parted) else total
+
+    def _known(self, task: Task) -> TaskType:
+        try:
+            return self._kind_of(task)
+        except Exception:
+            if (kind := self._kinds.get(task.task_type)) is None:
+                raise
+            return kind
 
     def _of_steps(self, work: Stepped, own: Model) -> list[Model]:
         """The model of each step; of an unknown one the task's own: the item ends with that, and costs nothing more."""

@@ -291,7 +291,8 @@ class Worker:
             mode="daemon" if options.forever else "run",
             concurrency=options.concurrency,
         )
-        self._lease.log.each(Event.PROMPT_BROKEN, [{"message": broken} for broken in self._library.broken.values()])
+        for broken in self._library.broken.values():
+            self._lease.log(Event.PROMPT_BROKEN, message=broken)
         helpers = [
             asyncio.create_task(each) for each in (self._tick(), self._keep_up(), self._shares.keep(), self._courier.run())
         ]
