@@ -13,6 +13,7 @@ import argparse
 import sys
 
 from ai_worker.client import Client
+from ai_worker.errors import AiWorkerError
 
 CATEGORIES = [
     {"name": "Groceries", "description": "food and household goods"},
@@ -46,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AiWorkerError as error:
+        sys.exit(f"{error}")

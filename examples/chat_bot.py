@@ -3,25 +3,22 @@
     ai-worker daemon --queue reply:5 --queue batch:1      # answers go before bulk work
     python chat_bot.py CONVERSATION --model gpt --painter painter
 
-A line `/picture` has the latest exchange painted. The bot remembers: earlier messages and facts of the same conversation
-are drawn into each prompt by its key.
+`/picture` has the latest exchange painted. Earlier messages and facts of the conversation are drawn into each prompt by its key.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
 
 from ai_worker.client import Client, Item
+from ai_worker.errors import AiWorkerError
 
 PERSONA = "Ty jesteś Kasia z działu obsługi sklepu rowerowego: uprzejma, konkretna, nie obiecujesz tego, czego nie wiesz."
 
 
 def answer(client: Client, conversation: str, message: str, model: str) -> str | None:
     """The bot's answer; None when there is none within 30 seconds."""
-    item = Item(message, context_key=conversation)
-    parameters = {"persona": PERSONA, "max_words": 80}
+    item, parameters = Item(message, context_key=conversation), {"persona": PERSONA, "max_words": 80}
     task = client.submit(item, task_type="reply", model=model, queue="reply", parameters=parameters, result_ttl=30 * 86_400)
     done = client.wait(task.items[0], timeout=30, default=None, default_on_error=True)
     return done.text if done else None
@@ -39,7 +36,7 @@ def picture(client: Client, dialogue: str, model: str, painter: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="A chat bot; see the top of this file.")
     parser.add_argument("conversation", help="whose: any name")
     parser.add_argument("--model", default="gpt")
     parser.add_argument("--painter", default="painter")
@@ -56,4 +53,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AiWorkerError as error:
+        sys.exit(f"{error}")

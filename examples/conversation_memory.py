@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 from ai_worker.client import Client, Item
+from ai_worker.errors import AiWorkerError
 
 STATISTICS = "Name the three most frequent concerns of customers in these facts, with how many have each, as a table."
 
@@ -48,4 +50,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AiWorkerError as error:
+        sys.exit(f"{error}")

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
 
-from ai_worker.client import Client, WaitTimeout
+from ai_worker.client import Client
+from ai_worker.errors import AiWorkerError
 
 
 def main() -> None:
@@ -35,13 +37,17 @@ def main() -> None:
             budget="2.00",
             key=f"research {hashlib.sha256(options.question.encode()).hexdigest()}",
         )
-        try:
-            report = client.wait(task.items[0], timeout=options.minutes * 60)
-        except WaitTimeout as error:
-            sys.exit(str(error))
+        until = time.monotonic() + options.minutes * 60
+        while (report := client.wait(task.items[0], timeout=10, default=None)) is None:
+            standing = client.status(task.id_task)
+            if time.monotonic() > until or standing.status.name == "PAUSED":  # its budget is spent, or a price is not known
+                sys.exit(f"task {task.id_task} is {standing.status.name}: {standing.status_reason or 'not done in time'}")
     print(report.text)
     print(f"{report.summary}\n{report.tokens_input + report.tokens_output} tokens, {report.cost} USD", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AiWorkerError as error:
+        sys.exit(f"{error}")

@@ -2061,8 +2061,8 @@ SELECT SHA2(CONVERT(%(text)s USING utf8mb4), 256) AS hash
 
 -- name: import_of_key
 -- How far the import with this key has come, if there was one. Without a source: the task was made in another way.
-SELECT t.id_task, s.table_name, s.key_column, s.text_column, s.where_clause, s.imported_through, s.rows_imported, s.rows_skipped,
-       s.finished_at
+SELECT t.id_task, s.url, s.table_name, s.key_column, s.text_column, s.where_clause, s.imported_through, s.rows_imported,
+       s.rows_skipped, s.finished_at
   FROM task t LEFT JOIN task_source s ON s.id_task = t.id_task
  WHERE t.submit_key = %(submit_key)s;
 

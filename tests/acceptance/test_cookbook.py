@@ -95,7 +95,7 @@ class Reader:
     def _named(self, statement: str) -> str:
         for name, real in self._names.items():
             statement = re.sub(rf"(?<![\w.]){re.escape(name)}", real, statement)
-        return statement
+        return statement.replace("DATABASE IF NOT EXISTS shop ", f"DATABASE IF NOT EXISTS {self._names['shop.'][:-1]} ")
 
     def _sql(self, block: str) -> None:
         block = self._named(block)

@@ -189,6 +189,18 @@ def test_two_imports_of_one_key_never_take_a_row_twice(
     assert len(items(sql)) == 6
 
 
+def test_the_same_key_from_another_server_is_refused(database: Database, sql: Sql, other: Shop) -> None:
+    sql("INSERT INTO ai_model (name, provider) VALUES ('echo', 'echo')")
+    new = NewTask(sql("SELECT id_ai_model FROM ai_model")[0]["id_ai_model"], "correction", submit_key="K")
+    source = SourceTable.look_up(database, Columns(other.articles("a"), None, "body"))
+    here, there = "mysql://reader@db1:3306/shop", "mysql://reader@db2:3306/shop"
+    assert Imports(database).run(new, source, None, here).items == 1
+    for url in (there, None):
+        with pytest.raises(UsageError, match="from another server: mysql://reader@db1"):
+            Imports(database).run(new, source, None, url)
+    assert Imports(database).run(new, source, None, here.replace("reader", "somebody")).was_finished
+
+
 def test_a_task_that_is_cancelled_meanwhile_gets_no_more_items(
     database: Database, sql: Sql, other: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

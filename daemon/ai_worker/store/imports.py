@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from ai_worker.config import parse_database_url
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import TaskStatus
@@ -58,7 +59,7 @@ class Imports:
         packet = Tasks(self._db).packet()
         source.check(where, packet)
         key = task.submit_key or str(uuid.uuid4())
-        standing = self._standing(key, source, where) if task.submit_key else None
+        standing = self._standing(key, source, where, url) if task.submit_key else None
         if standing and standing["finished_at"]:
             return Imported(standing["id_task"], standing["rows_imported"], standing["rows_skipped"], was_finished=True)
         id_task: int | None = standing["id_task"] if standing else None
@@ -76,7 +77,7 @@ class Imports:
             self._db.transaction(partial(_finish, id_task))
         return Imported(id_task, items, skipped)
 
-    def _standing(self, key: str, source: SourceTable, where: str | None) -> Row | None:
+    def _standing(self, key: str, source: SourceTable, where: str | None, url: str | None) -> Row | None:
         """How far an earlier import has come."""
         rows = self._db.query("import_of_key", {"submit_key": key})
         if not rows:
@@ -89,6 +90,11 @@ class Imports:
             raise UsageError(
                 f"--key {key} belongs to task {row['id_task']}, which was imported from {_described(then)}; "
                 f"this is {_described(now)}"
+            )
+        if _server(row["url"]) != _server(url):
+            raise UsageError(
+                f"--key {key} belongs to task {row['id_task']}, which was imported from another server: "
+                f"{row['url'] or 'AI Worker’s own'}; another --key makes another task"
             )
         return row
 
@@ -111,6 +117,14 @@ class Imports:
             if error.code != _DUPLICATE:
                 raise
             raise _imported_elsewhere(f"the task of --key {key}") from None
+
+
+def _server(url: str | None) -> object:
+    """What tells one server from another; None for AI Worker's own. Who logs in there does not matter."""
+    if url is None:
+        return None
+    parsed = parse_database_url(url)
+    return parsed.hosts, parsed.unix_socket
 
 
 def _take(id_task: int, before: str | None, page: Page, items: int, skipped: int, tx: Transaction) -> None:
