@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ from tests.servers import Programs, TestDatabase, TestServer
 Sql = Callable[..., list[dict[str, Any]]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one server stay in one process, where several run side by side: `pytest -n 2 --dist loadgroup`."""
-    for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if "server" in parameters:
-            item.add_marker(pytest.mark.xdist_group(parameters["server"]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, each server's tests run in one process, one after the other: its server is started once. The benchmarks' smoke
+    runs stay together, because they use one database. All other tests go to whoever has time."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            server = re.search(r"\[(?:.*-)?(mariadb|mysql)(?:-.*)?\]$", nodeid)
+            return server[1] if server else nodeid.split("::", maxsplit=1)[0]
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,6 @@ from tests import servers
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = pytest.mark.xdist_group("bench")  # they use one database, and would count each other's work
-
 SLOW = {"calls", "pacing", "pickup", "queues"}  # calls that take their time
 
 
