@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from tests.acceptance.fleet import Fake, fake_provider, insert_task
 from tests.conftest import Sql
 from tests.servers import Programs
@@ -19,6 +21,7 @@ def accepted(fake: Fake, since: float, until: float) -> int:
     return sum(row["accepted"] for row in rows if since <= row["at"] < until)
 
 
+@pytest.mark.slow  # it measures a rate over seconds, which another test beside it would spoil
 def test_what_a_killed_worker_had_leased_is_back_within_its_lease(sql: Sql, programs: Programs) -> None:
     with fake_provider(200, "--requests-per-minute", str(60 * PER_SECOND)) as fake:
         texts = [f"Kot numer {number} poszedł spowrotem" for number in range(2000)]
