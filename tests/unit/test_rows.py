@@ -155,6 +155,18 @@ class TestCsv:
 
 
 class TestJsonl:
+    @pytest.mark.parametrize(
+        ("row", "context"),
+        [
+            ('{"text": "A w sobotę?", "context": {"messages": [1]}}', {"messages": [1]}),
+            ('{"text": "A w sobotę?", "id": 7, "context": {"team": "web"}}', {"id": 7, "team": "web"}),
+            ('{"text": "A w sobotę?", "context": "w sklepie"}', {"context": "w sklepie"}),
+        ],
+    )
+    def test_an_object_called_context_is_the_context_itself(self, jsonl: Path, row: str, context: dict[str, object]) -> None:
+        items, _ = read(jsonl, row)
+        assert json.loads(items[0].context or "") == context
+
     def test_the_context_key_has_a_usual_name(self, jsonl: Path) -> None:
         row = '{"msg": "A w sobotę?", "context_key": 7, "messages": [{"role": "user", "text": "hej"}]}'
         items, _ = read(jsonl, row, column="msg")

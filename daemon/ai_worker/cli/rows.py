@@ -32,6 +32,7 @@ Format = Literal["csv", "jsonl", "txt"]
 SUFFIXES: Final[dict[str, Format]] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
 USUAL_COLUMNS: Final = ("text_original", "text")
 USUAL_CONTEXT_KEY: Final = "context_key"
+USUAL_CONTEXT: Final = "context"  # in JSONL; as an object it is the item's context, not a part of it
 
 LONGEST_TEXT: Final = 16_777_215  # bytes of a MEDIUMTEXT
 LONGEST_KEY: Final = 190  # characters of task_item.external_key and context_key
@@ -47,7 +48,7 @@ class Layout:
 
     `column` holds the text, `key_column` the caller's own key, `context_key_column` whom or what it is about; the others become
     the item's context. Without `column` it is `text_original`, `text`, or the only one there is; in JSONL, without
-    `context_key_column`, the field `context_key`.
+    `context_key_column`, the field `context_key`; and an object in the field `context` is taken as the context itself.
     """
 
     format: Format
@@ -264,6 +265,9 @@ class RowFile:
                 if column not in value:
                     self._refuse(line, f"the object has no field {column!r}; {_listed(list(value))}")
                 context = {name: each for name, each in value.items() if name not in (column, key_column, subject_column)}
+                if isinstance(whole := context.get(USUAL_CONTEXT), dict):
+                    del context[USUAL_CONTEXT]
+                    context |= whole
                 key, subject = (self._key(line, value, name) for name in (key_column, subject_column))
                 value = value[column]
             if value is None or (isinstance(value, str) and (not value or value.isspace())):

@@ -55,7 +55,7 @@ def submit(
 
     \b
     CSV    a header, then rows; the columns beside the text go along as the item's context
-    JSONL  a string or an object per line
+    JSONL  a string or an object per line; an object in its field `context` is the item's context
     TXT    one item per line
 
     All rows become items, or none does: a file with a row that cannot be used makes no task. Rows whose text is empty are
