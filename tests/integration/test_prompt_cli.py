@@ -77,6 +77,8 @@ def test_a_pushed_prompt_is_listed_shown_and_used_by_new_tasks(told: Any, sql: S
         ("{{ text }}", "{% if %}", "shout.md, line 16: "),
         ('kind = "summary"', 'kind = "sumary"', "shout.md: kind: unknown task type 'sumary'; known ones: "),
         ("version = 1", "version = ", "shout.md, line 2: the front matter is not TOML: "),
+        ("{{ text }}", "{{ text.__class__ }}", "shout.md, line 16: SecurityError: "),
+        ("{{ text }}", "\n{{ text + 1 }}", "shout.md, line 17: TypeError: "),
     ],
 )
 def test_a_broken_template_is_refused_with_the_line_and_nothing_is_pushed(

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from ai_worker.errors import ConfigurationError, InvalidRequest
 from ai_worker.models import Item, Task, TaskStatus
 from ai_worker.task_types import task_type
+from ai_worker.task_types.foreseen import try_out
 from ai_worker.task_types.prompt_file import PromptFile
+from ai_worker.task_types.templates import RenderError
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "correction": {},
@@ -214,11 +216,33 @@ def test_the_user_part_may_be_any_template() -> None:
         ),
         ("{{ parameters.x }}", "\n{% if description is blank %}-{% endif %}", r"mine\.md, line 15: there is no test 'blank'"),
         ("{{ parameters.x }}", f"{{{{ {'(' * 3000} }}}}", r"mine\.md, line 14: the template cannot be read"),
+        ("{{ marker }} {{ text }}", "{{ marker }}", r"mine\.md, line 15: the user's part has nothing of the row"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(old: str, new: str, error: str) -> None:
     with pytest.raises(ConfigurationError, match=error):
         PromptFile.parse("mine", GOOD.replace(old, new), "mine.md")
+
+
+@pytest.mark.parametrize(
+    ("user", "example", "error"),
+    [
+        ("{{ text }} {{ context.team }}", "context = { team = 'web' }", None),
+        ("{{ text }} {{ context.team }}", "", r"mine\.md, line 20: nothing is there under the name 'team'"),
+        ("{{ text }} {{ context.team }}", None, None),  # without an example nobody knows what a context has
+        ("{{ text }}\n{{ 1 / 0 }}", None, r"mine\.md, line 17: ZeroDivisionError"),
+        ("{{ text }}{% for fact in facts %}{{ fact.upper() }}{% endfor %}", "", None),
+    ],
+)
+def test_a_prompt_is_tried_on_its_first_example(user: str, example: str | None, error: str | None) -> None:
+    row = "" if example is None else f"[[examples]]\ntext = 'a'\nanswer = {{ out = 'b' }}\n{example}\n"
+    source = GOOD.replace("{{ marker }} {{ text }}", user).replace("+++\n# System", f"{row}+++\n# System")
+    file = PromptFile.parse("mine", source, "mine.md")
+    if error is None:
+        try_out(file)
+    else:
+        with pytest.raises(RenderError, match=error):
+            try_out(file)
 
 
 def test_templates_run_in_a_sandbox() -> None:

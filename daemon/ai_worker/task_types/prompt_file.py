@@ -306,6 +306,8 @@ def _step(
         raise WrongValue(wrong.key, str(wrong), place) from None
     system = compiled(*section[0], _SYSTEM_NAMES, origin)
     user: Template = compiled(*section[1], _USER_NAMES | ({"steps"} if place else set()), origin, earlier)
+    if not user.names - {"marker"}:
+        fail(origin, section[1][1], "the user's part has nothing of the row: put {{ text }} into it, between two {{ marker }}")
     return PromptStep(
         name=table["name"],
         model=model,

@@ -21,7 +21,12 @@ FOLDER = resources.files("ai_worker.task_types") / "prompts"
 
 
 class RenderError(ConfigurationError):
-    """A template and the values it was given do not go together; the message begins with the file and the line."""
+    """A template and the values it was given do not go together; the message begins with the file and the line.
+
+    `is_lack`: a value is not there that another row may have.
+    """
+
+    is_lack = False
 
 
 class Template(NamedTuple):
@@ -151,6 +156,7 @@ def _rendering(template: jinja2.Template, first: int, origin: str) -> Callable[.
             line = _line_of(error.__traceback__, origin)
             place = origin if line is None else f"{origin}, line {first + line}"
             failed = RenderError(f"{place}: {_said(error)}")
+            failed.is_lack = isinstance(error, jinja2.UndefinedError)
         raise failed  # without the error: its traceback holds the row
 
     return render

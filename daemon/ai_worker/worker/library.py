@@ -230,10 +230,12 @@ def _place(stored: Stored) -> str:
 
 def checked(brought: Brought) -> NewPrompt:
     """A file that is right in every respect, as it goes into the library. Raises ConfigurationError, with file and line."""
+    from ai_worker.task_types.foreseen import try_out
     from ai_worker.task_types.prompt_file import PromptFile
 
     file = PromptFile.parse(brought.name, brought.source, brought.place)
     task_type_of(file)
+    try_out(file)
     return NewPrompt(file.name, file.version, brought.origin, file.digest, file.source)
 
 
