@@ -29,8 +29,8 @@ from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, Item, Outcome, Result, Usage
 from ai_worker.store.queue import Queue
+from ai_worker.worker.claiming import CLAIM_ROWS
 from ai_worker.worker.commits import COMMIT_ROWS
-from ai_worker.worker.loop import CLAIM_ROWS
 from ai_worker.worker.picker import Picker
 from bench.drain import OPEN_TASK, PATIENCE, Shape, checked, fill, release, wait_for
 from bench.report import Report, WrongResultError, median

@@ -143,6 +143,10 @@ class Log:
         """A log that adds these fields to each of its lines."""
         return Log(**{**self._context, **context})
 
+    def carry(self, **context: object) -> None:
+        """Has this very log add these fields to each line from now on, also where others have it already."""
+        self._context = {**self._context, **context}
+
     def __call__(
         self, event: Event, *, level: int | None = None, exc_info: BaseException | None = None, **fields: object
     ) -> None:

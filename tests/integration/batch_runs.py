@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ai_worker.store.batches import Batches
-from ai_worker.worker import batch_steps, batches, commits, loop
+from ai_worker.worker import batch_steps, batches, claiming, commits
 from tests.conftest import Sql
 from tests.integration.worker_runs import Run
 
@@ -42,7 +42,7 @@ def shorten_waits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(batch_steps, "POLL_FIRST", 0.05)
     patch.setattr(batch_steps, "attempt_delay", lambda *_: 0.05)
     patch.setattr(batches, "LOOK_SECONDS", 0.2)
-    patch.setattr(loop, "BATCH_LOOK_SECONDS", 0.1)
+    patch.setattr(claiming, "BATCH_LOOK_SECONDS", 0.1)
     for module in (batch_steps, commits):
         patch.setattr(module, "COMMIT_ROWS", GROUP)
 

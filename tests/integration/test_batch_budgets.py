@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from ai_worker.worker import batch_steps, batches, loop
+from ai_worker.worker import batch_steps, batches, claiming
 from tests.conftest import Sql
 from tests.fake_provider import BatchSettings, FakeProvider
 from tests.integration.lifecycle import assert_ledger
@@ -23,7 +23,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         (batch_steps, "LINGER_SECONDS"),
         (batch_steps, "POLL_FIRST"),
         (batches, "LOOK_SECONDS"),
-        (loop, "BATCH_LOOK_SECONDS"),
+        (claiming, "BATCH_LOOK_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.1)
 

@@ -58,7 +58,7 @@ def make(groups: Groups, ring: Keyring, name: str, url: str | None) -> int:
 
 def send(database: Database, ring: Keyring, keep: Any = None) -> None:
     """What a worker does for callbacks in its loop, once."""
-    lease = Lease(Queue(database), lease_seconds=30, mode="run", concurrency=1, name="x", load=lambda: (0, 0, 0))
+    lease = Lease(Queue(database), lease_seconds=30, mode="run", concurrency=1, name="x")
     courier = Courier(Callbacks(database), asyncio.to_thread, ring.decrypt_group, lease)
     asyncio.run(courier.last_round(keep or (lambda: None)))
 

@@ -403,7 +403,7 @@ def test_a_drain_does_not_wait_for_the_turn(sql: Sql, database_url: str, make_tu
 
     def drain(worker: Any, event_loop: asyncio.AbstractEventLoop) -> None:
         time.sleep(1.0)
-        assert worker._listener._listening is not None
+        assert worker._parts.listener._listening is not None
         times.append(time.monotonic())
         event_loop.call_soon_threadsafe(worker.drain)
 

@@ -351,7 +351,7 @@ def test_of_a_paced_model_no_more_is_claimed_than_its_next_packs_hold(sql: Sql, 
     def look(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         for number in range(3, 20):
             fake.wait_for_requests(number, timeout=30)
-            held.append(len(worker._slots))
+            held.append(len(worker._parts.slots))
 
     assert Run(database_url, meanwhile=look).summary.processed == 250
     assert sum(packs(fake)) == 250

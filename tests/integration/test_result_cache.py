@@ -240,7 +240,7 @@ def test_twins_of_a_dead_workers_call_take_over_once_its_lease_is_over(
 def test_too_many_twins_are_put_off_uncharged(
     sql: Sql, database_url: str, fake: FakeProvider, model: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ai_worker.worker.loop.WAITING_PER_SLOT", 2)
+    monkeypatch.setattr("ai_worker.worker.assembly.WAITING_PER_SLOT", 2)
     monkeypatch.setattr("ai_worker.worker.calls.PUT_OFF_SECONDS", 0.2)
     fake.latency_ms = 500
     task = add_task(sql, model, [TEXT] * 30)

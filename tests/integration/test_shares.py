@@ -45,24 +45,24 @@ def test_who_wants_little_gets_it_and_the_rest_is_even(wanted: int, others: Sequ
 def test_what_one_gives_up_another_gets_once_the_calls_have_ended(database: Database) -> None:
     first, second = register(database, 2)
     shares = Shares(database)
-    assert shares.renew(MODEL, first, 20, 0, 10) == 10
-    assert shares.renew(MODEL, second, 20, 0, 10) == 0  # all is in use
-    assert shares.renew(MODEL, first, 20, 10, 10) == 5
-    assert shares.renew(MODEL, second, 20, 0, 10) == 0  # still
-    assert shares.renew(MODEL, first, 20, 7, 10) == 5
-    assert shares.renew(MODEL, second, 20, 0, 10) == 3
-    assert shares.renew(MODEL, first, 20, 5, 10) == 5
-    assert shares.renew(MODEL, second, 20, 3, 10) == 5
-    assert shares.renew(MODEL, first, 0, 0, 10) == 0
-    assert shares.renew(MODEL, second, 20, 5, 10) == 10
+    assert shares.renew(first, MODEL, 20, 0, 10) == 10
+    assert shares.renew(second, MODEL, 20, 0, 10) == 0  # all is in use
+    assert shares.renew(first, MODEL, 20, 10, 10) == 5
+    assert shares.renew(second, MODEL, 20, 0, 10) == 0  # still
+    assert shares.renew(first, MODEL, 20, 7, 10) == 5
+    assert shares.renew(second, MODEL, 20, 0, 10) == 3
+    assert shares.renew(first, MODEL, 20, 5, 10) == 5
+    assert shares.renew(second, MODEL, 20, 3, 10) == 5
+    assert shares.renew(first, MODEL, 0, 0, 10) == 0
+    assert shares.renew(second, MODEL, 20, 5, 10) == 10
 
 
 def test_a_dead_workers_share_is_free_when_its_lease_is_over(database: Database, sql: Sql) -> None:
     first, second = register(database, 2)
     shares = Shares(database)
-    assert shares.renew(MODEL, first, 10, 0, 10) == 10
+    assert shares.renew(first, MODEL, 10, 0, 10) == 10
     sql("UPDATE worker SET lease_until = UTC_TIMESTAMP(6) - INTERVAL 1 SECOND WHERE id_worker = %s", [first])
-    assert shares.renew(MODEL, second, 10, 0, 10) == 10
+    assert shares.renew(second, MODEL, 10, 0, 10) == 10
     assert [row["id_worker"] for row in sql("SELECT id_worker FROM ai_model_share")] == [second]
 
 
@@ -72,7 +72,7 @@ def test_however_many_ask_at_once_together_they_get_the_limit(database_url: str,
     def ask(worker: int) -> None:
         with closing(Database(parse_database_url(database_url))) as db:
             for _ in range(10):
-                got[worker] = Shares(db).renew(MODEL, worker, 10, 0, 10)
+                got[worker] = Shares(db).renew(worker, MODEL, 10, 0, 10)
 
     threads = [threading.Thread(target=ask, args=(worker,)) for worker in register(database, 4)]
     for thread in threads:

@@ -59,8 +59,8 @@ class Loop:
 def leased(queue: Queue, seconds: float = LEASE) -> Iterator[Loop]:
     """A worker with a heartbeat, and the loop that keeps it going."""
     load = (3, 20, 1)
-    lease = Lease(queue, lease_seconds=seconds, mode="daemon", concurrency=9, name="dąb", load=lambda: load)
-    lease.start()
+    lease = Lease(queue, lease_seconds=seconds, mode="daemon", concurrency=9, name="dąb")
+    lease.start(lambda: load)
     loop = Loop(lease)
     try:
         yield loop

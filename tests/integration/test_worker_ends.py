@@ -17,7 +17,7 @@ from ai_worker.config import parse_database_url
 from ai_worker.errors import AccessDenied, Overloaded, ProviderError
 from ai_worker.models import Completion, Filters, Item, Outcome, Prompt, Usage
 from ai_worker.providers import ProviderConfig
-from ai_worker.worker import Worker, attempt, calls, endpoints, loop
+from ai_worker.worker import Worker, accounts, attempt, calls, claiming, endpoints
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
 from tests.integration.lifecycle import assert_ledger
@@ -116,7 +116,7 @@ def test_a_run_that_is_told_to_slow_down_for_ever_ends(sql: Sql, database_url: s
     async def no_wait(_: calls.Caller, seconds: float) -> None:
         await asyncio.sleep(0.0 * seconds)
 
-    monkeypatch.setattr(loop, "STUCK_SECONDS", 1.5)
+    monkeypatch.setattr(claiming, "STUCK_SECONDS", 1.5)
     monkeypatch.setattr(calls.Caller, "_sleep", no_wait)
     monkeypatch.setattr(attempt, "attempt_delay", lambda *_: 0.3)
     with FakeProvider() as fake:
@@ -143,7 +143,7 @@ def test_a_defect_of_the_worker_costs_the_item_an_attempt(sql: Sql, database_url
         raise ZeroDivisionError(f"błąd przy {item.attempt}")
 
     monkeypatch.setattr(calls.Caller, "outcome", broken)
-    monkeypatch.setattr(loop, "attempt_delay", lambda *_: 1000.0)
+    monkeypatch.setattr(accounts, "attempt_delay", lambda *_: 1000.0)
     task = add_task(sql, add_model(sql, None, "echo", "echo"), TEXTS[:2], max_attempts=3)
     for number in (1, 2, 3):
         assert Run(database_url).claimed == 2

@@ -51,7 +51,8 @@ class Held:
         self.began: list[int] = []
         self._ends: dict[int, asyncio.Event] = {}
         self.sharing = Sharing(QUEUES, slots, now)
-        self.slots = Slots(slots, self._call, lambda _item, _outcome: None, self._defect, lambda: True, sharing=self.sharing)
+        self.slots = Slots(slots, lambda: True, self.sharing)
+        self.slots.serve(self._call, lambda _item, _outcome: None, self._defect)
 
     async def _call(self, item: Item) -> Outcome:
         self.began.append(item.id_task_item)
@@ -178,7 +179,8 @@ def test_a_call_that_comes_back_waits_for_its_queues_turn() -> None:
             return Outcome.processed(item, Result("x", None, {}), NO_USAGE, None, 0)
 
         sharing = Sharing(QUEUES, 1)
-        slots = Slots(1, call, lambda _item, _outcome: None, Held._defect, lambda: True, sharing=sharing)
+        slots = Slots(1, lambda: True, sharing)
+        slots.serve(call, lambda _item, _outcome: None, Held._defect)
         slots.fill(items("batch", 1))
         await asyncio.sleep(0)
         assert slots.rooms(0) == {"reply": 1, "batch": 0}, "it is as good as ready"

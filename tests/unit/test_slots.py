@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Item, Outcome, OutcomeKind, Result, Task, TaskStatus
-from ai_worker.worker import Worker
 from ai_worker.worker import slots as module
+from ai_worker.worker.claiming import Claiming
 from ai_worker.worker.slots import Slots
 
 TASK = Task(1, 1, "correction", "", {}, 3, 0, TaskStatus.IN_PROGRESS)
@@ -24,7 +24,8 @@ class Held:
         self.ends: dict[int, asyncio.Event] = {}
         self.outcomes: list[tuple[int, OutcomeKind]] = []
         self.may_start = True
-        self.slots = Slots(slots, self._call, self._told, self._defect, lambda: self.may_start)
+        self.slots = Slots(slots, lambda: self.may_start)
+        self.slots.serve(self._call, self._told, self._defect)
 
     async def _call(self, item: Item) -> Outcome:
         self.ends[item.id_task_item] = asyncio.Event()
@@ -154,15 +155,14 @@ def test_a_defect_costs_its_item_alone() -> None:
 def test_room_that_goes_while_more_is_waited_for_is_no_claim_and_no_end() -> None:
     """Fewer may be ahead from one moment to the next; a claim of nothing would end the worker, or make it wait for its turn."""
     room = iter([1, 0, 30])
-    worker: Any = SimpleNamespace(
-        _options=SimpleNamespace(max_items=None, concurrency=200),
+    claiming: Any = SimpleNamespace(
+        _options=SimpleNamespace(concurrency=200),
         _draining=asyncio.Event(),
         _slots=SimpleNamespace(free=lambda _: next(room)),
-        _left=500,
+        _accounts=SimpleNamespace(left=lambda: 500, in_hand=0),
         _shared=None,
-        _commits=[],
     )
-    assert asyncio.run(Worker._wait_for_slots(worker)) == 30
+    assert asyncio.run(Claiming._wait_for_slots(claiming)) == 30
 
 
 class Waiting(Held):
@@ -370,7 +370,8 @@ class Sharing(Held):
         super().__init__(slots)
         self.may_add = True
         self.begun: list[str] = []
-        self.slots = Slots(slots, self._call, self._told, self._defect, lambda: True, lambda _: self.may_add)
+        self.slots = Slots(slots, lambda: True)
+        self.slots.serve(self._call, self._told, self._defect, lambda _: self.may_add)
 
     async def _call(self, item: Item) -> Outcome:
         helpers = [asyncio.create_task(self._help(item, name)) for name in "ab"]

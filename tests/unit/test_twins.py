@@ -38,7 +38,7 @@ def test_of_very_many_the_later_ones_stay_away_for_longer() -> None:
     """Else one call of a minute would have all of them claimed, put off and written down every few seconds."""
 
     async def run() -> None:
-        twins = Twins(ask, abandon, away, 2, Log)
+        twins = Twins(ask, abandon, away, 2, Log())
         waiting = [asyncio.create_task(twins.answer(item(number), KEY)) for number in range(2)]
         while not twins._elsewhere or twins._waiting < 2:  # noqa: ASYNC110 -- a turn of the loop at a time
             await asyncio.sleep(0.001)

@@ -13,7 +13,7 @@ class Shares:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def renew(self, id_ai_model: int, id_worker: int, wanted: int, held: int, limit: int) -> int:
+    def renew(self, id_worker: int, id_ai_model: int, wanted: int, held: int, limit: int) -> int:
         """Says how many calls the worker wants to have in flight, and how many it has; how many it may have from now on.
 
         The shares of all living workers together are no more than the limit: what one is to give up, another gets when the calls

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 from ai_worker.errors import (
     AiWorkerError,
@@ -31,8 +31,7 @@ from ai_worker.worker.commits import COMMIT_ROWS, Commits
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.library import Library
-
-T = TypeVar("T")
+from ai_worker.worker.threads import Thread
 
 HOLD_SECONDS: Final = 180.0  # how long a batch stays with a worker that has died; more than one exchange with a provider takes
 # Handing in: given up well before the hold ends, so that whoever comes next looks for the batch after it can have been made.
@@ -52,18 +51,12 @@ class NoBatches(ProviderError):
     kind = "configuration"
 
 
-class InThread(Protocol):
-    """Runs a verb in the thread for batches."""
-
-    async def __call__(self, verb: Callable[..., T], *arguments: object) -> T: ...
-
-
 class BatchSteps:
     """Takes the steps of one batch at a time, which this worker holds.
 
     Parameters
     ----------
-    in_thread: runs a database verb.
+    in_thread: does database verbs.
     library: the task types.
     stopping: nothing more is handed in.
     room: how many more items this worker may claim.
@@ -78,7 +71,7 @@ class BatchSteps:
         breaker: Breaker,
         lease: Lease,
         commits: Commits,
-        in_thread: InThread,
+        in_thread: Thread,
         library: Library,
         *,
         stopping: asyncio.Event,

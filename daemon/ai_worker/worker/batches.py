@@ -13,8 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final
 
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError
@@ -29,8 +28,7 @@ from ai_worker.worker.commits import Commits
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.library import Library
-
-T = TypeVar("T")
+from ai_worker.worker.threads import Thread
 
 LOOK_SECONDS: Final = 3.0  # between looks for other workers' batches
 # After a batch that got no item: all the money of its task may be set aside for one under way, which takes up to a day, and
@@ -76,6 +74,7 @@ class BatchLane:
         self._on_stored = on_stored
         self._room = room
         self._on_change = on_change
+        self._in_thread = Thread("batch")
         self._commits = Commits(self._store_group, self._stored, on_refused, self._kept)
         self._steps = BatchSteps(
             batches,
@@ -90,7 +89,6 @@ class BatchLane:
             on_claimed=on_claimed,
             on_change=on_change,
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._woken = asyncio.Event()
         self._offered: Sequence[Task] = ()
         self._tried: dict[int, float] = {}  # tasks of which no batch could be begun: when to try again
@@ -169,7 +167,7 @@ class BatchLane:
             with contextlib.suppress(DatabaseError, TimeoutError):
                 async with asyncio.timeout(AWAY_SECONDS):
                     await self._in_thread(self._batches.leave, batch, self._steps.holder, delay)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._in_thread.close()
 
     # ----- which batch is next
 
@@ -248,9 +246,6 @@ class BatchLane:
         self._lease.log(Event.DATABASE_AWAY, reason=f"a batch has to wait: {error}", commit_in_doubt=False)
 
     # ----- small helpers
-
-    async def _in_thread(self, verb: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, verb, *arguments)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -36,7 +36,7 @@ class Breaker:
         stop: Callable[[int, str, str, float, bool], Awaitable[bool]],
         resume: Callable[[int], Awaitable[bool]],
         name: Callable[[int], str],
-        log: Callable[[], Log],
+        log: Log,
         on_change: Callable[[], None],
     ) -> None:
         self._stop = stop
@@ -86,7 +86,7 @@ class Breaker:
         """What is missing is missing here, and no reason to stop the others."""
         name = self._name(id_ai_model)
         if name not in self.unusable:
-            self._log()(Event.MODEL_UNUSABLE, model=name, message=str(error))
+            self._log(Event.MODEL_UNUSABLE, model=name, message=str(error))
         self.unusable[name] = str(error)
         self._shun(id_ai_model, seconds)
 
@@ -98,9 +98,9 @@ class Breaker:
         try:
             if await self._stop(id_ai_model, error.kind, str(error), probe_seconds, task.is_probe):
                 reason = str(error)
-                self._log()(Event.MODEL_STOPPED, model=name, kind=error.kind, message=reason, probe_seconds=probe_seconds)
+                self._log(Event.MODEL_STOPPED, model=name, kind=error.kind, message=reason, probe_seconds=probe_seconds)
         except DatabaseError as failure:
-            self._log()(Event.DATABASE_AWAY, reason=f"model {name} could not be stopped: {failure}", commit_in_doubt=False)
+            self._log(Event.DATABASE_AWAY, reason=f"model {name} could not be stopped: {failure}", commit_in_doubt=False)
         # Calls that were under way when the model stopped fail in the next moments, and need not say so again.
         asyncio.get_running_loop().call_later(SHUN_SECONDS, self._stopping.pop, id_ai_model, None)
 
@@ -113,12 +113,12 @@ class Breaker:
         try:
             was_stopped = await self._resume(id_ai_model)
         except DatabaseError as failure:  # the next probe tries again
-            self._log()(Event.DATABASE_AWAY, reason=f"model {name} could not be resumed: {failure}", commit_in_doubt=False)
+            self._log(Event.DATABASE_AWAY, reason=f"model {name} could not be resumed: {failure}", commit_in_doubt=False)
             return
         self._shunned.pop(id_ai_model, None)
         self.stopped.pop(name, None)
         if was_stopped:
-            self._log()(Event.MODEL_RESUMED, model=name)
+            self._log(Event.MODEL_RESUMED, model=name)
 
     def _resumed(self, task: asyncio.Task[None]) -> None:
         self._resuming.discard(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import contextmanager
 
 from tenacity import RetryCallState
 
@@ -36,6 +36,7 @@ from ai_worker.worker.learning import Learner
 from ai_worker.worker.library import Library
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
+from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
 from ai_worker.worker.twins import TooManyTwinsError, Twins
 
@@ -58,8 +59,7 @@ class Caller:
     learner: told how calls end, for the next ones' pace.
     twins: whether a call need be made at all.
     backgrounds: what is drawn into prompts, for the tasks that ask for it.
-    away: gives the slot of the running call away for as long as it waits, see `Slots.away`.
-    pause: the same between two calls, where its place at the model is kept.
+    slots: where the call that waits gives its slot away.
     stepwise: takes items through several calls, made of what makes one.
     """
 
@@ -74,10 +74,9 @@ class Caller:
         learner: Learner,
         twins: Twins,
         backgrounds: Backgrounds,
-        away: Callable[[], AbstractAsyncContextManager[object]],
-        pause: Callable[[], AbstractAsyncContextManager[object]],
+        slots: Slots,
         stepwise: Callable[[Complete], Stepwise],
-        log: Callable[[], Log],
+        log: Log,
     ) -> None:
         self._endpoints = endpoints
         self._library = library
@@ -88,14 +87,14 @@ class Caller:
         self._pacer = pacer
         self._throttle = throttle
         self._learner = learner
-        self._pause = pause
-        self._packs = Packs(self._complete, away)
+        self._slots = slots
+        self._packs = Packs(self._complete, slots.away)
         self._stepwise = stepwise(self._complete)
         self._log = log
 
     async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911, PLR0912 -- one return per row of the error table
         """How the item's attempt ends. Never raises, but for cancellation."""
-        attempt = Attempt(item, self._log())
+        attempt = Attempt(item, self._log)
         try:
             model = item.task.id_ai_model
             endpoint = self._endpoints.fresh(model) or await self._endpoints.get(model)
@@ -147,7 +146,7 @@ class Caller:
         except ProviderError as error:
             return attempt.retry(error.kind, str(error), error.retry_after)
         except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the worker
-            self._log()(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
+            self._log(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
             return attempt.retry("internal", f"{type(error).__name__}: {error}", None)
 
     async def _complete(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
@@ -271,7 +270,7 @@ class Caller:
 
     async def _sleep(self, seconds: float) -> None:
         """A wait without a slot, that a drain ends: the item is given back then, since nobody has been paid for it."""
-        async with self._pause():
+        async with self._slots.away(keeps_place=True):
             try:
                 await asyncio.wait_for(self._stopping.wait(), seconds)
             except TimeoutError:

@@ -8,6 +8,7 @@ of the time, as TCP's CUBIC does (https://www.rfc-editor.org/rfc/rfc9438). What 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -75,7 +76,7 @@ class Learner:
         store: Callable[..., None],
         hold: Callable[[int, float], None],
         held: Callable[[int], int],
-        later: Callable[[float, Callable[[], None]], Any],
+        later: Callable[[float, Callable[[], None]], Any] = lambda *after: asyncio.get_running_loop().call_later(*after),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store

@@ -7,12 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from ai_worker import __version__
 from ai_worker.errors import DatabaseError
 from ai_worker.log import Event, Log
 from ai_worker.store.queue import Queue
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BEATS_PER_LEASE: Final = 6
 SELF_FENCE: Final = 0.6  # of the lease without a beat: no new claims, well before anybody may rescue
@@ -25,9 +28,10 @@ class Lease:
     Parameters
     ----------
     lease_seconds: after this long without a heartbeat others may take the worker's items.
-    load: gives (in flight, processed, failed) for the worker's row; called from the heartbeat thread.
-    on_lost: told, from that thread, that others may have taken the worker's items.
     """
+
+    _load: Callable[[], tuple[int, int, int]]
+    _on_lost: Callable[[], None]
 
     def __init__(
         self,
@@ -37,25 +41,27 @@ class Lease:
         mode: str,
         concurrency: int,
         name: str | None,
-        load: Callable[[], tuple[int, int, int]],
-        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue = queue
         self._seconds = lease_seconds
         self._mode = mode
         self._concurrency = concurrency
         self.host = name or socket.gethostname()
-        self._load = load
-        self._on_lost = on_lost
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
         self._last_beat = self._last_tick = self._steady_since = time.monotonic()
         self._has_had_gap = False
         self.id_worker = 0
         self.log = Log()
+        """One object for good, whose lines carry the present `id_worker`."""
 
-    def start(self) -> None:
-        """Registers the worker and begins to beat."""
+    def start(self, load: Callable[[], tuple[int, int, int]], on_lost: Callable[[], None] = lambda: None) -> None:
+        """Registers the worker and begins to beat.
+
+        `load` gives (in flight, processed, failed) for the worker's row, and `on_lost` is told that others may have taken the
+        worker's items. Both are called from the heartbeat's thread.
+        """
+        self._load, self._on_lost = load, on_lost
         self._register()
         self._thread.start()
 
@@ -73,6 +79,14 @@ class Lease:
     def tick(self) -> None:
         """The loop is alive. Called by it, every second or so."""
         self._last_tick = time.monotonic()
+
+    def own(self, verb: Callable[Concatenate[int, P], T]) -> Callable[P, T]:
+        """The verb, done under this worker's id: the one that it has then, as it gets another with each lease."""
+
+        def done(*arguments: P.args, **named: P.kwargs) -> T:
+            return verb(self.id_worker, *arguments, **named)
+
+        return done
 
     @property
     def may_claim(self) -> bool:
@@ -96,7 +110,7 @@ class Lease:
             concurrency=self._concurrency,
             lease_seconds=self._seconds,
         )
-        self.log = Log(worker=self.id_worker)
+        self.log.carry(worker=self.id_worker)
         self._last_beat = time.monotonic()
 
     def _beat_for_ever(self) -> None:

@@ -45,30 +45,18 @@ class Slots:
     Parameters
     ----------
     slots: how many calls may be in flight.
-    call: one item's way through its call; cancelled when there is no time left for it.
-    on_outcome: told how each item ended, given back ones included.
-    on_defect: makes an outcome of an error that `call` should not have let out.
     may_start: whether a call may begin now; what is ready is given back when not.
-    may_add: whether there may be one more call for an item that has one.
     sharing: what is ready, where several queues share the slots.
     """
 
-    def __init__(
-        self,
-        slots: int,
-        call: Callable[[Item], Coroutine[Any, Any, Outcome]],
-        on_outcome: Callable[[Item, Outcome], None],
-        on_defect: Callable[[Item, BaseException], Outcome],
-        may_start: Callable[[], bool],
-        may_add: Callable[[Task], bool] = lambda _: True,
-        sharing: Sharing | None = None,
-    ) -> None:
+    _call: Callable[[Item], Coroutine[Any, Any, Outcome]]
+    _on_outcome: Callable[[Item, Outcome], None]
+    _on_defect: Callable[[Item, BaseException], Outcome]
+    _may_add: Callable[[Task], bool]
+
+    def __init__(self, slots: int, may_start: Callable[[], bool], sharing: Sharing | None = None) -> None:
         self._slots = slots
-        self._call = call
-        self._on_outcome = on_outcome
-        self._on_defect = on_defect
         self._may_start = may_start
-        self._may_add = may_add
         self._calls: dict[_Call, Item] = {}
         self._away: dict[_Call, asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
         self._returning: deque[_Call] = deque()
@@ -84,6 +72,24 @@ class Slots:
         self._keeping: set[_Call] = set()  # of those away, who will make their call again
         self._kept: Counter[int] = Counter()  # how many these are, by model
         self._has_room = asyncio.Event()
+
+    def serve(
+        self,
+        call: Callable[[Item], Coroutine[Any, Any, Outcome]],
+        on_outcome: Callable[[Item, Outcome], None],
+        on_defect: Callable[[Item, BaseException], Outcome],
+        may_add: Callable[[Task], bool] = lambda _: True,
+    ) -> None:
+        """Says what is to be done with items, before the first ones come. Who does it is made of the slots, so after them.
+
+        Parameters
+        ----------
+        call: one item's way through its call; cancelled when there is no time left for it.
+        on_outcome: told how each item ended, given back ones included.
+        on_defect: makes an outcome of an error that `call` should not have let out.
+        may_add: whether there may be one more call for an item that has one.
+        """
+        self._call, self._on_outcome, self._on_defect, self._may_add = call, on_outcome, on_defect, may_add
 
     def __len__(self) -> int:
         """How many items are held."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
@@ -20,9 +20,11 @@ from ai_worker.worker.attempt import Attempt, GivenBackError
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import AWAY_SECONDS, UNSTORABLE
 from ai_worker.worker.endpoints import Endpoint, Endpoints
+from ai_worker.worker.lease import Lease
 from ai_worker.worker.parts import Parts
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.step_models import StepModels
+from ai_worker.worker.threads import Thread
 
 T = TypeVar("T")
 
@@ -219,34 +221,34 @@ def stepwise(
     *,
     steps: Steps,
     take_probe: Callable[[int], bool],
-    id_worker: Callable[[], int],
-    in_thread: Callable[..., Awaitable[Any]],
+    lease: Lease,
+    thread: Thread,
     endpoints: Endpoints,
-    slots: Callable[[], Slots],
+    slots: Slots,
     saw: Callable[[Iterable[Task]], None],
     stopping: asyncio.Event,
     breaker: Breaker,
 ) -> Stepwise:
-    """A worker's, of its own pieces; the slots are made after those who make their calls."""
+    """A worker's, of its own pieces. `thread` stores the steps."""
 
     async def endpoint(id_ai_model: int) -> Endpoint:
         return endpoints.fresh(id_ai_model) or await endpoints.get(id_ai_model)
 
     models = StepModels(
-        lambda: in_thread(steps.models),
+        thread.doing(steps.models),
         endpoint,
         saw=saw,
-        turn_to=lambda item: slots().turn_to(item),
-        away=lambda: slots().away(),
+        turn_to=slots.turn_to,
+        away=slots.away,
         is_shunned=breaker.is_shunned,
-        take_probe=lambda id_ai_model: in_thread(take_probe, id_ai_model),
+        take_probe=thread.doing(take_probe),
     )
     return Stepwise(
         complete,
-        lambda item, digests: in_thread(steps.begin, item, digests),
-        lambda done: in_thread(steps.store, id_worker(), done),
+        thread.doing(steps.begin),
+        thread.doing(lease.own(steps.store)),
         models.turn,
-        Parts(lambda item: slots().beside(item), lambda: slots().away()),
+        Parts(slots.beside, slots.away),
         stopping,
         breaker.answered,
     )

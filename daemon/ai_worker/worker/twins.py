@@ -61,7 +61,7 @@ class Twins:
         abandon: Callable[[Sequence[Question]], Awaitable[None]],
         away: Callable[..., AbstractAsyncContextManager[Callable[[], None]]],
         most: int,
-        log: Callable[[], Log],
+        log: Log,
     ) -> None:
         self._ask = ask
         self._abandon = abandon
@@ -230,7 +230,7 @@ class Twins:
                 del self._works[work.key]
             return
         except Exception as error:  # noqa: BLE001 -- a right that was not granted, say: dearer work is better than none
-            self._log()(Event.LIBRARY, level=ERROR, exc_info=error, logger="result cache", message=str(error))
+            self._log(Event.LIBRARY, level=ERROR, exc_info=error, logger="result cache", message=str(error))
             for work in works:
                 while work.twins:
                     work.twins.popleft().tell(Standing.LEADS)

@@ -1,0 +1,28 @@
+"""How one worker works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How one worker works. Times in seconds.
+
+    `forever` is the daemon's mode; else the worker ends when nothing is left, or after `max_items` items.
+    """
+
+    forever: bool
+    concurrency: int = 50
+    max_items: int | None = None
+    lease_seconds: float = 30.0
+    drain_seconds: float = 30.0
+    request_timeout: float = 120.0
+    name: str | None = None
+    prompt_folder: Path | None = None
+
+    @property
+    def mode(self) -> str:
+        """As it stands in the worker's row and in the log."""
+        return "daemon" if self.forever else "run"
