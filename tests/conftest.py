@@ -56,7 +56,7 @@ def _shared_database(server: TestServer) -> Iterator[TestDatabase]:
 @pytest.fixture
 def database_url(_shared_database: TestDatabase) -> Iterator[str]:
     """The URL of a migrated database without rows. AUTO_INCREMENT values go on from test to test: do not expect 1."""
-    yield _shared_database.url
+    yield _shared_database.lend()
     _shared_database.empty()
 
 

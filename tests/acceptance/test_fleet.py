@@ -14,6 +14,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from ai_worker.config import parse_database_url
 from tests import servers
 from tests.acceptance.fleet import (
     Fake,
@@ -28,7 +29,7 @@ from tests.acceptance.fleet import (
 )
 from tests.acceptance.fleet import fake as fake  # noqa: PLC0414 -- a fixture
 from tests.conftest import Sql
-from tests.servers import Background, Programs
+from tests.servers import Background, Programs, TestServer
 
 QUICK_LEASE = {"AI_WORKER_LEASE_SECONDS": "8"}  # not shorter: a loaded machine may keep a live worker waiting for seconds
 
@@ -204,20 +205,22 @@ def test_a_killed_and_restarted_database_loses_nothing(tmp_path: Path) -> None:
             programs.close()
 
 
-def test_connections_killed_under_load_lose_nothing(sql: Sql, programs: Programs, fake: Fake) -> None:
+def test_connections_killed_under_load_lose_nothing(
+    sql: Sql, programs: Programs, fake: Fake, server: TestServer, database_url: str
+) -> None:
     texts = many(2000)
     id_task = insert_task(sql, fake, texts)
     worker = programs.start("run", "--json", "--concurrency", "50", env=QUICK_LEASE)
     fake.wait_for_requests(50)
-    (me,) = sql("SELECT CONNECTION_ID() AS id, DATABASE() AS db")
+    (me,) = sql("SELECT CONNECTION_ID() AS id")
     killed = 0
-    while worker.process.poll() is None and killed < 30:
-        for row in sql("SHOW PROCESSLIST"):
-            if row["db"] == me["db"] and row["Id"] != me["id"]:
+    with server.connect() as connection, connection.cursor() as cursor:
+        while worker.process.poll() is None and killed < 30:
+            for session in servers.sessions(cursor, parse_database_url(database_url).database).keys() - {me["id"]}:
                 with contextlib.suppress(pymysql.err.OperationalError):  # gone by itself in the meantime
-                    sql(f"KILL {row['Id']}")
+                    cursor.execute(f"KILL {session}")
                     killed += 1
-        time.sleep(0.2)
+            time.sleep(0.2)
     assert killed >= 10
     assert worker.wait(120) == 0
     assert_all_done(sql, id_task, texts)

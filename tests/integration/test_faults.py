@@ -197,7 +197,7 @@ def laboratory(server: TestServer, _shared_database: TestDatabase) -> Iterator[t
     """Plain SQL, the database's URL and a fake provider, for experiments that many tests look at."""
     database = parse_database_url(_shared_database.url).database
     with FakeProvider() as fake, server.connect(database) as connection:
-        yield plain_sql(connection), _shared_database.url, fake
+        yield plain_sql(connection), _shared_database.lend(), fake
     _shared_database.empty()
 
 

@@ -19,7 +19,7 @@ from ai_worker import migrate
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, sql_folder
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError, SchemaMismatch
-from tests.servers import Programs, TestServer
+from tests.servers import Programs, TestServer, sessions
 
 LABELS = [each.label for each in migrate.migrations()]
 NEWEST = len(LABELS)
@@ -80,9 +80,7 @@ def test_one_that_finds_another_at_work_waits(server: TestServer, empty: Databas
         cursor.execute(lock)
         waiting = pool.submit(migrate.migrate, empty)
         deadline = time.monotonic() + 30
-        while not any(
-            row["db"] == empty.url.database and row["State"] == "User lock" for row in server.execute("SHOW PROCESSLIST")
-        ):
+        while "User lock" not in sessions(cursor, empty.url.database).values():
             assert not waiting.done()
             assert time.monotonic() < deadline
         with server.new_database() as name:
