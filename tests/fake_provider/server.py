@@ -58,6 +58,7 @@ class FakeProvider:
             assert fake.counts()["requests"] == 3
 
     latency_ms: how long each answer takes.
+    gather: no answer is given before so many requests were under way at once, however slow the machine; fewer wait for ever.
     port: 0 for any free one.
     answer: turns a request into the content of a correct answer.
     keep: how many of the last requests `requests` holds; the counts know them all.
@@ -70,6 +71,7 @@ class FakeProvider:
         self,
         *,
         latency_ms: float = 0.0,
+        gather: int = 0,
         port: int = 0,
         answer: Callable[[Ask], str] = answer_json,
         keep: int = 10_000,
@@ -78,6 +80,8 @@ class FakeProvider:
         batches: BatchSettings = BatchSettings(),  # noqa: B008 -- frozen
     ) -> None:
         self.latency_ms = latency_ms
+        self.gather = gather
+        self._gathered = asyncio.Event()
         self.port = port
         self._answer = answer
         self._count = count
@@ -288,6 +292,8 @@ class FakeProvider:
                 reply, rule = failed(wire, refusal(refused, ask.model, say_when=limiter.limits.retry_after)), None
             record = self._record(request, ask, rule, reply, refused)
             try:
+                if self.peak_in_flight < self.gather:
+                    await self._gathered.wait()
                 if not refused and (delay := self.latency_ms + (rule.delay_ms if rule else 0.0)):
                     await asyncio.sleep(delay / 1000)
                 extra = {} if wire is GEMINI else limiter.headers(ask.model)
@@ -333,6 +339,8 @@ class FakeProvider:
             self._news.notify_all()
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        if self.peak_in_flight >= self.gather:
+            self._gathered.set()
         return record
 
 

@@ -36,7 +36,7 @@ def test_a_provider_that_fails_every_call_is_not_hammered(sql: Sql, database_url
 
 
 def test_a_provider_that_is_overloaded_gets_fewer_calls_at_a_time(sql: Sql, database_url: str) -> None:
-    with FakeProvider(latency_ms=200) as fake:
+    with FakeProvider(latency_ms=200, gather=51) as fake:
         add_task(sql, add_model(sql, fake, "chat", "slow"), [f"t{n}" for n in range(200)])
         fake.script(Rule("503", times=30))  # which asks for three seconds
         Run(database_url, concurrency=60, meanwhile=stop(fake, 150))

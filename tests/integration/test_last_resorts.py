@@ -118,7 +118,7 @@ def test_an_attempt_is_broken_off_at_its_time_limit(sql: Sql, database_url: str,
     fake.script(Rule("hang", contains="Ala"), Rule("500", contains="Żółw"), Rule("slow", contains="Pies", delay_ms=400))
     began = time.monotonic()
     Run(database_url, max_items=3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # the request's own limit is a minute
     for task in (hanging, retried):
         (item,) = items_of(sql, task)
         assert (item["status"], item["error_kind"], item["attempt"]) == ("DEFERRED", "timeout", 1)

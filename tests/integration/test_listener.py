@@ -77,7 +77,7 @@ def test_the_next_in_the_queue_wakes_at_once_when_the_listener_dies(
     time.sleep(0.2)
     assert not waiting.done()
     sql(f"KILL {connection_of(one)}")
-    assert waiting.result(2) is True
+    assert waiting.result(10) is True  # half of what it would wait for
     assert one.listen(name, 0, 0.01) is None  # over its new connection
 
 
@@ -89,7 +89,7 @@ def test_a_listener_that_says_nothing_loses_its_turn(make_turns: Callable[[], Tu
     assert one.take(name, 1)
     began = time.monotonic()
     assert two.take(name, 20) is True
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 def test_workers_that_want_different_things_do_not_wait_for_each_other(make_turns: Callable[[], Turns]) -> None:
@@ -121,11 +121,9 @@ def test_closing_ends_a_wait(make_turns: Callable[[], Turns], thread: ThreadPool
         assert thread.submit(one.take, name, 1).result()  # a turn belongs to the thread's connection
     waiting = thread.submit(one.take, name, 20) if wait == "take" else thread.submit(one.listen, name, 2**62, 1.9)
     time.sleep(0.2)
-    began = time.monotonic()
     one.close()
-    with pytest.raises(DatabaseAway):
-        waiting.result(5)
-    assert time.monotonic() - began < 1
+    with pytest.raises(DatabaseAway):  # a wait that goes on to its end raises nothing
+        waiting.result(10)
     with pytest.raises(DatabaseAway):
         one.take(name, 1)
 
@@ -287,6 +285,20 @@ def make_listener(database_url: str) -> Listener:
     return Listener(Turns(Database(parse_database_url(database_url), patience=0.0)), EVERYTHING, list)
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 -- the thread that changes it tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def has_turn(listener: Listener) -> None:
+    """Has it look until it is its turn, and then no more."""
+    looking = asyncio.create_task(look_for(listener, 30.0))
+    await until_true(lambda: bool(listener._turn))
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
 async def look_for(listener: Listener, seconds: float) -> int:
     """Looks again and again, and finds nothing; how often."""
     looks = 0
@@ -314,7 +326,7 @@ def test_of_many_idle_workers_one_looks_and_does_the_upkeep(database_url: str) -
     looks, listens, duty = asyncio.run(fleet())
     assert sorted(each > 0 for each in listens) == [False] * 4 + [True]
     assert [each > 0 for each in listens] == duty
-    assert 8 <= max(looks) <= 25  # about five a second, and a few more at first
+    assert 4 <= max(looks) <= 25  # about five a second, and a few more at first
     assert sorted(looks)[:-1] == [0] * 4
 
 
@@ -346,7 +358,7 @@ def test_without_named_locks_it_polls(database_url: str, error: DatabaseError | 
         return looks, turns.takes, listener._on_duty.is_set()
 
     looks, takes, is_on_duty = asyncio.run(listen())
-    assert 8 <= looks <= 30
+    assert 4 <= looks <= 30
     assert takes == 1
     assert is_on_duty
 
@@ -354,15 +366,14 @@ def test_without_named_locks_it_polls(database_url: str, error: DatabaseError | 
 def test_a_worker_that_has_become_busy_passes_its_turn_on(database_url: str) -> None:
     async def hand_over() -> None:
         one, two = make_listener(database_url), make_listener(database_url)
-        await look_for(one, 0.5)
-        second = asyncio.create_task(look_for(two, 3.0))
+        await has_turn(one)
+        second = asyncio.create_task(look_for(two, 30.0))
         await asyncio.sleep(0.3)
         assert one._turn
         assert not two._turn
         one.leave()
-        await asyncio.sleep(0.6)
+        await until_true(lambda: bool(two._turn))
         assert not one._turn
-        assert two._turn
         second.cancel()
         await asyncio.gather(one.aclose(), two.aclose(), second, return_exceptions=True)
 
@@ -377,15 +388,15 @@ def test_a_turn_that_comes_too_late_is_passed_on(database_url: str) -> None:
             Listener(Turns(Database(parse_database_url(database_url), patience=0.0)), EVERYTHING, list) for _ in range(3)
         ]
         one, two, three = listeners
-        await look_for(one, 0.5)
+        await has_turn(one)
         tasks = []
         for each in (two, three):
-            tasks.append(asyncio.create_task(look_for(each, 5.0)))
+            tasks.append(asyncio.create_task(look_for(each, 30.0)))
             await asyncio.sleep(0.3)
         tasks[0].cancel()
         two.leave()
         one.leave()
-        await asyncio.sleep(0.6)
+        await until_true(lambda: bool(three._turn))
         assert [bool(each._turn) for each in listeners] == [False, False, True]
         tasks[1].cancel()
         await asyncio.gather(*tasks, *(each.aclose() for each in listeners), return_exceptions=True)
@@ -408,7 +419,7 @@ def test_a_drain_does_not_wait_for_the_turn(sql: Sql, database_url: str, make_tu
         event_loop.call_soon_threadsafe(worker.drain)
 
     Run(database_url, forever=True, meanwhile=drain)
-    assert time.monotonic() - times[0] < 1.0
+    assert time.monotonic() - times[0] < 5.0  # in the queue for the turn it would be six at least
     assert {thread.name.partition("_")[0] for thread in threading.enumerate()} & {"listen"} == set()
 
 

@@ -245,12 +245,12 @@ def test_two_runs_at_once_keep_to_both_limits_and_do_all(sql: Sql, database_url:
 
 def test_an_attempt_ends_at_its_queues_time_limit(sql: Sql, database_url: str, database: Database) -> None:
     with FakeProvider() as fake:
-        fake.script(Rule("slow", times=1, delay_ms=3000))
+        fake.script(Rule("hang", times=1))
         task = add_task(sql, add_model(sql, fake, "chat", "m"), ["tekst"], queue="reply", max_attempts=1)
         Queues(database).set("reply", "correction", {"time_limit": 1})
         began = time.monotonic()
         assert Run(database_url).summary.failed == 1
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 20  # the request's own limit is a minute
     (item,) = items_of(sql, task)
     assert "within 1 s" in item["error_message"]
 

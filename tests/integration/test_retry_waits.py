@@ -93,6 +93,8 @@ def test_a_drain_ends_a_wait_and_gives_the_item_back_uncharged(
 
     def drain(worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         fake.wait_for_requests(3, timeout=30)
+        while fake.answered < 3:
+            time.sleep(0.01)
         time.sleep(0.3)  # the answers arrive, and the waits begin
         drained.append(time.monotonic())
         loop.call_soon_threadsafe(worker.drain)

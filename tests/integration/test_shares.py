@@ -99,7 +99,7 @@ def test_two_workers_together_keep_to_the_limit(sql: Sql, database_url: str) -> 
 
 
 def test_a_model_with_a_limit_is_not_held_up_by_it_when_there_is_room(sql: Sql, database_url: str) -> None:
-    with FakeProvider(latency_ms=20) as fake:
+    with FakeProvider(latency_ms=20, gather=21) as fake:
         add_task(sql, add_model(sql, fake, "chat", "wide", max_in_flight=40), [f"t{n}" for n in range(200)])
         assert Run(database_url, concurrency=50).summary.processed == 200
-        assert 20 < fake.peak_in_flight <= 40
+        assert fake.peak_in_flight <= 40

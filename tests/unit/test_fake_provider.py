@@ -93,7 +93,7 @@ def test_a_thousand_requests_in_flight() -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             await asyncio.gather(*(ask(session, number) for number in range(1000)))
 
-    with FakeProvider(latency_ms=3000) as fake:
+    with FakeProvider(gather=1000) as fake:
         asyncio.run(ask_all(fake.openai_url))
         counts = fake.counts()
     assert counts["peak_in_flight"] == 1000

@@ -324,13 +324,13 @@ def test_nobody_there_is_told_at_once(fake: FakeProvider) -> None:
     """By itself the SDK would sleep for up to ten seconds and send again."""
     started = time.monotonic()
     error = refused(configured(fake, base_url="http://127.0.0.1:1"))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     assert type(error) is errors.NetworkFailed
     assert "connection failed" in str(error)
 
 
 def test_three_hundred_calls_run_at_once() -> None:
-    with FakeProvider(latency_ms=2000) as fake:
+    with FakeProvider(gather=300) as fake:
 
         async def run() -> list[Completion]:
             provider = GeminiProvider(configured(fake, max_connections=300))

@@ -356,7 +356,7 @@ def test_nobody_there(fake: FakeProvider) -> None:
 
 
 def test_three_hundred_calls_run_at_once() -> None:
-    with FakeProvider(latency_ms=1500) as fake:
+    with FakeProvider(gather=300) as fake:
 
         async def run() -> list[Completion]:
             provider = OpenAIProvider(configured(fake, max_connections=300))
