@@ -531,21 +531,52 @@ SET SESSION wait_timeout = %(silence)s, long_query_time = 86400;
 -- The next in the queue wakes.
 DO RELEASE_LOCK(%(name)s);
 
+-- name: look_at_all
+-- For the next statement alone, which then sees how many rows are being inserted, committed or not.
+SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED;
+
 -- name: wait_for_items
 -- A look every millisecond at the end of the primary key, made inside the server: asking from outside costs both sides ten times as much.
 -- The look is a locking read, because that alone sees what is committed while the statement runs; RAND() keeps it from being made
 -- only once; SKIP LOCKED passes over what is not committed yet. In ascending order: the other way round the servers would lock the
--- row below the range as well, all the time. Of a thousand keys: a million rows being inserted in one transaction must not be waded
--- through at each look. No row at all: the turn is somebody else's.
+-- row below the range as well, all the time. Only where there are few new rows, which a read without locks counts first: a million
+-- being inserted in one transaction must not be waded through at each look, whatever range the statement names; MariaDB keeps a
+-- lock for each row passed over until the statement ends, and aborts when these fill its buffer pool. Of a crowd the first key comes
+-- back, negative: for the next statement. No row at all: the turn is somebody else's.
+WITH RECURSIVE look (n) AS (
+  SELECT 1 FROM DUAL WHERE IS_USED_LOCK(%(name)s) = CONNECTION_ID()
+  UNION ALL
+  SELECT n + 1 FROM look WHERE n < %(looks)s)
+SELECT COALESCE(IF((SELECT c.id_task_item
+                      FROM task_item c FORCE INDEX (PRIMARY)
+                     WHERE c.id_task_item > %(after)s AND RAND() < 1
+                     ORDER BY c.id_task_item
+                     LIMIT 50, 1) IS NULL,
+                   (SELECT i.id_task_item
+                      FROM task_item i FORCE INDEX (PRIMARY)
+                     WHERE i.id_task_item > %(after)s AND RAND() < 1
+                     ORDER BY i.id_task_item
+                     LIMIT 1
+                       FOR UPDATE SKIP LOCKED),
+                   -(SELECT c.id_task_item
+                       FROM task_item c FORCE INDEX (PRIMARY)
+                      WHERE c.id_task_item > %(after)s AND RAND() < 1
+                      ORDER BY c.id_task_item
+                      LIMIT 1)),
+                SLEEP(0.001)) AS new_item, n
+  FROM look
+HAVING new_item <> 0 OR n = %(looks)s
+ LIMIT 1;
+
+-- name: wait_for_item
+-- The same for one key, of an item that is just being inserted, with a crowd of others.
 WITH RECURSIVE look (n) AS (
   SELECT 1 FROM DUAL WHERE IS_USED_LOCK(%(name)s) = CONNECTION_ID()
   UNION ALL
   SELECT n + 1 FROM look WHERE n < %(looks)s)
 SELECT COALESCE((SELECT i.id_task_item
                    FROM task_item i FORCE INDEX (PRIMARY)
-                  WHERE i.id_task_item > %(after)s AND i.id_task_item <= %(after)s + 1000 AND RAND() < 1
-                  ORDER BY i.id_task_item
-                  LIMIT 1
+                  WHERE i.id_task_item = %(item)s AND RAND() < 1
                     FOR UPDATE SKIP LOCKED),
                 SLEEP(0.001)) AS new_item, n
   FROM look

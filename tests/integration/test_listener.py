@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 import time
@@ -154,6 +155,36 @@ def test_an_item_is_heard_when_it_is_committed(
         began = time.monotonic()
         assert hearing.result(5) == old + 1  # the first of them
         assert time.monotonic() - began < 0.5
+
+
+def test_a_crowd_that_is_being_inserted_costs_the_server_little_and_is_heard_when_it_is_committed(
+    make_turns: Callable[[], Turns],
+    thread: ThreadPoolExecutor,
+    application: Application,
+    task: int,
+    server: TestServer,
+    database_url: str,
+) -> None:
+    """MariaDB keeps something for each row that is passed over, for as long as the statement goes on, and has died of it."""
+    turns = make_turns()
+    name = turns.name(EVERYTHING, [])
+    assert thread.submit(turns.take, name, 1).result()
+    (old,) = application.items(task)
+    insert = "INSERT INTO task_item (id_task, text_original) VALUES " + ", ".join([f"({task}, 'x')"] * 1000)
+    with server.connect(parse_database_url(database_url).database) as connection, connection.cursor() as cursor:
+        connection.begin()
+        cursor.execute(insert)
+        hearing = thread.submit(turns.listen, name, old, 0.2)
+        kept = [0]
+        while not hearing.done():
+            (row,) = application.sql("SHOW ENGINE INNODB STATUS")
+            kept += [int(size) for size in re.findall(r"heap size (\d+)", row["Status"])]
+        assert hearing.result() == old
+        assert max(kept) < 1_000_000  # with all of them at each of 200 looks: 20 MB
+        hearing = thread.submit(turns.listen, name, old, 0.9)
+        connection.commit()
+        assert hearing.result(5) == old + 1
+        assert thread.submit(turns.listen, name, old, 0.9).result(5) == old + 1
 
 
 # ----- the claim on a new item

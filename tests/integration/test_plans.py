@@ -62,7 +62,8 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "in_flight_of_limit": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
     "pace_queue_limit": {"queue_limit": (PRIMARY, 1)},
     # waiting for work
-    "wait_for_items": {"i": (PRIMARY, 500)},
+    "wait_for_items": {"c": (PRIMARY, 500), "i": (PRIMARY, 500)},
+    "wait_for_item": {"i": (PRIMARY, 1)},
     "claim_new_item": {
         "i": (PRIMARY, 1),
         "t": (PRIMARY, 1),
@@ -177,7 +178,7 @@ OF_ONE_TASK = {
 SORTS = {"open_tasks_without_open_items"}
 # Statements that name rows by key must lock these alone, also where the table is small.
 LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
-BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and name != "wait_for_items"]
+BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and not name.startswith("wait_for_item")]
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,8 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"id_task": 3, "id_task_item": busy.items[0]}
     elif name == "wait_for_items":
         values = {"after": 10**9}
+    elif name == "wait_for_item":
+        values = {"item": busy.items[0]}
     elif name == "claim_new_item":
         values = {"any_type": True}
     seen = set()

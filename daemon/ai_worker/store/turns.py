@@ -18,7 +18,6 @@ from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters, QueueShare
 
 SILENCE: Final = 10  # seconds without a word from the listener until the server takes its turn away
-EARSHOT: Final = 1000  # keys above the newest one that `wait_for_items` looks at
 MOST_LOOKS: Final = 900  # MySQL ends a recursion after a thousand steps
 LOOK_SECONDS: Final = 0.001  # between two looks of `wait_for_items`; that statement names it too
 
@@ -58,12 +57,16 @@ class Turns:
     def listen(self, name: str, after: int, seconds: float) -> int | None:
         """Waits up to `seconds`, a second at most, for an item with a key above `after`; the lowest such key, else `after`.
 
-        None when the turn has been lost, with its session. Raises DatabaseAway.
+        Of more than fifty that are being inserted together only the first is listened for. None when the turn has been lost, with its session. Raises DatabaseAway.
         """
         self._connect()
         looks = min(max(1, round(seconds / LOOK_SECONDS)), MOST_LOOKS)
         parameters = {"name": name, "after": after, "looks": looks}
+        self._db.execute("look_at_all")
         rows = self._db.query("wait_for_items", parameters)
+        if rows and rows[0]["new_item"] < 0:
+            left = {"item": -int(rows[0]["new_item"]), "looks": max(1, looks - rows[0]["n"])}
+            rows = self._db.query("wait_for_item", {**parameters, **left})
         return max(after, int(rows[0]["new_item"])) if rows else None
 
     def end(self, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Filters
-from ai_worker.store.turns import EARSHOT, Turns
+from ai_worker.store.turns import Turns
 
 TURN_SECONDS: Final = 8.0  # in the queue for the turn; then a look of one's own, in case the listener is deaf
 # Between looks at all tasks, growing from the one to the other. Short at first: what two applications insert at the same moment
@@ -147,8 +147,8 @@ class Listener:
             return None
         self._has_heard = heard > self._newest
         self._newest = heard
-        if not self._has_heard and (newest := self._turns.newest_item()) > heard + EARSHOT:
-            self._newest = newest  # keys were used up by something that was rolled back: go on from behind them
+        if not self._has_heard:
+            self._newest = max(heard, self._turns.newest_item())  # behind a crowd; the look that comes next sees it
         return heard if self._has_heard else None
 
     def _take_turn(self, turn: str) -> None:
