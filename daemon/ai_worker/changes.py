@@ -32,6 +32,9 @@ class Kind(StrEnum):
     WORD_REMOVED = "word_removed"
 
 
+_NAMES: Final = [(kind, kind.value) for kind in Kind]  # going through an enumeration takes several times as long
+
+
 class Change(NamedTuple):
     """One change. Of `old` words of the original are not as they were, `new` ones were added."""
 
@@ -61,7 +64,7 @@ class Changes(NamedTuple):
             "changed": self.changed,
             "added": self.added,
             "ratio": round(self.ratio, 4),
-            "kinds": {kind.value: self.kinds[kind] for kind in Kind if self.kinds.get(kind)},
+            "kinds": {name: self.kinds[kind] for kind, name in _NAMES if self.kinds.get(kind)} if self.kinds else {},
         }
 
     @classmethod

@@ -1,6 +1,7 @@
 """Words, differences and sizes of texts: what the task types, the command line and the web pages all need.
 
-Nothing here knows of tasks or models. `clean` and `estimate_tokens` stand on the path of every item and are linear at C speed.
+Nothing here knows of tasks or models. `clean`, `estimate_tokens` and `count_words` stand on the path of every item and are linear
+at C speed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER = rf"[^\W{_IDEOGRAPHS}]"
 _WORD = rf"[{_IDEOGRAPHS}]|{_LETTER}+(?:[{_MARKS}]+{_LETTER}*|['’-]{_LETTER}+)*"  # don't, biało-czerwony
 _WORDS = re.compile(_WORD)
+# The same for a text without any of those, in half the time.
+_UNUSUAL = re.compile(f"[{_MARKS}{_IDEOGRAPHS}]")
+_USUAL_WORDS = re.compile(r"\w++(?:['’-]\w++)*+")
 _TOKEN = re.compile(
     rf"{_WORD}"
     r"|\s+"
@@ -95,7 +99,7 @@ def is_one_word(text: str) -> bool:
 
 def count_words(text: str) -> int:
     """How many of the tokens of `words` are words."""
-    return len(_WORDS.findall(text))
+    return len((_WORDS if _UNUSUAL.search(text) else _USUAL_WORDS).findall(text))
 
 
 def diff(original: str, corrected: str) -> list[Span]:

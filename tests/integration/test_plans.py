@@ -178,7 +178,8 @@ OF_ONE_TASK = {
 SORTS = {"open_tasks_without_open_items"}
 # Statements that name rows by key must lock these alone, also where the table is small.
 LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
-BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and not name.startswith("wait_for_item")]
+WAITING = {"wait_for_items", "wait_for_item"}
+BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and name not in WAITING]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_worker.text import Span, change_summary, clean, diff, estimate_tokens, html_diff, terminal_diff, words
+from ai_worker.text import (
+    Span,
+    change_summary,
+    clean,
+    count_words,
+    diff,
+    estimate_tokens,
+    html_diff,
+    is_word,
+    terminal_diff,
+    words,
+)
 
 SENTENCES = st.lists(
     st.sampled_from(["ala ", "ma", " kota", ",", ". ", "żółw", "\n", "\r\n", "  ", "中文", "e\u0301", "👩‍💻"])
@@ -46,6 +57,11 @@ def test_a_diff_holds_both_texts(original: str, corrected: str) -> None:
     assert "".join(span.new for span in spans) == corrected
     assert all(span.old or span.new for span in spans)
     assert any(span.changed for span in spans) == (original != corrected)
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from("aż_9-'’ .\u0301\u05b0\u0e31我ア🙂\u200d"), st.characters())))
+def test_words_are_counted_as_they_are_told_apart(text: str) -> None:
+    assert count_words(text) == len([token for token in words(text) if is_word(token)])
 
 
 def test_each_word_is_a_change_of_its_own() -> None:

@@ -71,6 +71,8 @@ class QueueLimits:
 
     def timed(self, task: Task) -> Task:
         """The task with the shortest time limit that there is for it."""
+        if not self._limits:  # on the way of every task
+            return task
         seconds = [each.time_limit for each in self._of(task) if each.time_limit]
         return replace(task, time_limit=min(seconds)) if seconds else task
 

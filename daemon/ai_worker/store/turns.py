@@ -57,7 +57,8 @@ class Turns:
     def listen(self, name: str, after: int, seconds: float) -> int | None:
         """Waits up to `seconds`, a second at most, for an item with a key above `after`; the lowest such key, else `after`.
 
-        Of more than fifty that are being inserted together only the first is listened for. None when the turn has been lost, with its session. Raises DatabaseAway.
+        Of more than fifty that are being inserted together only the first is listened for. None when the turn has been lost, with
+        its session. Raises DatabaseAway.
         """
         self._connect()
         looks = min(max(1, round(seconds / LOOK_SECONDS)), MOST_LOOKS)

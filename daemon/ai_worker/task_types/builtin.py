@@ -42,9 +42,9 @@ class Correction(PromptedTaskType):
 
     def result(self, original: str, answer: Mapping[str, Any], settings: Settings) -> Result:  # noqa: ARG002 -- the base's signature
         corrected = answer[self.file.answer_field]
-        spans = diff(original, corrected)
+        spans = [] if corrected == original else diff(original, corrected)
         # A model may tell of changes it did not make.
-        told = "" if corrected == original else one_line(answer.get("change_summary", ""))
+        told = one_line(answer.get("change_summary", "")) if spans else ""
         changes = measure(original, corrected, spans).as_json()
         return Result(corrected, told or summary_of(spans), {"changes": changes, **answer})
 
