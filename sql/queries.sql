@@ -1946,8 +1946,9 @@ SELECT id_task_item, status_id
  LIMIT %(size)s;
 
 -- name: lock_to_review
--- By key and in its order, as the commits lock items.
-SELECT id_task_item, status_id, review_status_id, text_reviewed, reviewed_by
+-- By key and in its order, as the commits lock items. What was cleared when its time was over cannot be accepted any more.
+SELECT id_task_item, status_id, review_status_id, text_reviewed, reviewed_by,
+       text_corrected IS NULL AND result IS NULL AS is_cleared
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s
  ORDER BY id_task_item
@@ -2131,10 +2132,11 @@ UPDATE task_source
 UPDATE task_source SET finished_at = NOW(6) WHERE id_task = %(id_task)s AND finished_at IS NULL;
 
 -- name: accepted_items
--- A page of what may go back, with hashes instead of texts: most of it may have been written before.
+-- A page of what may go back, with hashes instead of texts: most of it may have been written before. A result that was kept for a while
+-- only has no target any more.
 SELECT i.id_task_item, i.external_key, UNHEX(SHA2(i.text_original, 256)) AS original,
        UNHEX(SHA2(COALESCE(i.text_reviewed, i.text_corrected), 256)) AS target,
-       OCTET_LENGTH(COALESCE(i.text_reviewed, i.text_corrected)) AS size, last.outcome, last.hash_after,
+       OCTET_LENGTH(COALESCE(i.text_reviewed, i.text_corrected, '')) AS size, last.outcome, last.hash_after,
        written.hash_after AS written
   FROM task_item i FORCE INDEX (k_task_item_claim)
   LEFT JOIN task_item_export last ON last.id_task_item_export =
@@ -2144,7 +2146,6 @@ SELECT i.id_task_item, i.external_key, UNHEX(SHA2(i.text_original, 256)) AS orig
        (SELECT MAX(w.id_task_item_export) FROM task_item_export w FORCE INDEX (k_task_item_export_item)
          WHERE w.id_task_item = i.id_task_item AND w.outcome = 'written')
  WHERE i.id_task = %(id_task)s AND i.status_id = 1 AND i.id_task_item > %(after)s AND i.review_status_id = 1
-   AND COALESCE(i.text_reviewed, i.text_corrected) IS NOT NULL
  ORDER BY i.id_task_item
  LIMIT %(size)s;
 

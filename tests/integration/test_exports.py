@@ -99,6 +99,29 @@ def test_each_outcome(ai_worker: Commands, sql: Sql, other: Shop) -> None:
     assert other.bodies() == after
 
 
+def test_results_whose_time_is_over(ai_worker: Commands, sql: Sql, other: Shop) -> None:
+    """They are named, not passed over, unless they were written before; and nobody accepts what is not there."""
+    task = imported(ai_worker, other.articles("a", "b", "c", "d"))
+    accepted(ai_worker, sql, task)
+    items = [row["id_task_item"] for row in sql("SELECT id_task_item FROM task_item ORDER BY 1")]
+    for item in items[1:]:
+        ai_worker("review", str(task), str(item), "reset")
+    assert ai_worker("export", str(task)).code == 0
+    ai_worker("review", str(task), str(items[1]), "accept", "--by", "a")
+    ai_worker("review", str(task), str(items[2]), "accept", "--text", "C", "--by", "a")
+    sql("UPDATE task_item SET text_corrected = NULL, result = NULL")
+    for which in ("all", str(items[3])):
+        ended = ai_worker("review", str(task), which, "accept")
+        assert ended.code == 2
+        assert f"item {items[3]} has no result any more: its time to live is over" in ended.err
+    ended = ai_worker("export", str(task))
+    assert ended.code == 3
+    assert f"expired   item {items[1]}, key 2: the result was not kept until now\n" in ended.out
+    assert ended.out.endswith(f"task {task}: 1 written, 1 expired, 1 done before\n")
+    assert other.bodies() == {1: "a!", 2: "b", 3: "C", 4: "d"}
+    assert ai_worker("review", str(task), str(items[3]), "accept", "--text", "D").code == 0
+
+
 def test_reviewed_anew_after_an_export(ai_worker: Commands, sql: Sql, other: Shop) -> None:
     """What was written last takes the place of the original; a change by anyone else is a conflict still."""
     task = imported(ai_worker, other.articles("a", "b", "c"))

@@ -54,6 +54,12 @@ def standing(sql: Sql) -> list[tuple[Any, ...]]:
 UNREVIEWED = (0, None, None, False)
 
 
+def test_reviews_are_taken_back_by_their_items(ai_worker: Commands, task: int, items: list[int]) -> None:
+    assert items
+    ended = ai_worker("review", str(task), "all", "reset")
+    assert (ended.code, "say which reviews to take back" in ended.err) == (2, True)
+
+
 def test_one_item_from_the_list_to_the_results(ai_worker: Commands, sql: Sql, task: int, items: list[int]) -> None:
     listed = ai_worker("review", str(task), "--limit", "2")
     assert f"item {items[0]} (post:1)\n[-Dzis-]{{+Dziś+}} 1\n" in listed.out

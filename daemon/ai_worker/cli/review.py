@@ -73,6 +73,8 @@ def review(
         raise UsageError("--only is for the list; `all` means those that nobody has reviewed yet")
     if text is not None and text_file is not None:
         raise UsageError("--text and --text-file: give one of them")
+    if items == "all" and verdict == "reset":
+        raise UsageError("`all` means those that nobody has reviewed yet; say which reviews to take back: 15 or 5,8-12")
     spans = None if items == "all" else _spans(items)
     with context.database() as db:
         reviews = Reviews(db)

@@ -27,6 +27,7 @@ _PROBLEMS = {
     ExportOutcome.CONFLICT: "the row was changed meanwhile, and left alone",
     ExportOutcome.MISSING: "the row is gone",
     ExportOutcome.FAILED: "the row was refused",
+    ExportOutcome.EXPIRED: "the result was not kept until now",
 }
 
 
@@ -112,8 +113,9 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
     conflict   somebody has changed the row meanwhile; it is left alone
     missing    the row is gone
     failed     the source refused it: too long, a CHECK, a trigger; the others go on
+    expired    the result's time to live was over before it was exported
 
-    Exit code 3: there are conflicts, missing or failed rows. The first of them are named, all of them with --json.
+    Exit code 3: there are conflicts, missing, failed or expired rows. The first of them are named, all of them with --json.
 
     The source's user needs SELECT on the table and UPDATE on the column; triggers and ON UPDATE columns act as on any UPDATE.
     """

@@ -77,11 +77,15 @@ class Exports:
                 yield from self._batch(id_task, source, by, batch, dry_run)
 
     def _batch(self, id_task: int, source: SourceTable, by: str, rows: Sequence[Row], dry_run: bool) -> list[Exported]:
-        done = [row for row in rows if row["outcome"] in _DONE and row["hash_after"] == row["target"]]
-        left = [row for row in rows if row not in done]
-        results = [
-            Exported(row["id_task_item"], row["external_key"], ExportOutcome(row["outcome"]), is_news=False) for row in done
-        ]
+        results: list[Exported] = []
+        left: list[Row] = []
+        for row in rows:
+            is_done = row["outcome"] in _DONE and row["target"] in {row["hash_after"], None}
+            if is_done or row["target"] is None:
+                outcome = ExportOutcome(row["outcome"]) if is_done else ExportOutcome.EXPIRED
+                results.append(Exported(row["id_task_item"], row["external_key"], outcome, is_news=not is_done))
+            else:
+                left.append(row)
         if not left:
             return results
         texts = dict(self._db.transaction(partial(_texts, [row["id_task_item"] for row in left])))

@@ -161,6 +161,11 @@ def _review(items: list[int], review: Review, only_unreviewed: bool, tx: Transac
         # After a COMMIT whose answer was lost, what stands there so is from the run before.
         if tx.in_doubt and (row["review_status_id"], row["text_reviewed"], row["reviewed_by"]) == wanted:
             continue
+        if row["is_cleared"] and review.verdict is ReviewStatus.ACCEPTED and review.text is None:
+            raise UsageError(
+                f"item {row['id_task_item']} has no result any more: its time to live is over; only a text of your own can be "
+                "accepted in its place"
+            )
         if not only_unreviewed or row["review_status_id"] == ReviewStatus.UNREVIEWED:
             chosen.append(row["id_task_item"])
     if chosen:

@@ -45,13 +45,14 @@ _TABLE = re.compile(r"(`(?:[^`]|``)+`|[^.`]+)(?:\.(`(?:[^`]|``)+`|[^.`]+))?")
 
 
 class ExportOutcome(StrEnum):
-    """What became of a row; `task_item_export.outcome`."""
+    """What became of a row; `task_item_export.outcome`, but for EXPIRED, which leaves none."""
 
     WRITTEN = "written"
     UNCHANGED = "unchanged"  # there is nothing to write
     CONFLICT = "conflict"  # it does not hold the text that it must
     MISSING = "missing"
     FAILED = "failed"  # its server refused it
+    EXPIRED = "expired"  # the result's time to live was over before it was exported
 
 
 @dataclass(frozen=True, slots=True)
