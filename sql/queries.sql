@@ -1167,8 +1167,9 @@ UPDATE callback FORCE INDEX (PRIMARY)
  WHERE id_callback = %(id_callback)s AND attempts = %(attempts)s AND due_at IS NOT NULL;
 
 -- name: callback_again
--- A person wants a given-up one sent again, with its tries counted anew.
-UPDATE callback SET due_at = NOW(6), failed_at = NULL, attempts = 0 WHERE id_task_group = %(id_task_group)s AND failed_at IS NOT NULL;
+-- A person has mended the receiver, and does not want to wait for the next try, or there is none: now, with its tries counted anew.
+UPDATE callback SET due_at = NOW(6), failed_at = NULL, attempts = 0
+ WHERE id_task_group = %(id_task_group)s AND delivered_at IS NULL AND attempts > 0;
 
 -- name: callback_of_group
 -- Why there is nothing to be sent again.

@@ -295,10 +295,16 @@ def test_it_is_given_up_after_about_three_days_and_sent_again_when_asked(
     (given_up,) = Callbacks(database).given_up()
     assert (given_up.group, given_up.reason) == (ended, "the receiver answered 503")
     groups.retry(ended)
-    with pytest.raises(UsageError, match="is waiting"):
-        groups.retry(ended)
+    receiver.script[:] = [503]
+    send(database, ring)
+    row = callback(sql)
+    assert (row["attempts"], row["failed_at"], row["due_at"] is None) == (1, None, False)
+    groups.retry(ended)  # nor does anybody have to wait for the next try
+    groups.retry(ended)
     send(database, ring)
     assert groups.get(ended).delivery.state == "delivered"  # type: ignore[union-attr]  # it has one
+    with pytest.raises(UsageError, match="is delivered"):
+        groups.retry(ended)
 
 
 def test_what_goes_wrong_shows_neither_secret_nor_url(

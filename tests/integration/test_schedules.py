@@ -265,7 +265,7 @@ def test_the_task_is_as_the_schedule_says(schedules: Schedules, model: int, sql:
     (task,) = sql("SELECT * FROM task")
     assert (task["task_type"], task["description"], task["priority"], task["queue"]) == ("correction", "Popraw", 7, "noc")
     assert json.loads(task["parameters"]) == {"language": "pl"}
-    assert (task["status_id"], task["id_ai_model"]) == (0, model)
+    assert (task["status_id"], task["id_ai_model"], task["cache_seconds"]) == (0, model, 0)
     rows = sql("SELECT text_original, external_key, context, context_key FROM task_item ORDER BY id_task_item")
     assert rows[0]["text_original"] == "Z 2026-03-29 o 03:00; {inne} {2026-03-29} {"  # right after the hour that was skipped
     assert (rows[0]["external_key"], json.loads(rows[0]["context"]), rows[0]["context_key"]) == (

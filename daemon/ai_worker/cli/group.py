@@ -131,7 +131,7 @@ def show(name: str, as_json: bool) -> None:
 @group.command()
 @click.argument("name")
 def retry(name: str) -> None:
-    """Send a callback again that was given up, with its tries counted anew."""
+    """Send a callback now that was given up or waits for its next try, with its tries counted anew."""
     with context.database() as db:
         Groups(db).retry(name)
     click.echo(f"the callback of group {visible(name)} is due: a running worker sends it")

@@ -110,7 +110,7 @@ class Groups:
         return bool(self._db.execute("group_close", {"id_task_group": _id(self._find(name))}))
 
     def retry(self, name: str) -> None:
-        """Sends a callback again that was given up."""
+        """Sends a callback again now that was given up, or waits for its next try."""
         id_task_group = _id(self._find(name))
         if self._db.execute("callback_again", {"id_task_group": id_task_group}):
             return
@@ -118,7 +118,9 @@ class Groups:
         delivery = _delivery(rows[0]) if rows else None
         if delivery is None:
             raise UsageError(f"group {name!r} has no callback to be sent")
-        raise UsageError(f"the callback of group {name!r} is {delivery.state}; only one that was given up is sent again")
+        if delivery.state == "waiting":  # it has not been tried yet
+            return
+        raise UsageError(f"the callback of group {name!r} is {delivery.state}; only one that did not arrive is sent again")
 
     def all(self) -> list[Group]:
         """All groups, the newest first, at most a thousand."""

@@ -19,7 +19,6 @@ from ai_worker.cron import Cron
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError, ValueRefused
 from ai_worker.models import DEFAULT_QUEUE
-from ai_worker.store.tasks import CACHE_SECONDS
 
 FIRES: Final = 50  # in one step of the upkeep, so that what was missed for long does not hold up the rest
 LATE: Final = timedelta(seconds=60)  # a time that is older was missed: nobody was there
@@ -240,7 +239,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "scheduled_at": None,
     "lane": "online",
     "pack": 1,
-    "cache_seconds": CACHE_SECONDS,
+    "cache_seconds": 0,  # what is asked for every night is asked anew, though the words may be those of last night
     "budget": None,
     "id_prompt": None,
     "id_task_group": None,
