@@ -261,6 +261,9 @@ def test_limits_are_set_shown_and_removed(ai_worker: Commands, application: Appl
     set_more = ai_worker("queue", "set", "reply", "--at-once", "4", "--time-limit", "2m", "--per-minute", "none")
     assert set_more.out == "queue reply: 4 at once, 120 s for an attempt\n"
     assert ai_worker("queue", "set", "--any", "--type", "summary", "--at-once", "2").code == 0
+    assert "nobody here knows a task type 'sumary'; known ones: analysis, " in (
+        ai_worker("queue", "set", "-", "--type", "sumary", "--at-once", "none").err
+    )
     assert ai_worker("queue", "set", "-", "--per-minute", "1000").out == "all queues together: 1,000 a minute\n"
     listed = ai_worker("queue", "list", "--json").json
     (found,) = listed["queues"]
@@ -277,7 +280,7 @@ def test_limits_are_set_shown_and_removed(ai_worker: Commands, application: Appl
     assert "limit of all queues together, type summary: 2 at once" in out
     assert ai_worker("queue", "remove", "--any", "--type", "summary").code == 0
     assert ai_worker("queue", "remove", "-").code == 0
-    assert ai_worker("queue", "set", "reply", "--at-once", "0", "--time-limit", "0").out == "queue reply: no limits\n"
+    assert ai_worker("queue", "set", "reply", "--at-once", "none", "--time-limit", "none").out == "queue reply: no limits\n"
     assert ai_worker("queue", "list", "--json").json["limits"] == []
     ended = ai_worker("queue", "remove", "reply")
     assert (ended.code, "has no limits" in ended.err) == (2, True)
@@ -291,6 +294,8 @@ def test_limits_are_set_shown_and_removed(ai_worker: Commands, application: Appl
         (("set", "reply", "--any", "--at-once", "3"), "not both"),
         (("set", "two words", "--at-once", "3"), "no name of a queue"),
         (("set", "reply", "--at-once", "-3"), "is no limit"),
+        (("set", "reply", "--at-once", "0"), "lets nothing through"),
+        (("set", "reply", "--time-limit", "0s"), "lets nothing through"),
         (("set", "reply", "--per-minute", "1.5"), "is no limit"),
         (("set", "reply", "--time-limit", "30"), "has no unit"),
         (("set", "reply", "--time-limit", "soon"), "is no limit"),

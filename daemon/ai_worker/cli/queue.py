@@ -9,6 +9,7 @@ import click
 
 from ai_worker.cli import context
 from ai_worker.cli.queue_options import QueueName
+from ai_worker.cli.task_options import note
 from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.store.limits import QueueLimit
 from ai_worker.store.queues import Queues
@@ -20,7 +21,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 class _Limit(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3, and we take 8.1
-    """A whole number above zero, or a length of time in seconds; 0 or `none` takes the limit away, which is 0 here."""
+    """A whole number above zero, or a length of time in seconds; `none` takes the limit away, which is 0 here."""
 
     def __init__(self, *, is_time: bool = False) -> None:
         self.name = "TIME" if is_time else "N"
@@ -33,8 +34,10 @@ class _Limit(click.ParamType):  # type: ignore[type-arg]  # generic only since c
             return 0
         if not (number.isascii() and number.isdigit() and int(number) * unit <= LARGEST):
             example = "30s, 5m, or 1h" if self._units else "a whole number"
-            self.fail(f"{text!r} is no limit: give {example}; 0 or `none` takes it away", param, ctx)
-        if self._units and number == text and int(number):
+            self.fail(f"{text!r} is no limit: give {example}; `none` takes it away", param, ctx)
+        if not int(number):  # whoever means "nothing may begin" must not end up without a limit
+            self.fail(f"{text!r} lets nothing through: `none` takes the limit away, `ai-worker pause` stops a task", param, ctx)
+        if self._units and number == text:
             self.fail(f"{text!r} has no unit; write {text}s, {text}m or {text}h", param, ctx)
         return int(number) * unit
 
@@ -67,7 +70,7 @@ def set_(
 ) -> int:
     """Set limits of the queue NAME (or `-` for all queues together), or of one task type in it.
 
-    What is not named stays as it is; 0 or `none` takes a limit away. Limits of a queue, of a type, and of a type in a queue hold
+    What is not named stays as it is; `none` takes a limit away. Limits of a queue, of a type, and of a type in a queue hold
     together: the strictest counts.
     """
     given = {"per_minute": per_minute, "at_once": at_once, "time_limit": time_limit}
@@ -77,8 +80,12 @@ def set_(
         raise UsageError("name a limit: --per-minute, --at-once or --time-limit")
     if len(task_type) > LONGEST_TYPE or not task_type.isascii():
         raise UsageError(f"--type {task_type!r} is no name of a task type")
-    with context.database() as db:
+    settings = context.settings()
+    with context.database(settings) as db:
+        known = context.library(settings, db, publish=False).names() if task_type else [task_type]
         found = Queues(db).set(wanted, task_type, limits)
+    if task_type not in known:  # another host may know it
+        note(f"nobody here knows a task type {task_type!r}; known ones: {', '.join(known)}")
     click.echo(f"{_subject(wanted, task_type)}: {_words(found) if found else 'no limits'}")
     return EXIT_DONE
 
