@@ -94,14 +94,13 @@ def rates(fake: FakeProvider) -> list[float]:
 
 
 def test_a_worker_keeps_to_the_models_rate(sql: Sql, database_url: str) -> None:
-    with FakeProvider(
-        limits=Limits(requests_per_minute=900, seconds=1.0)
-    ) as fake:  # fifteen within any second: what was late, too
+    # Fifteen within any second: what was late, too. It does not say so: who reads fifteen takes them for a minute's.
+    with FakeProvider(limits=Limits(requests_per_minute=900, seconds=1.0, headers=False)) as fake:
         task = add_task(sql, add_model(sql, fake, "chat", "paced", max_requests_per_minute=600), [f"t{n}" for n in range(30)])
         assert Run(database_url).summary.processed == 30
         assert {item["status"] for item in items_of(sql, task)} == {"PROCESSED"}
         assert fake.counts()["requests"] == 30  # none was refused
-        assert rates(fake)[-1] >= 2.5
+        assert 2.5 <= rates(fake)[-1] < 15
 
 
 def test_two_workers_share_a_models_rate(sql: Sql, database_url: str) -> None:
