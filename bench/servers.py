@@ -18,7 +18,6 @@ from ai_worker import embedded, migrate
 from ai_worker.config import DatabaseUrl, parse_database_url
 from ai_worker.db import Database
 
-SCHEMA = "ai_worker_bench"
 NAMES = ("mariadb", "mysql")
 
 # Memory as a small production server has it. What makes a commit durable is left alone; what `embedded` switches off for a
@@ -76,10 +75,10 @@ def running(name: str, url: str | None = None) -> Iterator[Server]:
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ai-worker-bench-"))
             url = stack.enter_context(embedded.running(Path(folder), _OPTIONS[name], program=_program(name)))
-        parsed = replace(parse_database_url(url), database=SCHEMA)
+        # A name of its own: two runs on one server must not drop each other's.
+        parsed = replace(parse_database_url(url), database=f"ai_worker_bench_{os.urandom(4).hex()}")
         with connect(replace(parsed, database="")) as connection, connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE IF EXISTS {SCHEMA}")
-            cursor.execute(f"CREATE DATABASE {SCHEMA} CHARACTER SET utf8mb4")
+            cursor.execute(f"CREATE DATABASE {parsed.database} CHARACTER SET utf8mb4")
             cursor.execute("SELECT VERSION()")
             ((version,),) = cursor.fetchall()
         stack.callback(_drop, parsed)
@@ -101,7 +100,7 @@ def _program(name: str) -> str | None:
 
 def _drop(url: DatabaseUrl) -> None:
     with connect(replace(url, database="")) as connection, connection.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {SCHEMA}")
+        cursor.execute(f"DROP DATABASE IF EXISTS {url.database}")
 
 
 def _rendered(url: DatabaseUrl) -> str:

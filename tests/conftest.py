@@ -19,8 +19,8 @@ Sql = Callable[..., list[dict[str, Any]]]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2`, each server's tests run in one process, one after the other: its server is started once. The benchmarks' smoke
-    runs stay together, because they use one database. All other tests go to whoever has time."""
+    """With `-n 2`, each server's tests run in one process, one after the other: its server is started once. All other tests go, a
+    file at a time, to whoever has time."""
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
     class ByServer(LoadScopeScheduling):
