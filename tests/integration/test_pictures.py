@@ -163,6 +163,30 @@ def test_in_a_folder(
         content_of(database, row["id_task_item"], folder)
 
 
+def test_a_lost_picture_holds_up_no_other(
+    sql: Sql,
+    database_url: str,
+    fake: FakeProvider,
+    ai_worker: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), ["a", "b", "c"], task_type="image", description="")
+    assert Run(database_url, files_folder=folder).summary.processed == 3
+    paths = [folder / row["path"] for row in sql("SELECT path FROM task_item_file ORDER BY id_task_item")]
+    paths[0].unlink()
+    paths[1].write_bytes(b"!")
+    monkeypatch.setenv("AI_WORKER_FILES_FOLDER", str(folder))
+    ended = ai_worker("results", str(id_task), "--files", str(out), "-o", str(tmp_path / "results.csv"))
+    assert ended.code == 3
+    assert "note: 1 file written to " in ended.err
+    assert ended.err.count("not written: ") == 2
+    assert [path.read_bytes() for path in out.iterdir()] == [paths[2].read_bytes()]
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").count("PROCESSED") == 3
+
+
 def test_a_folder_that_is_not_there_is_told_before_a_call_is_made(
     ai_worker: Commands, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

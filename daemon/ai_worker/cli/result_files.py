@@ -10,7 +10,7 @@ from typing import Any
 
 from ai_worker import pictures
 from ai_worker.errors import AiWorkerError, UsageError
-from ai_worker.store.files import Files, StoredFile
+from ai_worker.store.files import FileLost, Files, StoredFile
 from ai_worker.store.reports import ItemResult
 
 
@@ -48,13 +48,15 @@ def _address(thumbnail: bytes) -> str:
 class Writer:
     """Writes the files of results into a folder, one at a time in memory; `count` says how many.
 
-    Raises UsageError when the folder cannot be written to, AiWorkerError for a file that is damaged or gone.
+    A file that is damaged or gone holds up no other; `lost` says what is wrong with each. Raises UsageError when the folder
+    cannot be made, AiWorkerError when it cannot be written to, or when nobody has said where the files lie.
     """
 
     def __init__(self, files: Files, folder: str) -> None:
         self._files = files
         self._folder = Path(folder)
         self.count = 0
+        self.lost: list[str] = []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,8 +77,10 @@ class Writer:
                 for piece in self._files.content(file):
                     stream.write(piece)
             part.replace(self._folder / file.name)
+            self.count += 1
+        except FileLost as error:
+            self.lost.append(str(error))
         except OSError as error:
             raise AiWorkerError(f"{file.name} could not be written to {self._folder}: {error.strerror or error}") from None
         finally:
             part.unlink(missing_ok=True)
-        self.count += 1

@@ -19,7 +19,7 @@ import click
 from ai_worker.cli import context
 from ai_worker.cli.result_files import Writer, told
 from ai_worker.cli.status import plain
-from ai_worker.errors import AiWorkerError, UsageError
+from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, AiWorkerError, UsageError
 from ai_worker.models import ItemStatus
 from ai_worker.store.edits import edits_of
 from ai_worker.store.files import Files
@@ -47,6 +47,7 @@ COLUMNS = (
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 STEPS_PAGE = 100  # items whose steps are read together
+NAMED_PROBLEMS = 20  # files that were not written
 
 _ONLY = {"processed": ItemStatus.PROCESSED, "error": ItemStatus.ERROR, "all": None}
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".html": "html", ".htm": "html"}
@@ -78,13 +79,14 @@ def results(
     raw: bool,
     with_steps: bool,
     bom: bool,
-) -> None:
+) -> int:
     """Results of a task as CSV, JSONL or an HTML page that shows the changes side by side.
 
     In CSV, a text that begins with = + - @, tab or carriage return gets an apostrophe before it, since a spreadsheet would run it
     as a formula; how many did is told on standard error. --raw leaves them alone. JSONL never changes a text.
 
-    Of pictures, CSV and JSONL tell what they are, HTML shows small ones; --files writes them out, as ITEM-POSITION.png.
+    Of pictures, CSV and JSONL tell what they are, HTML shows small ones; --files writes them out, as ITEM-POSITION.png. One that
+    is damaged or gone is named, the others are written, and the exit code is 3.
     """
     guarded = 0  # stays so when the reader of a pipe leaves early
     chosen = format_name or _format_of(output)
@@ -108,11 +110,16 @@ def results(
                 guarded = write_page(stream, task, items, edits_of(db, id_task))
     if writer:
         click.echo(f"note: {writer.count} file{'' if writer.count == 1 else 's'} written to {folder}", err=True)
+        for problem in writer.lost[:NAMED_PROBLEMS]:
+            click.echo(f"not written: {problem}", err=True)
+        if more := len(writer.lost[NAMED_PROBLEMS:]):
+            click.echo(f"not written: {more} more", err=True)
     if guarded:
         cells = "1 cell" if guarded == 1 else f"{guarded} cells"
         click.echo(
             f"note: {cells} got an apostrophe, lest a spreadsheet take them for formulas; --raw leaves them alone", err=True
         )
+    return EXIT_ITEMS_FAILED if writer and writer.lost else EXIT_DONE
 
 
 def _format_of(output: str | None) -> str:

@@ -46,6 +46,10 @@ class StoredFile(NamedTuple):
         return f"{self.id_task_item}-{self.position}.{_extension(self.mime_type)}"
 
 
+class FileLost(AiWorkerError):
+    """A file's bytes are not there any more, or not what they were."""
+
+
 class Files:
     """Reads files. `folder` is where those lie that are not in the database."""
 
@@ -67,21 +71,21 @@ class Files:
         return dict(found)
 
     def content(self, file: StoredFile) -> Iterator[bytes]:
-        """The bytes, in pieces. Raises AiWorkerError when they are not there any more, and at the end when their checksum is not
-        what it was: what was yielded is not the file then."""
+        """The bytes, in pieces. Raises FileLost when they are not there any more, and at the end when their checksum is not what
+        it was: what was yielded is not the file then. Raises AiWorkerError when nobody has said in which folder they lie."""
         checksum = hashlib.sha256()
         for piece in self._pieces(file) if file.path is None else self._read(file.path):
             checksum.update(piece)
             yield piece
         if checksum.digest() != file.sha256:
-            raise AiWorkerError(f"file {file.position} of item {file.id_task_item} is damaged: its SHA-256 is not what it was")
+            raise FileLost(f"file {file.position} of item {file.id_task_item} is damaged: its SHA-256 is not what it was")
 
     def _pieces(self, file: StoredFile) -> Iterator[bytes]:
         place = {"id_task_item": file.id_task_item, "position": file.position, "length": PIECE_BYTES}
         for start in range(1, file.size + 1, PIECE_BYTES):
             rows = self._db.query("file_piece", {**place, "start": start})
             if not rows or rows[0]["piece"] is None:
-                raise AiWorkerError(f"file {file.position} of item {file.id_task_item} is gone")
+                raise FileLost(f"file {file.position} of item {file.id_task_item} is gone")
             yield rows[0]["piece"]
 
     def _read(self, path: str) -> Iterator[bytes]:
@@ -92,7 +96,7 @@ class Files:
                 while piece := file.read(PIECE_BYTES):
                     yield piece
         except OSError as error:
-            raise AiWorkerError(f"the file {path} cannot be read in {self._folder}: {error.strerror or error}") from None
+            raise FileLost(f"the file {path} cannot be read in {self._folder}: {error.strerror or error}") from None
 
 
 def to_folder(folder: Path, outcomes: Iterable[Outcome]) -> None:
