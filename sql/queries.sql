@@ -197,9 +197,21 @@ SELECT m.name, m.budget_per_day,
           FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
          WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
-           AND COALESCE(i.id_ai_model, t.id_ai_model) = m.id_ai_model) AS reserved
+           AND COALESCE(i.id_ai_model, t.id_ai_model) = m.id_ai_model AND i.id_task_item <> %(but)s) AS reserved
   FROM ai_model m
  WHERE m.id_ai_model = %(id_ai_model)s;
+
+-- name: stored_steps
+-- What need not be paid for again, of items that take several calls and have a budget.
+SELECT id_task_item, step, part, digest FROM task_item_step FORCE INDEX (PRIMARY) WHERE id_task_item IN %(items)s;
+
+-- name: reserve_step
+-- A step for another model than the claim's: from now on what is set aside for its item, whose row is locked, counts for that
+-- model's day. All of it is this step's, but where the task has a budget, which pays for the later ones too.
+UPDATE task_item FORCE INDEX (PRIMARY)
+   SET id_ai_model = %(id_ai_model)s,
+       reserved = IF(%(is_all)s, %(reserved)s, GREATEST(COALESCE(reserved, 0), %(reserved)s))
+ WHERE id_task_item = %(id_task_item)s;
 
 -- name: model_name
 -- For a reason that people read.

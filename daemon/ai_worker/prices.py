@@ -17,12 +17,14 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from ai_worker.models import Lane, Model, Usage
+from ai_worker.models import Lane, Model, Prompt, Usage
+from ai_worker.text import estimate_tokens
 
+MARGIN: Final = Decimal("1.2")  # on what is told before: money is set aside by it
 FREE_PROVIDERS: Final = frozenset({"offline", "echo"})
 _LIST_NAMES: Final = {"openai": "openai", "gemini": "google"}  # our providers at their own endpoints -> genai-prices' names
 _HALF_PRICE: Final = frozenset({"openai", "google"})  # whose lanes are documented to cost half, where the list does not know
@@ -99,6 +101,22 @@ def cost(model: Model, usage: Usage, lane: Lane = Lane.ONLINE) -> Decimal | None
     """
     found = price(model, lane)
     return None if found is None else found.cost(usage)
+
+
+def expected(model: Model, prompt: Prompt, lane: Lane = Lane.ONLINE, more_input: int = 0) -> Decimal | None:
+    """USD that a call will about cost, None when the price is not known. `more_input` are tokens that the prompt will yet get."""
+    wanted = prompt.tokens_output_expected or estimate_tokens(prompt.text)
+    usage = Usage(
+        estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + more_input,
+        wanted,
+        tokens_image=0 if prompt.image is None else wanted,
+    )
+    return cost(model, usage, lane)
+
+
+def with_margin(estimate: Decimal) -> Decimal:
+    """What is set aside for it: rather too much than too little."""
+    return (MARGIN * estimate).quantize(_COLUMN, ROUND_UP)
 
 
 def source(model: Model) -> Literal["set", "list", "free"] | None:

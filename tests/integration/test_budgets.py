@@ -16,6 +16,7 @@ from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import Filters, Item, ItemStatus, Lane, Outcome, TaskStatus
+from ai_worker.store.budgets import Stored
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
@@ -43,7 +44,7 @@ class Fixed:
     def prepare(self, models: Collection[int], tasks: object = ()) -> None:
         """Nothing to do."""
 
-    def __call__(self, item: Item) -> Decimal | None:
+    def __call__(self, item: Item, _: Stored) -> Decimal | None:
         return Decimal(item.text_original) / 100 if item.text_original.isdigit() else self.cost
 
 

@@ -104,6 +104,8 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # steps and parts
     "item_steps": {"task_item_step": (PRIMARY, 10)},
     "begin_steps": {"task_item": (PRIMARY, 1)},
+    "stored_steps": {"task_item_step": (PRIMARY, 1000)},
+    "reserve_step": {"task_item": (PRIMARY, 1)},
     "book_step": {"task_item": (PRIMARY, 1)},
     "forget_steps": {"s": (PRIMARY, 10)},
     "forget_parts": {"s": (PRIMARY, 10)},
@@ -319,6 +321,9 @@ def parameters() -> dict[str, Any]:
         "tokens_input": 10,
         "tokens_output": 10,
         "cost": None,
+        "reserved": None,
+        "is_all": True,
+        "but": 0,
         "lease": 60,
         "in_flight": 0,
         "items_processed": 0,
@@ -338,7 +343,7 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"id_task": 3}
     elif name in {"items_to_review", "unreviewed_items", "items_of_span"}:
         values = {"id_task": 3, "after": busy.items[0], "last": busy.items[0] + 200}
-    elif name in {"item_steps", "begin_steps", "book_step", "forget_steps"}:
+    elif name in {"item_steps", "begin_steps", "reserve_step", "book_step", "forget_steps"}:
         values = {"id_task_item": busy.items[0]}
     elif name == "lock_pending_item":
         values = {"id_task": 3, "id_task_item": busy.items[0]}

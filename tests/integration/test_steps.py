@@ -19,17 +19,20 @@ from ai_worker.cli import progress
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import DatabaseAway, DatabaseError
+from ai_worker.models import Filters, Item
+from ai_worker.store.budgets import Stored
+from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports, StepProgress
 from ai_worker.store.steps import Finished, Steps
 from ai_worker.store.tasks import Tasks
 from ai_worker.task_types import task_type
-from ai_worker.worker import Worker, calls
+from ai_worker.worker import Worker, calls, claiming
 from ai_worker.worker import loop as worker_loop
 from ai_worker.worker import steps as stepping
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Request, Rule, correct
 from tests.integration.commands import Commands
-from tests.integration.lifecycle import Application, assert_ledger
+from tests.integration.lifecycle import Application, assert_ledger, register
 from tests.integration.proxy import Proxy
 from tests.integration.worker_runs import (
     Run,
@@ -195,6 +198,58 @@ def test_a_steps_model_keeps_its_limits(database_url: str, sql: Sql) -> None:
         Run(database_url)
         assert {item["status"] for item in items_of(sql, id_task)} == {"PROCESSED"}
         assert (small.peak_in_flight, len(small.requests)) == (2, 16)
+
+
+def test_a_steps_model_is_held_to_its_budget_per_day(database_url: str, sql: Sql, fake: FakeProvider) -> None:
+    own = add_model(sql, fake, "chat", "own")
+    other = add_model(sql, fake, "chat", "other", price_input=1000, price_output=1000, budget_per_day="0.001")
+    models = json.dumps({"models": {"draft": "other"}})
+    id_task = add_task(sql, own, [TEXT], task_type="report", parameters=models)
+    waiting = Run(database_url).summary.waiting
+    assert waiting is not None
+    assert waiting.paused.keys() == {id_task}
+    (item,), task = items_of(sql, id_task), task_of(sql, id_task)
+    assert (item["status"], item["attempt"], item["steps_done"], steps_asked(fake)) == ("PENDING", 0, 1, {"outline": 1})
+    assert task["status"] == "PAUSED"
+    assert task["status_reason"].startswith("the budget of model other for the UTC day of 0.001")
+    assert task["resume_at"] is not None
+    assert {row["id_ai_model"] for row in attempts_of(sql, id_task)} == {own}
+
+    sql("UPDATE ai_model SET budget_per_day = 100 WHERE id_ai_model = %s", [other])
+    with closing(Database(parse_database_url(database_url))) as db:
+        Tasks(db).resume(id_task)
+    Run(database_url)
+    assert items_of(sql, id_task)[0]["status"] == "PROCESSED"
+    assert steps_asked(fake) == dict.fromkeys(STEPS, 1)
+
+
+class Whole:
+    """Sets the whole budget aside for each item."""
+
+    def prepare(self, _: object, __: object) -> None: ...
+
+    def __call__(self, item: Item, _: Stored) -> Decimal | None:
+        return item.task.budget_per_day
+
+
+def test_a_step_waits_while_all_money_of_its_models_day_is_set_aside(
+    database_url: str, sql: Sql, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "DEFERRED_HORIZON", 1.0)
+    own = add_model(sql, fake, "chat", "own")
+    other = add_model(sql, fake, "chat", "other", price_input=1, price_output=1, budget_per_day=1)
+    models = json.dumps({"models": {"draft": "other"}})
+    id_task = add_task(sql, own, [TEXT], task_type="report", parameters=models)
+    elsewhere = add_task(sql, other, ["x"], task_type="correction")
+    with closing(Database(parse_database_url(database_url))) as db:
+        queue = Queue(db)
+        queue.estimate_with(Whole())
+        assert len(queue.claim(register(queue), queue.runnable(Filters(id_task=elsewhere)), 1)) == 1
+    Run(database_url, filters=Filters(id_task=id_task))
+    (item,) = items_of(sql, id_task)
+    assert (item["status"], item["error_kind"], item["attempt"], steps_asked(fake)) == ("DEFERRED", "budget", 0, {"outline": 1})
+    assert 29 < item["delay"] < 31
+    assert task_of(sql, id_task)["status"] == "IN_PROGRESS"
 
 
 def test_a_drain_ends_after_the_step_under_way(database_url: str, sql: Sql, fake: FakeProvider) -> None:

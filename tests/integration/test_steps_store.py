@@ -13,8 +13,9 @@ import pytest
 from ai_worker.config import parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, ValueRefused
-from ai_worker.models import NO_USAGE, Item, ItemStatus, Outcome, StepResult
+from ai_worker.models import NO_USAGE, Item, ItemStatus, Outcome, StepResult, TaskStatus
 from ai_worker.store import steps
+from ai_worker.store.budgets import Stored
 from ai_worker.store.queue import Queue
 from ai_worker.store.steps import ClaimLostError, Finished, Place
 from tests.integration.lifecycle import COST, USAGE, Application, Sql, assert_ledger, claim, done, failed, register
@@ -98,7 +99,7 @@ def test_only_the_owner_stores(
     application.kill_worker(worker)
     queue.rescue()
     if what == "claimed again":
-        claim(queue, register(queue))
+        claim(queue, register(queue), 3)
     with pytest.raises(ClaimLostError) as lost:
         queue.steps.store(worker, finished(claimed_item, Place(1)))
     assert not lost.value.is_booked
@@ -125,7 +126,7 @@ def test_a_stored_step_frees_what_was_set_aside_for_it(
     class Dear:
         def prepare(self, _: object, __: object) -> None: ...
 
-        def __call__(self, _: Item) -> Decimal:
+        def __call__(self, _: Item, __: Stored) -> Decimal:
             return 2 * COST + Decimal("0.000000001")
 
     sql("UPDATE task SET budget = 1")
@@ -135,6 +136,104 @@ def test_a_stored_step_frees_what_was_set_aside_for_it(
     for left in (COST + Decimal("0.000000001"), Decimal("0.000000001"), Decimal(0)):
         queue.steps.store(worker, finished(claimed, Place(len(application.attempts(item)) + 1)))
         assert application.item_row(item)["reserved"] == left
+
+
+def test_a_new_claim_is_told_what_is_stored_of_its_items(application: Application, queue: Queue, worker: int, model: int) -> None:
+    class Rest:
+        def prepare(self, _: object, __: object) -> None: ...
+
+        def __call__(self, item: Item, stored: Stored) -> Decimal:
+            return COST * sum(stored(item).get(place) != digest for place, digest in TWO.items())
+
+    task = application.task(model, budget=1)
+    begun, changed, fresh = application.items(task, 3)
+    queue.estimate_with(Rest())
+    first, second, _ = claim(queue, worker, 3)
+    for each, digest in ((first, TWO[Place(1)]), (second, b"x" * 32)):
+        queue.steps.begin(each, TWO)
+        queue.steps.store(worker, finished(each, Place(1), digest))
+    application.kill_worker(worker)
+    queue.rescue()
+    claim(queue, register(queue), 3)
+    assert [application.item_row(each)["reserved"] for each in (begun, changed, fresh)] == [COST, 2 * COST, 2 * COST]
+
+
+def for_model(application: Application, item: Item, other: int) -> Item:
+    """The item for a step of another model."""
+    day = application.row("ai_model", other)["budget_per_day"]
+    return item._replace(task=replace(item.task, id_ai_model=other, chain=(other,), budget_per_day=day))
+
+
+def test_a_steps_model_pays_from_its_own_day(application: Application, queue: Queue, worker: int, model: int, sql: Sql) -> None:
+    """What is set aside for calls in flight counts, whoever makes them; of an item, once."""
+    other = application.model("krytyk", budget_per_day=Decimal("0.25"))
+    task = application.task(model)
+    keys = application.items(task, 3)
+    one, two, three = (for_model(application, item, other) for item in claim(queue, worker, 3))
+    for again in range(2):  # the second time as after a COMMIT whose answer was lost
+        assert queue.steps.reserve(one, Decimal("0.10")).items == {keys[0]: Decimal("0.10")}, again
+    assert queue.steps.reserve(two, Decimal("0.15")).items
+    refused = queue.steps.reserve(three, Decimal("0.10"))
+    assert (refused.items, refused.short, refused.paused) == ({}, {task}, {})
+    rows = [application.item_row(each) for each in keys]
+    assert [row["reserved"] for row in rows] == [Decimal("0.10"), Decimal("0.15"), None]
+    assert [row["id_ai_model"] for row in rows] == [other, other, None]
+
+    queue.steps.begin(one, TWO)
+    queue.steps.store(worker, finished(one, Place(1))._replace(cost=Decimal("0.04")))
+    assert application.item_row(keys[0])["reserved"] == Decimal("0.06")
+    queue.commit(worker, [done(one, usage=NO_USAGE, cost=Decimal(0)), Outcome.released(two)])
+    assert queue.steps.reserve(three, Decimal("0.21")).items
+    assert application.task_status(task) is TaskStatus.IN_PROGRESS
+
+
+def test_a_task_is_paused_when_the_day_of_a_steps_model_is_spent(
+    application: Application, queue: Queue, worker: int, model: int, claimed_item: Item
+) -> None:
+    other = application.model("krytyk", budget_per_day=Decimal("0.05"))
+    found = queue.steps.reserve(for_model(application, claimed_item, other), Decimal("0.10"))
+    reason = (
+        "the budget of model krytyk for the UTC day of 0.05 USD is spent: 0.00 USD, and the next item needs about 0.10;"
+        " it goes on by itself at 00:00 UTC"
+    )
+    assert (found.items, found.paused) == ({}, {claimed_item.task.id_task: reason})
+    row = application.task_row(claimed_item.task.id_task)
+    assert (row["status_id"], row["status_reason"], row["resume_at"] is None) == (TaskStatus.PAUSED, reason, False)
+
+
+def test_a_steps_model_with_a_budget_needs_a_price(application: Application, queue: Queue, claimed_item: Item, sql: Sql) -> None:
+    other = application.model("tajny", budget_per_day=Decimal(5))
+    item = for_model(application, claimed_item, other)
+    assert queue.steps.reserve(item, None).paused == {
+        item.task.id_task: "it has a budget, and the price of model tajny is not known"
+    }
+    sql("UPDATE ai_model SET budget_per_day = NULL")  # since the step was begun
+    assert queue.steps.reserve(item, None).items
+
+
+def test_a_budget_of_the_task_keeps_what_is_set_aside_for_later_steps(
+    application: Application, queue: Queue, worker: int, item: int, sql: Sql
+) -> None:
+    class All:
+        def prepare(self, _: object, __: object) -> None: ...
+
+        def __call__(self, _: Item, __: Stored) -> Decimal:
+            return Decimal("0.50")
+
+    sql("UPDATE task SET budget = 1")
+    queue.estimate_with(All())
+    (claimed,) = claim(queue, worker)
+    other = application.model("krytyk", budget_per_day=Decimal(5))
+    for need, reserved in (("0.10", "0.50"), ("0.60", "0.60")):
+        queue.steps.reserve(for_model(application, claimed, other), Decimal(need))
+        assert application.item_row(item)["reserved"] == Decimal(reserved)
+
+
+def test_nothing_is_set_aside_for_who_has_lost_the_item(application: Application, queue: Queue, claimed_item: Item) -> None:
+    other = application.model("krytyk", budget_per_day=Decimal(5))
+    stale = for_model(application, claimed_item, other)._replace(claim_token=b"x" * 16)
+    with pytest.raises(ClaimLostError):
+        queue.steps.reserve(stale, Decimal("0.10"))
 
 
 @pytest.fixture
@@ -191,7 +290,7 @@ def test_a_claim_lost_while_a_commit_was_in_doubt(
         if tx.in_doubt:
             application.kill_worker(worker)
             queue.rescue()
-            claim(queue, register(queue))
+            claim(queue, register(queue), 3)
         hold(tx, *arguments, **named)
 
     monkeypatch.setattr(steps, "_hold", late)

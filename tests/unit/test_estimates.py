@@ -8,6 +8,8 @@ import pytest
 
 from ai_worker import prices
 from ai_worker.models import Item, Lane, Model, Outcome, Result, Task, TaskStatus, Usage
+from ai_worker.prices import MARGIN
+from ai_worker.store.steps import Place
 from ai_worker.task_types import task_type, task_type_of
 from ai_worker.task_types.builtin import Summary
 from ai_worker.task_types.foreseen import foreseen
@@ -15,7 +17,8 @@ from ai_worker.task_types.prompt_file import PromptFile
 from ai_worker.text import estimate_tokens
 from ai_worker.text_parts import parts_of
 from ai_worker.worker import estimates as estimates_module
-from ai_worker.worker.estimates import MARGIN, Estimates
+from ai_worker.worker.estimates import Estimates
+from ai_worker.worker.steps import digests_of, work_of
 from tests.unit.test_prompt_steps import STEPS
 
 MODEL = Model(1, "m", "openai", "fake", "http://127.0.0.1:1/v1", price_input=Decimal(1), price_output=Decimal(2))
@@ -161,3 +164,35 @@ def test_all_steps_count_each_with_what_those_before_have_said() -> None:
     said = first.tokens_output_expected
     usage = Usage(sum(asked) + said, said + second.tokens_output_expected)
     assert whole == (MARGIN * (prices.cost(MODEL, usage, Lane.ONLINE) or 0)).quantize(Decimal("1e-9"), ROUND_UP)
+
+
+def test_what_is_stored_of_an_item_costs_nothing_more() -> None:
+    kind = task_type_of(PromptFile.parse("minutes", STEPS, "minutes.md"))
+    estimates = Estimates(lambda: [MODEL], lambda _: kind)
+    estimates.prepare([1])
+    work = work_of(kind, item(), MODEL)
+    assert work is not None
+    digests = digests_of(work, item())
+    of_another_prompt = {Place(1): b"x" * 32}
+    whole, rest = known(estimates(item())), known(estimates(item(), lambda _: {Place(1): digests[Place(1)]}))
+    assert known(estimates(item(), lambda _: of_another_prompt)) == whole
+    first, second = (prompt for _, prompt in foreseen(kind, item()))
+    alone = prices.expected(MODEL, second, more_input=first.tokens_output_expected)
+    assert rest == prices.with_margin(known(alone)) < whole
+    assert estimates(item(), lambda _: digests) == 0
+
+
+def test_stored_parts_of_a_long_text_cost_nothing_more(estimates: Estimates) -> None:
+    long = item(TEXT * 1000)
+    work = work_of(task_type("correction"), long, MODEL)
+    assert work is not None
+    digests = digests_of(work, long)
+    missing = dict(list(digests.items())[1:])
+    assert known(estimates(long, lambda _: missing)) * len(digests) == pytest.approx(known(estimates(long)))
+
+
+def test_an_item_of_one_call_is_not_asked_about(estimates: Estimates) -> None:
+    def stored(_: Item) -> dict[tuple[int, int], bytes]:
+        raise AssertionError("a statement for nothing")
+
+    assert known(estimates(item(), stored)) > 0

@@ -7,7 +7,7 @@ in `ai_model_pace`, which only claims take: commits move money from what is set 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final, Protocol
@@ -20,14 +20,24 @@ _NOTHING: Final = Decimal(0)
 _CENT: Final = Decimal("0.01")
 
 
+Stored = Callable[[Item], Mapping[tuple[int, int], bytes]]
+"""Tells what earlier attempts at an item have stored: by step and part, the digest of what it was made of."""
+
+
+def nothing_stored(_: Item) -> Mapping[tuple[int, int], bytes]:
+    """Of an item that nobody has worked on."""
+    return {}
+
+
 class Estimator(Protocol):
     """Tells what items will cost."""
 
     def prepare(self, models: Collection[int], tasks: Iterable[Task], /) -> None:
         """Whatever must be read or waited for before items of these tasks are estimated, for these models."""
 
-    def __call__(self, item: Item, /) -> Decimal | None:
-        """USD, rather too high than too low; None where the price is not known. It is called while rows are locked."""
+    def __call__(self, item: Item, stored: Stored, /) -> Decimal | None:
+        """USD, rather too high than too low; None where the price is not known. It is called while rows are locked, and asks what
+        is stored of an item only if that takes several calls."""
 
 
 @dataclass(slots=True)
@@ -75,7 +85,9 @@ def set_aside(tx: Transaction, items: Sequence[Item], estimate: Estimator, known
 
     `known_spent` are models of which this worker knows that their day is spent.
     """
-    needs = {item.id_task_item: estimate(item) for item in items if is_limited(item.task)}  # before the hot rows are locked
+    limited = [item for item in items if is_limited(item.task)]
+    stored = _stored(tx, limited)
+    needs = {item.id_task_item: estimate(item, stored) for item in limited}  # before the hot rows are locked
     found = SetAside()
     purses: dict[tuple[str, int], _Purse] = {}
     for id_task in sorted({item.task.id_task for item in items if item.task.budget is not None}):
@@ -85,12 +97,7 @@ def set_aside(tx: Transaction, items: Sequence[Item], estimate: Estimator, known
         reserved = tx.query("reserved_of_task", {"id_task": id_task})[0]["reserved"]
         purses["task", id_task] = _Purse(row["budget"], row["cost"] or _NOTHING, reserved or _NOTHING)
     for id_ai_model in sorted({item.task.id_ai_model for item in items if item.task.budget_per_day is not None}):
-        which = {"id_ai_model": id_ai_model}
-        tx.execute("lock_pace", which)
-        row = tx.query("model_budget", which)[0]
-        purses["day", id_ai_model] = _Purse(
-            row["budget_per_day"], row["spent"] or _NOTHING, row["reserved"] or _NOTHING, row["name"]
-        )
+        purses["day", id_ai_model] = _purse_of_day(tx, id_ai_model)
     refused: dict[int, tuple[Item, _Purse | None]] = {}  # by task, the first one
     for item in items:
         its = [purses[key] for key in (("task", item.task.id_task), ("day", item.task.id_ai_model)) if key in purses]
@@ -109,6 +116,47 @@ def set_aside(tx: Transaction, items: Sequence[Item], estimate: Estimator, known
         for item, empty in refused.values():
             _refuse(tx, item, empty, needs[item.id_task_item], found, known_spent)
     return found
+
+
+def set_aside_for_step(tx: Transaction, item: Item, need: Decimal | None) -> SetAside:
+    """Sets money aside for a step of an item, which is locked, on the day of its model, which is not the one that it was claimed
+    for. As a claim does it: where all money is set aside the task is in `short`, where it is spent the task is paused.
+
+    From then on what is set aside for the item counts for this model's day.
+    """
+    found = SetAside()
+    purse = _purse_of_day(tx, item.task.id_ai_model, but=item.id_task_item)
+    if purse.budget is not None and need is None:
+        _refuse(tx, item, None, None, found, ())
+    elif not purse.can_pay(need or _NOTHING):
+        _refuse(tx, item, purse, need, found, ())
+    else:
+        key = {"id_task_item": item.id_task_item, "id_ai_model": item.task.id_ai_model}
+        tx.execute("reserve_step", {**key, "reserved": need or _NOTHING, "is_all": item.task.budget is None})
+        found.items[item.id_task_item] = need
+    return found
+
+
+def _purse_of_day(tx: Transaction, id_ai_model: int, but: int = 0) -> _Purse:
+    """That of a model's day, locked against other claims; what is set aside for the item `but` is left out."""
+    tx.execute("lock_pace", {"id_ai_model": id_ai_model})
+    row = tx.query("model_budget", {"id_ai_model": id_ai_model, "but": but})[0]
+    return _Purse(row["budget_per_day"], row["spent"] or _NOTHING, row["reserved"] or _NOTHING, row["name"])
+
+
+def _stored(tx: Transaction, items: Sequence[Item]) -> Stored:
+    """What is stored of these items, read together when one is first asked for."""
+    found: dict[int, dict[tuple[int, int], bytes]] | None = None
+
+    def of(item: Item) -> Mapping[tuple[int, int], bytes]:
+        nonlocal found
+        if found is None:
+            found = {each.id_task_item: {} for each in items}
+            for id_task_item, step, part, digest in tx.tuples("stored_steps", {"items": list(found)}):
+                found[id_task_item][step, part] = digest
+        return found[item.id_task_item]
+
+    return of
 
 
 def _refuse(

@@ -147,11 +147,12 @@ class Claims:
             raise
         if len(chosen) >= admission.room:
             self.limits.hold(admission.holds)
-        self._note(aside)
+        self.note(aside)
         return [_item(row, chosen[row[0]], token) for row in claimed]
 
-    def _note(self, aside: SetAside) -> None:
-        """What setting money aside has told of tasks and models."""
+    def note(self, aside: SetAside) -> None:
+        """What setting money aside has told of tasks and models. Callable from any thread."""
+        self.limited.update(aside.paused)
         for id_task, reason in aside.paused.items():
             log(Event.TASK_PAUSED, task=id_task, reason=reason)
         now = time.monotonic()

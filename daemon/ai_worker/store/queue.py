@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.background import Backgrounds
-from ai_worker.store.budgets import Estimator
+from ai_worker.store.budgets import Estimator, SetAside
 from ai_worker.store.cache import Cache
 from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.chains import foreseen, model_states
@@ -136,6 +137,12 @@ class Queue:
     def estimate_with(self, estimate: Estimator) -> None:
         """From now on money is set aside by this: USD that an item will cost, rather too high than too low; None: not known."""
         self._claims.estimate_with(estimate)
+
+    def reserve_for_step(self, item: Item, need: Decimal | None) -> SetAside:
+        """What `Steps.reserve` does; a task that is paused by it is one that this worker knows to wait for money."""
+        found = self.steps.reserve(item, need)
+        self._claims.note(found)
+        return found
 
     def beside(self) -> Queue:
         """A queue that sets money aside as this one does, for claims that are not this one's to resolve when in doubt."""

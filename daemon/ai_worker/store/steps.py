@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Lane, StepResult, TaskStatus, Usage
+from ai_worker.store.budgets import SetAside, set_aside_for_step
 from ai_worker.store.chains import ModelState, model_states
 from ai_worker.store.claims import filter_columns
 from ai_worker.store.ledger import (
@@ -98,6 +99,18 @@ class Steps:
         rows = self._db.query("model_states", filter_columns(Filters()))
         states = model_states(rows)
         return {row["name"]: states[row["id_ai_model"]] for row in rows}
+
+    def reserve(self, item: Item, need: Decimal | None) -> SetAside:
+        """Sets so many USD aside on the day of the model that `item` is for; None: its price is not known. Raises ClaimLostError.
+
+        See `budgets.set_aside_for_step`.
+        """
+
+        def work(tx: Transaction) -> SetAside:
+            _hold(tx, item, is_booked=False)
+            return set_aside_for_step(tx, item, need)
+
+        return self._db.transaction(work)
 
     def store(self, id_worker: int, done: Finished) -> bool:
         """Stores a finished step with what it cost; whether the item goes on, since its task may have been paused or cancelled

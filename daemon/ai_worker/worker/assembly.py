@@ -126,6 +126,7 @@ class Assembly:
             partial(
                 stepwise,
                 steps=queue.steps,
+                reserve=queue.reserve_for_step,
                 take_probe=queue.take_probe,
                 lease=lease,
                 thread=threads.commit,

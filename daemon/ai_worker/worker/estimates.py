@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable
-from decimal import ROUND_UP, Decimal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from decimal import Decimal
 from typing import Final
 
 from ai_worker import prices
-from ai_worker.models import Item, Lane, Model, Outcome, Task, Usage
+from ai_worker.models import Item, Lane, Model, Outcome, Task
+from ai_worker.prices import with_margin
+from ai_worker.store.budgets import Stored, nothing_stored
+from ai_worker.store.steps import Place
 from ai_worker.task_types import TaskType, needs
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.library import KindOf
-from ai_worker.worker.steps import Parted, Stepped, work_of
+from ai_worker.worker.steps import Parted, Stepped, digests_of, work_of
 
 FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again
-MARGIN: Final = Decimal("1.2")  # on estimates, and on the dearest of the latest items
 LATEST: Final = 100
 FEW: Final = 20  # so many items must have cost less than was estimated before less is set aside for the next ones
 MOST_TASKS: Final = 1000  # remembered; the oldest are forgotten
 
-_COLUMN: Final = Decimal("0.000000001")  # task_item.reserved is DECIMAL(18,9)
 _NOTHING, _ONE = Decimal(0), Decimal(1)
 
 
@@ -51,9 +52,12 @@ class Estimates:
             self._models = {model.id_ai_model: model for model in self._fetch()}
             self._fetched_at = time.monotonic()
 
-    def __call__(self, item: Item) -> Decimal | None:
-        """USD that one item will cost on its task's model, rather too high than too low; None where the price is not known."""
-        raw = self._raw(item)
+    def __call__(self, item: Item, stored: Stored = nothing_stored) -> Decimal | None:
+        """USD that one item will cost on its task's model, rather too high than too low; None where the price is not known.
+
+        What is stored of it, and was made of what would be sent now, costs nothing more.
+        """
+        raw = self._raw(item, stored)
         if raw is None:
             return None
         seen = self._seen.get((item.task.id_task, item.task.id_ai_model), ())
@@ -61,7 +65,7 @@ class Estimates:
         if len(seen) < FEW:
             ratio = max(ratio, _ONE)
         dearest = max([cost for _, cost in seen], default=_NOTHING)
-        return (MARGIN * max(raw * ratio, dearest)).quantize(_COLUMN, ROUND_UP)
+        return with_margin(max(raw * ratio, dearest))
 
     def learn(self, outcome: Outcome) -> None:
         """An item has cost so much: the next ones of its task are estimated accordingly.
@@ -83,13 +87,14 @@ class Estimates:
         except Exception:  # noqa: BLE001 -- it has come to an end, and nothing can be learnt of it
             return True
 
-    def _raw(self, item: Item) -> Decimal | None:
+    def _raw(self, item: Item, stored: Stored = nothing_stored) -> Decimal | None:
         model = self._models.get(item.task.id_ai_model)
         if model is None or prices.price(model) is None:
             return None
         try:
             kind = self._known(item.task)
             work, wanted = work_of(kind, item, model), needs(kind, item.task)
+            missing = None if work is None else _missing(digests_of(work, item), stored(item))
             if isinstance(work, Parted):  # the first part is about as long as any
                 item = item._replace(text_original=work.parts[0])
             prompts = [prompt for _, prompt in foreseen(kind, item)]
@@ -99,20 +104,17 @@ class Estimates:
         models = self._of_steps(work, model) if isinstance(work, Stepped) else [model]
         # The cheaper synchronous tier may be shed, and is then paid as the usual one.
         is_batch = item.task.lane is Lane.BATCH and not item.is_single and work is None
+        lane = Lane.BATCH if is_batch else Lane.ONLINE
         total, said = _NOTHING, 0
-        for prompt, its in zip(prompts, models, strict=True):
-            wanted_tokens = prompt.tokens_output_expected or estimate_tokens(prompt.text)
-            usage = Usage(
-                # A later step reads, at most, all that the ones before have said.
-                estimate_tokens(prompt.system) + estimate_tokens(prompt.user) + drawn + said,
-                wanted_tokens,
-                tokens_image=0 if prompt.image is None else wanted_tokens,
-            )
-            cost = prices.cost(its, usage, Lane.BATCH if is_batch else Lane.ONLINE)
+        for number, (prompt, its) in enumerate(zip(prompts, models, strict=True), 1):
+            # A later step reads, at most, all that the ones before have said.
+            cost = prices.expected(its, prompt, lane, drawn + said)
             if cost is None:
                 return None
-            total, said = total + cost, said + wanted_tokens
-        return total * len(work.parts) if isinstance(work, Parted) else total
+            said += prompt.tokens_output_expected or estimate_tokens(prompt.text)
+            if missing is None or isinstance(work, Parted) or Place(number) in missing:
+                total += cost
+        return total * len(missing) if missing is not None and isinstance(work, Parted) else total
 
     def _known(self, task: Task) -> TaskType:
         try:
@@ -126,3 +128,8 @@ class Estimates:
         """The model of each step; of an unknown one the task's own: the item ends with that, and costs nothing more."""
         by_name = {model.name: model for model in self._models.values()}
         return [own if step.model is None else by_name.get(step.model, own) for step in work.steps]
+
+
+def _missing(digests: Mapping[Place, bytes], stored: Mapping[tuple[int, int], bytes]) -> set[Place]:
+    """The steps or parts that have yet to be sent."""
+    return {place for place, digest in digests.items() if stored.get(place) != digest}

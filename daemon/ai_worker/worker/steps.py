@@ -9,14 +9,17 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+from ai_worker import prices
 from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
+from ai_worker.store.budgets import SetAside
 from ai_worker.store.steps import MOST_PARTS, ClaimLostError, Finished, Place, Steps, new_operation
 from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, splitting, stepped
-from ai_worker.worker.attempt import Attempt, GivenBackError
+from ai_worker.worker.attempt import Attempt, GivenBackError, PutOffError
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import AWAY_SECONDS, UNSTORABLE
 from ai_worker.worker.endpoints import Endpoint, Endpoints
@@ -25,6 +28,8 @@ from ai_worker.worker.parts import Parts
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.step_models import StepModels
 from ai_worker.worker.threads import Thread
+
+SHORT_SECONDS: Final = 30.0  # until an item comes back for whose step all money of the day is set aside
 
 T = TypeVar("T")
 
@@ -66,6 +71,17 @@ def work_of(kind: TaskType, item: Item, model: Model) -> Parted | Stepped | None
     return Parted(by_parts, parts)
 
 
+def digests_of(work: Parted | Stepped, item: Item) -> dict[Place, bytes]:
+    """What is stored of the calls that an item takes, each with what it is made of; blank parts are copied and take none."""
+    if isinstance(work, Stepped):
+        return {Place(number): _digest(work.kind, item, number, step.name) for number, step in enumerate(work.steps, 1)}
+    return {
+        Place(1, number): _digest(work.kind, item._replace(text_original=part), 1, "")
+        for number, part in enumerate(work.parts, 1)
+        if not part.isspace()
+    }
+
+
 def in_lane(prompt: Prompt, item: Item) -> Prompt:
     """The prompt for the lane in which the item is sent by itself."""
     is_flex = item.task.lane is Lane.FLEX and not item.is_single
@@ -79,6 +95,7 @@ class Stepwise:
     ----------
     complete: makes one call, again and again as the retry policy says, and puts what it costs on the attempt's books.
     begin, store: what `store.steps.Steps` does, awaited.
+    reserve: what `store.queue.Queue.reserve_for_step` does, awaited.
     turn: turns the running call to a step's model: the item for it, and its endpoint. See `StepModels.turn`.
     parts: does parts side by side.
     stopping: no step or part begins any more.
@@ -89,6 +106,7 @@ class Stepwise:
         self,
         complete: Complete,
         begin: Callable[[Item, Mapping[Place, bytes]], Awaitable[dict[Place, StepResult]]],
+        reserve: Callable[[Item, Decimal | None], Awaitable[SetAside]],
         store: Callable[[Finished], Awaitable[bool]],
         turn: Callable[[Item, Step, Endpoint], Awaitable[tuple[Item, Endpoint]]],
         parts: Parts,
@@ -97,6 +115,7 @@ class Stepwise:
     ) -> None:
         self._complete = complete
         self._begin = begin
+        self._reserve = reserve
         self._store = store
         self._turn = turn
         self._parts = parts
@@ -120,10 +139,10 @@ class Stepwise:
 
     async def _by_steps(self, attempt: Attempt, endpoint: Endpoint, work: Stepped) -> Result:
         item, kind = attempt.item, work.kind
-        digests = {Place(number): _digest(kind, item, number, step.name) for number, step in enumerate(work.steps, 1)}
+        digests = digests_of(work, item)
         stored = await self._resumed(item, digests)
         results: dict[str, StepResult] = {}
-        goes_on = True
+        goes_on, payer = True, item.task.id_ai_model  # on whose day its money is set aside
         for place, step in zip(digests, work.steps, strict=True):
             if place in stored:
                 results[step.name] = stored[place]
@@ -132,7 +151,11 @@ class Stepwise:
             theirs, its_endpoint = await self._turn(item, step, endpoint)
             one = attempt.for_step(theirs, its_endpoint.model)
             try:
-                results[step.name], goes_on = await self._one(one, its_endpoint, kind, place, digests[place], results)
+                prompt = kind.step_prompt(theirs, place.step, results)
+                if theirs.task.budget_per_day is not None and theirs.task.id_ai_model != payer:
+                    await self._set_aside(one, prices.expected(its_endpoint.model, prompt))
+                    payer = theirs.task.id_ai_model
+                results[step.name], goes_on = await self._one(one, its_endpoint, kind, place, digests[place], prompt)
             except BaseException:
                 attempt.end_with(one)
                 raise
@@ -142,12 +165,8 @@ class Stepwise:
 
     async def _by_parts(self, attempt: Attempt, endpoint: Endpoint, work: Parted) -> Result:
         item, kind = attempt.item, work.kind
-        items = {
-            Place(1, number): item._replace(text_original=part)
-            for number, part in enumerate(work.parts, 1)
-            if not part.isspace()  # such a one is copied
-        }
-        digests = {place: _digest(kind, part, 1, "") for place, part in items.items()}
+        items = {Place(1, number): item._replace(text_original=part) for number, part in enumerate(work.parts, 1)}
+        digests = digests_of(work, item)
         results = await self._resumed(item, digests)
         halts: set[Place] = set()
 
@@ -155,7 +174,8 @@ class Stepwise:
             self._check(goes_on=not halts)
             part = attempt.for_step(items[place], endpoint.model)
             try:
-                results[place], goes_on = await self._one(part, endpoint, kind, place, digests[place], {})
+                prompt = kind.step_prompt(part.item, place.step, {})
+                results[place], goes_on = await self._one(part, endpoint, kind, place, digests[place], prompt)
                 if not goes_on:
                     halts.add(place)
             finally:
@@ -179,13 +199,27 @@ class Stepwise:
         kind: SteppedTaskType,
         place: Place,
         digest: bytes,
-        earlier: Mapping[str, StepResult],
+        prompt: Prompt,
     ) -> tuple[StepResult, bool]:
         """The result, and whether the item goes on."""
-        prompt = in_lane(kind.step_prompt(attempt.item, place.step, earlier), attempt.item)
-        completion = await self._complete(attempt, endpoint, prompt)
+        completion = await self._complete(attempt, endpoint, in_lane(prompt, attempt.item))
         result = kind.parse_step(attempt.item, place.step, completion)
         return result, await self._keep(attempt, Finished(attempt.item, place, digest, result))
+
+    async def _set_aside(self, attempt: Attempt, cost: Decimal | None) -> None:
+        """Before a step's call on a model which the claim has set nothing aside for: its day may be spent."""
+        item = attempt.item
+        try:
+            found = await self._reserve(item, None if cost is None else prices.with_margin(cost))
+        except ClaimLostError:
+            raise GivenBackError("late") from None
+        if found.short:
+            name = attempt.model.name if attempt.model else item.task.id_ai_model
+            raise PutOffError(
+                "budget", f"all money that is left of the day of model {name} is set aside for calls in flight", SHORT_SECONDS
+            )
+        if not found.items:
+            raise GivenBackError("halted")
 
     async def _resumed(self, item: Item, digests: Mapping[Place, bytes]) -> dict[Place, StepResult]:
         try:
@@ -220,6 +254,7 @@ def stepwise(
     complete: Complete,
     *,
     steps: Steps,
+    reserve: Callable[[Item, Decimal | None], SetAside],
     take_probe: Callable[[int], bool],
     lease: Lease,
     thread: Thread,
@@ -246,6 +281,7 @@ def stepwise(
     return Stepwise(
         complete,
         thread.doing(steps.begin),
+        thread.doing(reserve),
         thread.doing(lease.own(steps.store)),
         models.turn,
         Parts(slots.beside, slots.away),
