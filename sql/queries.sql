@@ -1342,8 +1342,9 @@ SELECT c.cache_key, c.id_task_item, c.id_worker
 -- name: earlier_results
 -- The latest results of a subject before an item, newest first, from the end of the index without a sort; of the latest 500 items of
 -- the subject alone, or one with a million items that are not done would be read through for each. Texts no longer than there is room.
--- The length is compared because keys that differ in blanks at their ends are equal to both servers, and are two subjects.
-SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(i.text_corrected, %(longest)s) AS text_corrected
+-- The length is compared because keys that differ in blanks at their ends are equal to both servers, and are two subjects. What a person
+-- has put in a result's place was said, and what a person has rejected was not.
+SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(COALESCE(i.text_reviewed, i.text_corrected), %(longest)s) AS result
   FROM task_item i FORCE INDEX (k_task_item_context)
   STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
  WHERE i.context_key = %(context_key)s AND CHAR_LENGTH(i.context_key) = CHAR_LENGTH(%(context_key)s)
@@ -1352,6 +1353,7 @@ SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(i.text_correcte
                                     WHERE o.context_key = %(context_key)s AND o.id_task_item < %(before)s
                                     ORDER BY o.id_task_item DESC LIMIT 1 OFFSET 499), 0)
    AND i.status_id = 1
+   AND i.review_status_id <> 2
    AND i.text_corrected IS NOT NULL
    AND (%(any_type)s OR t.task_type IN %(types)s)
  ORDER BY i.id_task_item DESC

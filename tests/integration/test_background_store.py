@@ -64,6 +64,15 @@ def test_the_latest_results_of_the_same_subject_are_drawn(
     assert draw([(item._replace(context_key=None), ALL)]) == [NO_BACKGROUND]
 
 
+def test_results_are_drawn_as_a_reviewer_left_them(database: Database, sql: Sql, earlier: Any, next_item: Any) -> None:
+    earlier("Pierwsze", "1")
+    edited, rejected = earlier("Drugie", "2"), earlier("Trzecie", "3")
+    sql("UPDATE task_item SET review_status_id = 1, text_reviewed = 'dwa' WHERE id_task_item = %s", [edited])
+    sql("UPDATE task_item SET review_status_id = 2 WHERE id_task_item = %s", [rejected])
+    drawn = Backgrounds(database).draw([(next_item(), ALL._replace(examples=0))])
+    assert drawn == [Background(results=(("Pierwsze", "1"), ("Drugie", "dwa")))]
+
+
 @pytest.mark.parametrize("key", ["", "   ", "klient 7 ", " klient 7", "KLIENT 7", "klient ７"])
 def test_a_key_is_that_key_alone(database: Database, sql: Sql, earlier: Any, next_item: Any, key: str) -> None:
     """To both servers keys are equal that differ in blanks at their ends; and a blank one is nobody's, not everybody's."""

@@ -55,7 +55,7 @@ class Backgrounds:
         values = {"context_key": context_key, "before": item.id_task_item, "size": needs.results, "longest": _longest(tokens)}
         types = {"any_type": not needs.types, "types": needs.types or ("",)}
         rows = self._db.query("earlier_results", {**values, **types})
-        return _newest(((row["text_original"], row["text_corrected"]) for row in rows), tokens)
+        return _newest(((row["text_original"], row["result"]) for row in rows), tokens)
 
     def _facts(self, context_key: str, size: int, tokens: int) -> tuple[str, ...]:
         rows = self._db.query("newest_facts", {"context_key": context_key, "size": size})
