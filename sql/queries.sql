@@ -10,7 +10,8 @@
 -- The pending test is a LIMIT 1 look-up on purpose: as EXISTS the optimizer may turn it into a join over all items. From the
 -- range's end: claims leave dead index entries at its beginning, and as long as a backup holds a snapshot none is purged.
 -- `id_prompt` is the one that the task is pinned to, or will be when it begins now: the current one of its type.
--- The whole key in ORDER BY: by its last column alone MySQL sorts. Of the two indexes the second one is for a worker of one queue.
+-- The whole key in ORDER BY: by its last column alone MySQL sorts. Tasks of other queues are passed over in the index, which ends in
+-- the queue: one of its own would be written anew at each task's start and end.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
         t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
            ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
@@ -23,7 +24,7 @@
         m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
-   FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+   FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 0
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
@@ -63,7 +64,7 @@ UNION ALL
         m.stopped_at IS NOT NULL AS is_probe,
         (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
           WHERE f.id_task = t.id_task) AS fallbacks
-   FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+   FROM task t FORCE INDEX (k_task_runnable)
    STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
   WHERE t.status_id = 1
     AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
@@ -771,7 +772,7 @@ SELECT w.id_worker, TIMESTAMPDIFF(MICROSECOND, w.heartbeat_at, NOW(6)) / 1000000
  WHERE w.ended_at IS NULL AND w.id_worker <> %(id_worker)s
    AND (w.mode <> 'batch' OR w.lost_at IS NOT NULL)
    AND (SELECT i.id_task_item
-          FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+          FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
           STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
          WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
@@ -791,7 +792,7 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
                                 OR m.id_ai_model IN %(busy_models)s OR NOT (%(any_model)s OR m.name IN %(model_names)s))
                            AND f.id_task IS NULL) AS blocked,
        MIN(TIMESTAMPDIFF(MICROSECOND, NOW(6), i.available_at)) / 1000000 AS due_seconds
-  FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+  FROM task t FORCE INDEX (k_task_runnable)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
   LEFT JOIN (SELECT DISTINCT ft.id_task
                FROM task ft FORCE INDEX (k_task_runnable)
@@ -817,7 +818,7 @@ SELECT SUM(i.status_id = 0) AS pending, SUM(i.status_id = 4) AS deferred,
 -- name: unpaid_tasks
 -- For a `run` with these filters: tasks that wait for money, since only a budget pauses one besides people.
 SELECT t.id_task, t.status_reason
-  FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+  FROM task t FORCE INDEX (k_task_runnable)
   STRAIGHT_JOIN ai_model m ON m.id_ai_model = t.id_ai_model
  WHERE t.status_id = 4 AND t.status_reason <> 'paused by a person'
    AND (%(id_task)s IS NULL OR t.id_task = %(id_task)s)
@@ -1108,7 +1109,7 @@ SELECT g.id_task_group
   FROM task_group g FORCE INDEX (k_task_group_open)
  WHERE g.ended_at IS NULL AND g.closed_at IS NOT NULL
    AND (SELECT t.id_task FROM task t FORCE INDEX (k_task_group)
-         WHERE t.id_task_group = g.id_task_group AND t.finished_at IS NULL LIMIT 1) IS NULL
+         WHERE t.id_task_group = g.id_task_group AND t.ended_in_group = 0 LIMIT 1) IS NULL
  LIMIT 20;
 
 -- name: lock_group
@@ -1120,7 +1121,7 @@ SELECT name, callback_url, NOW(6) AS now
 
 -- name: open_task_of_group
 -- The look again, under the lock.
-SELECT id_task FROM task FORCE INDEX (k_task_group) WHERE id_task_group = %(id_task_group)s AND finished_at IS NULL LIMIT 1;
+SELECT id_task FROM task FORCE INDEX (k_task_group) WHERE id_task_group = %(id_task_group)s AND ended_in_group = 0 LIMIT 1;
 
 -- name: tasks_of_group
 -- For the callback, which is told no more than five hundred.
@@ -1597,7 +1598,7 @@ SELECT max_per_minute, max_in_flight, TIMESTAMPDIFF(MICROSECOND, NOW(6), paced_u
 -- Under that lock: what is in progress, counted from the items themselves, and no further than matters.
 SELECT COUNT(*) AS items
   FROM (SELECT i.id_task_item
-          FROM task t FORCE INDEX (k_task_runnable, k_task_queue)
+          FROM task t FORCE INDEX (k_task_runnable)
           STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
          WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND t.lane <> 'batch'
            AND (%(any_queue)s OR t.queue = %(queue)s)

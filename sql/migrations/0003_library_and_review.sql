@@ -1,5 +1,6 @@
 -- Prompt library, context, steps, files, queues, schedules, dependencies, groups, review, sources and exports.
--- Only additions: workers of the version before go on beside it. Safe to run again, see 0002.
+-- Only additions, to the index k_task_runnable too: workers of the version before go on beside it. `task` is copied for its generated
+-- column, and not written to for as long as that takes. Safe to run again, see 0002.
 
 SET @change = IF((SELECT COUNT(*) FROM information_schema.columns
                    WHERE table_schema = DATABASE() AND table_name = 'task' AND column_name = 'queue') > 0, 'DO 0',
@@ -9,8 +10,11 @@ SET @change = IF((SELECT COUNT(*) FROM information_schema.columns
      ADD COLUMN id_task_group INT UNSIGNED NULL,
      ADD COLUMN result_seconds INT UNSIGNED NULL,
      ADD COLUMN expire_at DATETIME(6) NULL,
-     ADD KEY k_task_queue (queue, status_id, claim_order, id_task),
-     ADD KEY k_task_group (id_task_group, finished_at),
+     ADD COLUMN ended_in_group TINYINT UNSIGNED
+       GENERATED ALWAYS AS (IF(id_task_group IS NULL, NULL, finished_at IS NOT NULL)) STORED,
+     DROP KEY k_task_runnable,
+     ADD KEY k_task_runnable (status_id, claim_order, id_task, queue),
+     ADD KEY k_task_group (id_task_group, ended_in_group),
      ADD KEY k_task_expire (expire_at)');
 PREPARE change_table FROM @change;
 EXECUTE change_table;

@@ -213,8 +213,7 @@ class PromptedTaskType:
         plan = self._plan(item.task)
         if plan.part_tokens is None:
             return ()
-        limits = [plan.part_tokens, most, _half(plan.steps[0].file.max_output_tokens)]
-        tokens = max(_FEWEST_PART_TOKENS, min([limit for limit in limits if limit is not None]))
+        tokens = max(_FEWEST_PART_TOKENS, plan.part_tokens if most is None else min(plan.part_tokens, most))
         return () if fits(item.text_original, tokens) else parts_of(item.text_original, tokens)
 
     def joined(self, item: Item, results: Sequence[StepResult]) -> Result:
@@ -298,6 +297,9 @@ class PromptedTaskType:
         if (self.keeps_layout or self.file.splits) and len(self._steps) == 1:
             bounds = {"minimum": _FEWEST_PART_TOKENS, "maximum": _MOST_PART_TOKENS}
             part_tokens = parameters.integer("part_tokens", default=_PART_TOKENS, **bounds)
+            if (most := self.file.steps[0].max_output_tokens) is not None:
+                # The answer may be longer than the text, and is counted otherwise by its model.
+                part_tokens = min(part_tokens, most // 2)
         calls = self._calls(parameters)
         parameters.finish()
         description = clean(task.description or "").strip()
@@ -339,11 +341,6 @@ class PromptedTaskType:
             is_last=is_last,
             digest=hashlib.sha256(json.dumps(determining, default=repr).encode()).digest(),
         )
-
-
-def _half(tokens: int | None) -> int | None:
-    """What of an answer's bound a text may have: the answer may be longer than the text, and counted otherwise by its model."""
-    return None if tokens is None else tokens // 2
 
 
 def _check(checks: Iterable[tuple[str, Check]], original: str, answer: str) -> None:

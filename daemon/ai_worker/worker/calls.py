@@ -294,6 +294,8 @@ def time_limit(item: Item) -> float | None:
     What cannot be one was refused with the task's parameters.
     """
     own = item.task.parameters.get(TIME_LIMIT)
+    if own is None and item.task.time_limit is None:  # nearly always
+        return None
     limits = [each for each in (own, item.task.time_limit) if isinstance(each, int | float) and each > 0]
     return min(limits) if limits else None
 
