@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Iterator
 from hashlib import sha256
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +292,35 @@ def test_items_that_are_of_no_row(ai_worker: Commands, sql: Sql, other: Shop) ->
     accepted(ai_worker, sql, task)
     ended = ai_worker("export", str(task), "--json")
     assert (ended.code, ended.json["missing"], ended.json["written"], other.bodies()) == (3, 2, 1, {1: "a!"})
+
+
+def test_what_is_no_new_version_of_a_text_is_not_written_over_it(ai_worker: Commands, sql: Sql, other: Shop) -> None:
+    task = imported(ai_worker, other.articles("opis"))
+    accepted(ai_worker, sql, task)
+    before = other.bodies()
+    for task_type in ("categorization", "summary", "a_plug_in_elsewhere"):
+        sql("UPDATE task SET task_type = %s, id_prompt = NULL", [task_type])
+        for more in ((), ("--dry-run",)):
+            ended = ai_worker("export", str(task), *more)
+            assert (ended.code, "--column body` does that all the same" in ended.err, task_type in ended.err) == (2, True, True)
+    ended = ai_worker("export", str(task), "--column", "title")
+    assert (ended.code, "came from the column 'body', and export writes to no other" in ended.err) == (2, True)
+    assert (other.bodies(), audit(sql)) == (before, [])
+    assert ai_worker("export", str(task), "--column", "body").code == 0
+    assert other.bodies() != before
+
+
+def test_a_prompt_of_the_kind_correction_is_exported_by_the_prompt_that_the_task_is_pinned_to(
+    ai_worker: Commands, sql: Sql, other: Shop, tmp_path: Path
+) -> None:
+    task = imported(ai_worker, other.articles("opis"))
+    accepted(ai_worker, sql, task)
+    for kind, code in (("correction", 0), ("summary", 2)):
+        source = resources.files("ai_worker.task_types").joinpath(f"prompts/{kind}.md").read_text(encoding="utf-8")
+        file = tmp_path / f"house_{kind}.md"
+        file.write_text(source.replace("+++\n", f'+++\nkind = "{kind}"\n', 1), encoding="utf-8")
+        pushed = ai_worker("prompt", "push", str(file))
+        assert pushed.code == 0, pushed.err
+        (row,) = sql("SELECT id_prompt FROM prompt WHERE name = %s", [file.stem])
+        sql("UPDATE task SET task_type = %s, id_prompt = %s", [file.stem, row["id_prompt"]])
+        assert ai_worker("export", str(task)).code == code

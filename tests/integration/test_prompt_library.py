@@ -15,6 +15,7 @@ from ai_worker.config import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import Filters, Task
+from ai_worker.store import prompts as prompts_module
 from ai_worker.store.prompts import NewPrompt, Origin, Prompts
 from ai_worker.store.queue import Queue
 from ai_worker.task_types.prompt_file import digest_of
@@ -317,3 +318,34 @@ def test_hosts_that_start_at_the_same_time_bring_each_prompt_once(database_url: 
         for host in [hosts.submit(start) for _ in range(6)]:
             host.result(20)
     assert sql("SELECT name, COUNT(*) AS n FROM prompt GROUP BY name HAVING n > 1") == []
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_two_who_push_a_new_prompt_in_the_same_instant_cannot_both_have_its_version(
+    is_same: bool, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before either writes."""
+    both = threading.Barrier(2)
+    looked: set[int] = set()
+    columns = prompts_module._columns
+
+    def wait(prompt: NewPrompt, created_by: str | None) -> dict[str, object]:
+        if (me := threading.get_ident()) not in looked:
+            looked.add(me)
+            both.wait(20)
+        return columns(prompt, created_by)
+
+    monkeypatch.setattr(prompts_module, "_columns", wait)
+
+    def push(text: str) -> int | str:
+        with closing(Database(parse_database_url(database_url))) as db:
+            try:
+                return Prompts(db).push(NewPrompt("nowy", 1, Origin.PUSHED, digest_of(text), text), "Ania")[0].id_prompt
+            except UsageError as error:
+                return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(push, ["a", "a" if is_same else "b"]))
+    (row,) = sql("SELECT id_prompt FROM prompt WHERE name = 'nowy'")
+    refused = "nowy: version 1 is pushed already, with other content: write `version = 2` into the file, and push it again"
+    assert sorted(told, key=str) == sorted([row["id_prompt"], row["id_prompt"] if is_same else refused], key=str)

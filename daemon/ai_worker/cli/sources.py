@@ -14,9 +14,13 @@ from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_
 from ai_worker.config import DatabaseUrl, Settings, parse_database_url, variable
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
+from ai_worker.models import Task, TaskStatus
 from ai_worker.store.exports import LARGEST_BATCH, Exported, Exports, Origin
 from ai_worker.store.imports import Imports
+from ai_worker.store.prompts import Prompts
 from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
+from ai_worker.store.tasks import no_task
+from ai_worker.task_types import is_new_version
 from ai_worker.text import harmless
 
 NAMED_PROBLEMS = 20  # that are told one by one; the others are counted
@@ -96,11 +100,14 @@ def import_(
 @click.command()
 @click.argument("id_task", metavar="ID", type=int)
 @click.option(_OPTION, metavar="URL", help="The server and database to write to.  [default: where the task came from]")
+@click.option(
+    "--column", help="The column that was imported, named to have other results than new versions of its texts put there."
+)
 @click.option("--batch", type=click.IntRange(1, LARGEST_BATCH), default=200, show_default=True, help="Rows in one transaction.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written, and what not.")
 @click.option("--by", metavar="NAME", help="Who exports, for the audit.  [default: the user of this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts and all rows that were not written.")
-def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | None, as_json: bool) -> int:
+def export(id_task: int, url: str | None, column: str | None, batch: int, dry_run: bool, by: str | None, as_json: bool) -> int:
     """Write accepted results back to the table that the task was imported from, by UPDATE of the text's column.
 
     Each row is guarded by its text: one that was changed since the import, or since the last export, is a conflict and left
@@ -115,6 +122,9 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
     failed     the source refused it: too long, a CHECK, a trigger; the others go on
     expired    the result's time to live was over before it was exported
 
+    Results of corrections and translations, and of prompts of these kinds, are new versions of the texts. Of any other type, a
+    category or a summary would be written over the text that it is about: that is refused, unless --column names the column.
+
     Exit code 3: there are conflicts, missing, failed or expired rows. The first of them are named, all of them with --json.
 
     The source's user needs SELECT on the table and UPDATE on the column; triggers and ON UPDATE columns act as on any UPDATE.
@@ -127,6 +137,7 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
     with context.database(settings) as db:
         exports = Exports(db)
         origin = exports.origin(id_task)
+        _refuse_other_results(settings, db, id_task, origin.columns, column)
         with _source(db, _place(settings, url, origin, id_task), writable=not dry_run) as other:
             source = SourceTable.look_up(other, origin.columns)
             for each in exports.run(id_task, source, exported_by, size=batch, dry_run=dry_run):
@@ -149,6 +160,31 @@ def export(id_task: int, url: str | None, batch: int, dry_run: bool, by: str | N
     else:
         _tell(id_task, counts, before, problems, dry_run)
     return EXIT_ITEMS_FAILED if any(counts[outcome] for outcome in _PROBLEMS) else EXIT_DONE
+
+
+def _refuse_other_results(settings: Settings, db: Database, id_task: int, columns: Columns, named_column: str | None) -> None:
+    """Raises UsageError where a text would be lost to what was found out about it, and nobody has said that it may be."""
+    if named_column is not None:
+        if named_column != columns.text:
+            raise UsageError(
+                f"--column {named_column!r}: the texts of task {id_task} came from the column {columns.text!r}, and export writes"
+                f" to no other; `ai-worker results {id_task} --format csv` gives what you can write there yourself"
+            )
+        return
+    task = Prompts(db).task(id_task)
+    if task is None:
+        raise no_task(id_task)
+    stored = Task(id_task, 0, task.task_type, task.description, task.parameters, 1, 0, TaskStatus.NEW, id_prompt=task.id_prompt)
+    try:
+        is_version = is_new_version(context.library(settings, db, publish=False).kind(stored))
+    except (UsageError, ConfigurationError):  # a type of other hosts
+        is_version = False
+    if not is_version:
+        raise UsageError(
+            f"the results of task {id_task} are no new versions of its texts (type {task.task_type}), and would be written over"
+            f" them; `ai-worker export {id_task} --column {columns.text}` does that all the same, and"
+            f" `ai-worker results {id_task} --format csv` gives them for a column of their own"
+        )
 
 
 def _tell(id_task: int, counts: Counter[ExportOutcome], before: int, problems: list[Exported], dry_run: bool) -> None:

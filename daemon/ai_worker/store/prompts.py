@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import UsageError
+from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.store.claims import json_object
 
+_DUPLICATE: Final = 1062
 SOURCE_AT_MOST: Final = 1_000_000  # characters: below every max_allowed_packet in use
 
 
@@ -135,7 +136,12 @@ class Prompts:
 
         Raises UsageError when the file has changed and its version has not been raised.
         """
-        return self._db.transaction(partial(_pushed, prompt, pushed_by))
+        try:
+            return self._db.transaction(partial(_pushed, prompt, pushed_by))
+        except DatabaseError as error:
+            if error.code != _DUPLICATE:
+                raise
+        return self._db.transaction(partial(_pushed, prompt, pushed_by))  # somebody has pushed the same file in the same instant
 
     def retire(self, name: str, version: int | None) -> tuple[Known, Known]:
         """Takes a prompt out of use for new tasks: the pushed one of a `version`, or the current one; and what is current then.
@@ -158,6 +164,9 @@ def _pushed(prompt: NewPrompt, pushed_by: str | None, tx: Transaction) -> tuple[
             tx.execute("activate_prompt", {"id_prompt": same["id_prompt"], "is_active": 1})
         return _stored(same), not same["is_active"]
     number = tx.insert("push_prompt", _columns(prompt, pushed_by))
+    # Of a new name there was nothing to lock. Now there is: of two that have both come so far, one waits for the other's end here.
+    others = [row for row in tx.query("lock_prompts", {"name": prompt.name}) if row["id_prompt"] != number]
+    _same(others, prompt)
     return Stored(number, *prompt), True
 
 

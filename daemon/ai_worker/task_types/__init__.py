@@ -67,6 +67,11 @@ def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result
     return task_type.fallback(item, kind, message) if isinstance(task_type, HasFallback) else None
 
 
+def is_new_version(kind: TaskType) -> bool:
+    """Whether a result of the type is its text in a new version, and may take the text's place. Of a plug-in's nothing is known."""
+    return getattr(kind, "keeps_layout", False) is True
+
+
 class SteppedTaskType(TaskType, Protocol):
     """One whose items may take several calls, one after the other. Types made of a prompt file are; a plug-in's need not be."""
 
