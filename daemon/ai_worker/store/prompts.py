@@ -164,7 +164,7 @@ def _pushed(prompt: NewPrompt, pushed_by: str | None, tx: Transaction) -> tuple[
             tx.execute("activate_prompt", {"id_prompt": same["id_prompt"], "is_active": 1})
         return _stored(same), not same["is_active"]
     number = tx.insert("push_prompt", _columns(prompt, pushed_by))
-    # Of a new name there was nothing to lock. Now there is: of two that have both come so far, one waits for the other's end here.
+    # Of a new name there was nothing to lock. Now there is: of two that have both come so far, one waits for the other here.
     others = [row for row in tx.query("lock_prompts", {"name": prompt.name}) if row["id_prompt"] != number]
     _same(others, prompt)
     return Stored(number, *prompt), True

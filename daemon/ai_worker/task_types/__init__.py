@@ -68,7 +68,7 @@ def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result
 
 
 def is_new_version(kind: TaskType) -> bool:
-    """Whether a result of the type is its text in a new version, and may take the text's place. Of a plug-in's nothing is known."""
+    """Whether a result of the type is its text in a new version, and may take the text's place. Of a plug-in's nobody knows."""
     return getattr(kind, "keeps_layout", False) is True
 
 
