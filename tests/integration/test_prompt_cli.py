@@ -70,6 +70,17 @@ def test_a_pushed_prompt_is_listed_shown_and_used_by_new_tasks(told: Any, sql: S
     assert told("run", "--dry-run", "--task", str(id_task))[1].startswith(f"--- task {id_task}")
 
 
+def test_a_task_type_of_ones_own_goes_with_its_last_prompt(told: Any, sql: Sql) -> None:
+    told("prompt", "push", write("shuot.md", SHOUT))  # a slip, say
+    assert told("prompt", "retire", "shuot")[1] == (
+        "shuot, version 1 (pushed): retired; there can be no new tasks of the type shuot\n"
+    )
+    assert "shuot" not in told("prompt", "list")[1]
+    assert told("prompt", "retire", "shuot")[0] == 2
+    assert sql("SELECT is_active FROM prompt WHERE name = 'shuot'") == [{"is_active": 0}]
+    assert told("prompt", "push", "shuot.md")[1].startswith("shuot, version 1: pushed")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [

@@ -17,7 +17,7 @@ from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, ConfigurationError, UsageError
 from ai_worker.models import Item, Task, TaskStatus
 from ai_worker.store.prompts import NewPrompt, Origin, Prompts, SampleItem, SampleTask
-from ai_worker.task_types import TaskType
+from ai_worker.task_types import TaskType, task_type_names
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import harmless
 from ai_worker.worker.library import SUFFIX, Brought, Library, checked, read_source
@@ -264,11 +264,18 @@ def _checked(path: Path) -> NewPrompt:
 @click.argument("name")
 @click.option("--version", type=click.IntRange(1), metavar="N", help="A pushed one of this version.  [default: the current one]")
 def retire(name: str, version: int | None) -> int:
-    """Take a prompt out of use for new tasks: they get the one before it. Pushing the file again brings it back."""
+    """Take a prompt out of use for new tasks: they get the one before it. Pushing the file again brings it back.
+
+    With the last prompt of a task type of your own the type goes; tasks that are pinned to it go on.
+    """
     with context.database() as db:
         retired, then = Prompts(db).retire(name, version)
-    click.echo(
-        f"{retired.name}, version {retired.version} ({retired.origin}): retired;"
-        f" new tasks use version {then.version} ({then.origin})"
+    left = (
+        f"new tasks use version {then.version} ({then.origin})"
+        if then
+        else "new tasks use the shipped one"
+        if name in task_type_names()
+        else f"there can be no new tasks of the type {retired.name}"
     )
+    click.echo(f"{retired.name}, version {retired.version} ({retired.origin}): retired; {left}")
     return EXIT_DONE

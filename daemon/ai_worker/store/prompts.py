@@ -143,10 +143,11 @@ class Prompts:
                 raise
         return self._db.transaction(partial(_pushed, prompt, pushed_by))  # somebody has pushed the same file in the same instant
 
-    def retire(self, name: str, version: int | None) -> tuple[Known, Known]:
-        """Takes a prompt out of use for new tasks: the pushed one of a `version`, or the current one; and what is current then.
+    def retire(self, name: str, version: int | None) -> tuple[Known, Known | None]:
+        """Takes a prompt out of use for new tasks: the pushed one of a `version`, or the current one; and what is current then,
+        None where the last one of a team's own task type was meant.
 
-        Raises UsageError when there is no such prompt, or none would be left.
+        Raises UsageError when there is no such prompt, or when it is the shipped one and no other is left.
         """
         return self._db.transaction(partial(_retired, name, version))
 
@@ -186,7 +187,7 @@ def _same(library: Sequence[Row], prompt: NewPrompt) -> Row | None:
     return None
 
 
-def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Known]:
+def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Known | None]:
     rows = tx.query("lock_prompts", {"name": name})
     active = [row for row in rows if row["is_active"]]
     if version is None:
@@ -197,10 +198,10 @@ def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Kn
         which = f"{name!r}" if version is None else f"{name!r} of version {version} that was pushed"
         raise UsageError(f"there is no prompt {which}; `ai-worker prompt list --all` names those there are")
     left = [row for row in active if row["id_prompt"] != found[0]["id_prompt"]]
-    if not left:
+    if not left and found[0]["origin"] == Origin.SHIPPED:
         raise UsageError(f"no other prompt {name!r} would be left for the tasks of this type; push one first")
     tx.execute("activate_prompt", {"id_prompt": found[0]["id_prompt"], "is_active": 0})
-    return _known({**found[0], "is_active": 0}, is_current=False), _known(left[0], is_current=True)
+    return _known({**found[0], "is_active": 0}, is_current=False), _known(left[0], is_current=True) if left else None
 
 
 def _columns(prompt: NewPrompt, created_by: str | None) -> dict[str, object]:
