@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_worker.models import Completion, Item, Result, Task, TaskStatus
-from ai_worker.store import ledger
+from ai_worker.store import encoding, ledger
 from ai_worker.task_types import task_type
 
 VALUES = st.recursive(
@@ -30,7 +30,7 @@ def written(data: dict[str, Any]) -> str:
 
 @given(VALUES)
 def test_a_value_is_written_as_it_is(value: Any) -> None:
-    assert json.loads(written({"a": value})) == {"a": json.loads(ledger.plain_json(value))}
+    assert json.loads(written({"a": value})) == {"a": json.loads(encoding.plain_json(value))}
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -46,6 +46,6 @@ def test_a_correction_is_written_by_the_fast_way(monkeypatch: pytest.MonkeyPatch
     item = Item(1, Task(1, 1, "correction", "", {}, 3, 0, TaskStatus.NEW), "Ala ma kota.", {}, 1, 0, b"", "")
     answer = json.dumps({"corrected_text": corrected, "change_summary": "nie"})
     result = task_type("correction").parse(item, Completion(answer))
-    monkeypatch.setattr(ledger, "plain_json", None)
+    monkeypatch.setattr(encoding, "plain_json", None)
     assert json.loads(ledger._columns(result)[2]) == dict(result.data)
     assert "changes" in result.data

@@ -14,7 +14,7 @@ from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
-from ai_worker.models import Item, Model, Task, TaskStatus
+from ai_worker.models import Item, Model
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import NewTask, Submitted, Tasks
 from ai_worker.worker.library import Library
@@ -121,22 +121,7 @@ def _estimate(
     """Reads the whole file, and shows what it would come to."""
     packet = Tasks(db).packet()
     layout = replace(layout, packet=packet)
-    stored = Task(
-        0,
-        model.id_ai_model,
-        task.task_type,
-        task.description,
-        task.parameters,
-        task.max_attempts,
-        task.priority,
-        TaskStatus.NEW,
-        is_probe=model.stopped_at is not None,
-        lane=task.lane,
-        pack=task.pack,
-        cache_seconds=task.cache_seconds,
-        budget=task.budget,
-        id_prompt=task.id_prompt,
-    )
+    stored = replace(task.as_task(), id_ai_model=model.id_ai_model, is_probe=model.stopped_at is not None)
     with RowFile.open(file, layout) as source:
         rows = enumerate(source.rows(), start=1)
         items = (

@@ -21,7 +21,7 @@ from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need, Task, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
 from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
@@ -260,16 +260,7 @@ def _chain(db: Database, name: str | None, fallbacks: tuple[str, ...]) -> list[M
 
 def check(db: Database, task: NewTask, chain: Sequence[Model], kind: TaskType) -> None:
     """Raises UsageError for what is wrong with a task of this kind for these models, or could only end badly."""
-    as_stored = Task(
-        0,
-        task.id_ai_model,
-        task.task_type,
-        task.description,
-        task.parameters,
-        task.max_attempts,
-        task.priority,
-        TaskStatus.NEW,
-    )
+    as_stored = task.as_task()
     kind.validate(as_stored)
     with_steps = stepped(kind)
     for step in () if with_steps is None else with_steps.steps(as_stored):

@@ -402,18 +402,7 @@ def _budget(given: Decimal | str | None) -> Decimal | None:
 
 def _check(task: NewTask) -> None:
     """Asks the task type whether its parameters can work, where it is installed: the workers may know more types."""
-    from ai_worker.models import Task, TaskStatus
     from ai_worker.task_types import task_type, task_type_names
 
     if task.task_type in task_type_names():
-        stored = Task(
-            0,
-            task.id_ai_model,
-            task.task_type,
-            task.description,
-            task.parameters,
-            task.max_attempts,
-            task.priority,
-            TaskStatus.NEW,
-        )
-        task_type(task.task_type).validate(stored)
+        task_type(task.task_type).validate(task.as_task())

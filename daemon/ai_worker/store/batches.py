@@ -20,7 +20,7 @@ from ai_worker.db import Transaction
 from ai_worker.models import NOTHING, Filters, Item, Outcome, Task, TaskStatus
 from ai_worker.store.claims import filter_columns, json_object, task_of_row
 from ai_worker.store.ledger import operation_uuid
-from ai_worker.store.queue import Committed, Queue, _lease
+from ai_worker.store.queue import Committed, Queue, lease_column
 
 MODE: Final = "batch"  # of a batch's `worker` row
 # A batch's items are its own for this long after a provider was last reached: the day that it may take, a day of nobody reaching
@@ -102,7 +102,7 @@ class Batches:
                 return None
             if tx.query("waiting_batch", which) or not tx.query("tasks_with_items_for_batches", {"tasks": [task.id_task]}):
                 return None
-            id_worker = tx.insert("register_worker", {**process, "mode": MODE, "concurrency": 1, **_lease(LEASE_SECONDS)})
+            id_worker = tx.insert("register_worker", {**process, "mode": MODE, "concurrency": 1, **lease_column(LEASE_SECONDS)})
             names = {"batch_key": key, "id_worker": id_worker, "id_holder": id_holder, "hold_us": _us(seconds)}
             return tx.insert("insert_batch", {**which, **names})
 
@@ -241,7 +241,7 @@ class Batches:
 
     def _beat(self, batch: Batch) -> None:
         numbers = {"in_flight": batch.items, "items_processed": 0, "items_failed": 0}
-        self._db.execute("beat", {"id_worker": batch.id_worker, **numbers, **_lease(LEASE_SECONDS)})
+        self._db.execute("beat", {"id_worker": batch.id_worker, **numbers, **lease_column(LEASE_SECONDS)})
 
 
 def _us(seconds: float) -> int:

@@ -15,7 +15,8 @@ from ai_worker.models import NOTHING, Filters, Item, Lane, Task, TaskStatus
 from ai_worker.store.budgets import Estimator, SetAside, is_limited, set_aside
 from ai_worker.store.chains import model_columns, model_states, successor, variants
 from ai_worker.store.crowd import Crowd
-from ai_worker.store.ledger import decimal_text, document, new_claim_token, operation_uuid, settle
+from ai_worker.store.encoding import decimal_text, document
+from ai_worker.store.ledger import new_claim_token, operation_uuid, settle
 from ai_worker.store.limits import Admission, Key, QueueLimits, admit, begun
 
 PROBE_LOOK: Final = 20  # items looked at for one that a stopped model has not refused before

@@ -7,7 +7,7 @@ from typing import Final
 
 from ai_worker.db import Database, Transaction
 from ai_worker.models import ItemStatus
-from ai_worker.store.ledger import document
+from ai_worker.store.encoding import document
 
 BATCH: Final = 200  # items cleared in one transaction: their texts may be long
 BATCHES: Final = 25  # in one step of the upkeep

@@ -5,7 +5,6 @@ Used inside the transactions of `queue`, by whoever holds the items' rows locked
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -13,14 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from math import isfinite
 from typing import Any, Final
-
-import orjson
 
 from ai_worker.db import Transaction
 from ai_worker.models import NO_USAGE, Item, ItemStatus, Lane, Outcome, OutcomeKind, Result, TaskStatus, Usage
 from ai_worker.store.cache import settle_work
+from ai_worker.store.encoding import decimal_text, document, exact_document, storable
 from ai_worker.store.files import write_files
 from ai_worker.text import clean
 
@@ -389,56 +386,8 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
 def _columns(result: Result) -> tuple[str | None, str | None, str]:
     """`text_corrected`, `change_summary` and `result`, as the columns take them."""
     summary = result.change_summary
-    data = result.data
     summary = summary[:SUMMARY_CHARACTERS] if summary else summary
-    return storable(result.text_corrected), storable(summary), (document if _is_plain(data) else plain_json)(data)
-
-
-def storable(text: str | None) -> str | None:
-    """The text; half a surrogate pair in it, which no column takes, becomes U+FFFD."""
-    if text is None or text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return clean(text)
-    return text
-
-
-_PLAIN: Final = frozenset({str, int, bool, type(None)})
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether orjson makes the same of a value as the standard library, which takes five times as long.
-
-    Of a NaN, which a plug-in may have put somewhere, it would make null: the column is to refuse that.
-    """
-    kind = type(value)
-    if kind in _PLAIN:
-        return True
-    if kind is float:
-        return isfinite(value)
-    if kind is dict:
-        return all(map(_is_plain, value.values()))
-    return kind is list and all(map(_is_plain, value))
-
-
-def document(value: Any) -> str:
-    """The value as JSON, for JSON_TABLE or a column."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # rare, and the standard library takes more: surrogates, integers beyond 64 bits
-        return plain_json(value)
-
-
-def plain_json(value: Any) -> str:
-    """The same. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
-    return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-
-
-def decimal_text(value: Decimal | None) -> str | None:
-    """As a JSON document for JSON_TABLE takes it: exactly."""
-    return None if value is None else str(value)
+    return storable(result.text_corrected), storable(summary), exact_document(result.data)
 
 
 def _short(message: str | None) -> str | None:

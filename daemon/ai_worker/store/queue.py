@@ -113,12 +113,12 @@ class Queue:
     def register(self, *, host: str, pid: int, version: str, mode: str, concurrency: int, lease_seconds: float) -> int:
         """A new worker row with a fresh lease; its id."""
         parameters = {"host": host, "pid": pid, "version": version, "mode": mode, "concurrency": concurrency}
-        idle = {"in_flight": 0, "items_processed": 0, "items_failed": 0, **_lease(lease_seconds)}
+        idle = {"in_flight": 0, "items_processed": 0, "items_failed": 0, **lease_column(lease_seconds)}
         written: list[int] = []  # survives a repeat of the transaction
 
         def work(tx: Transaction) -> int:
             if not (tx.in_doubt and written and tx.execute("beat", {"id_worker": written[0], **idle})):
-                written[:] = [tx.insert("register_worker", {**parameters, **_lease(lease_seconds)})]
+                written[:] = [tx.insert("register_worker", {**parameters, **lease_column(lease_seconds)})]
             return written[0]
 
         return self._db.transaction(work)
@@ -126,7 +126,7 @@ class Queue:
     def beat(self, id_worker: int, *, lease_seconds: float, in_flight: int, processed: int, failed: int) -> bool:
         """The heartbeat. False when the lease is gone: others have begun to give this worker's items back."""
         numbers = {"in_flight": in_flight, "items_processed": processed, "items_failed": failed}
-        return bool(self._db.execute("beat", {"id_worker": id_worker, **numbers, **_lease(lease_seconds)}))
+        return bool(self._db.execute("beat", {"id_worker": id_worker, **numbers, **lease_column(lease_seconds)}))
 
     def end_worker(self, id_worker: int, *, processed: int, failed: int) -> None:
         """The worker has stopped in good order and holds nothing."""
@@ -449,5 +449,6 @@ def _fence_holds(outcome: Outcome, row: Row) -> bool:
     return bool(row["status_id"] == ItemStatus.IN_PROGRESS or outcome.kind is OutcomeKind.PROCESSED)
 
 
-def _lease(seconds: float) -> dict[str, int]:
+def lease_column(seconds: float) -> dict[str, int]:
+    """How long a worker's lease lasts, as the statements take it."""
     return {"lease_us": int(seconds * 1e6)}

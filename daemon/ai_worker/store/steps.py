@@ -16,15 +16,14 @@ from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Lane, StepResu
 from ai_worker.store.budgets import SetAside, set_aside_for_step
 from ai_worker.store.chains import ModelState, model_states
 from ai_worker.store.claims import filter_columns
+from ai_worker.store.encoding import plain_json, storable
 from ai_worker.store.ledger import (
     SHARDS,
     Counters,
     DayCounters,
     new_claim_token,
     operation_uuid,
-    plain_json,
     settle,
-    storable,
     uuid_bytes,
 )
 

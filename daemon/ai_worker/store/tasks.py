@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, Task, TaskStatus
 from ai_worker.store.budgets import usd
 from ai_worker.store.groups import check_open
 from ai_worker.store.ledger import settle
@@ -58,6 +58,25 @@ class NewTask:
     id_task_group: int | None = None
     result_seconds: int | None = None
     after: Mapping[int, Need] = field(default_factory=dict)
+
+    def as_task(self) -> Task:
+        """The task as a worker will see it, but for its id: to be checked, or shown, before it is made."""
+        return Task(
+            id_task=0,
+            id_ai_model=self.id_ai_model,
+            task_type=self.task_type,
+            description=self.description,
+            parameters=self.parameters,
+            max_attempts=self.max_attempts,
+            priority=self.priority,
+            status=TaskStatus.NEW,
+            lane=self.lane,
+            pack=self.pack,
+            cache_seconds=self.cache_seconds,
+            budget=self.budget,
+            queue=self.queue,
+            id_prompt=self.id_prompt,
+        )
 
 
 class NewItem(NamedTuple):
