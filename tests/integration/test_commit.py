@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, TaskStatus, Usage
+from ai_worker.store.committing import Committed
 from ai_worker.store.ledger import LATE, EndedTask, uuid_bytes
-from ai_worker.store.queue import Committed, Queue
+from ai_worker.store.queue import Queue
 from tests.integration.lifecycle import (
     COST,
     POLISH,

@@ -10,7 +10,7 @@ import pytest
 
 from ai_worker.errors import DatabaseAway, DatabaseError, ValueRefused
 from ai_worker.models import Item, Outcome, OutcomeKind, Task, TaskStatus
-from ai_worker.store.queue import Committed
+from ai_worker.store.committing import Committed
 from ai_worker.worker import commits as commits_module
 from ai_worker.worker.commits import UNSTORABLE, Commits
 from tests.integration.lifecycle import COST, POLISH, USAGE, done, failed, failed_once, postponed

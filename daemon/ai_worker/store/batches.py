@@ -19,8 +19,9 @@ from typing import Any, Final
 from ai_worker.db import Transaction
 from ai_worker.models import NOTHING, Filters, Item, Outcome, Task, TaskStatus
 from ai_worker.store.claims import filter_columns, json_object, task_of_row
+from ai_worker.store.committing import Committed
 from ai_worker.store.ledger import operation_uuid
-from ai_worker.store.queue import Committed, Queue, lease_column
+from ai_worker.store.queue import Queue, lease_column
 
 MODE: Final = "batch"  # of a batch's `worker` row
 # A batch's items are its own for this long after a provider was last reached: the day that it may take, a day of nobody reaching

@@ -59,5 +59,5 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain_json(value: Any) -> str:
-    """The same by the standard library. Half a surrogate pair, which models do answer in escapes, is no text: it becomes U+FFFD."""
+    """The same by the standard library. Half a surrogate pair, which models do answer in escapes, becomes U+FFFD."""
     return clean(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

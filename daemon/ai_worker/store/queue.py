@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ai_worker.db import Database, Row, Transaction
+from ai_worker.db import Database, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.background import Backgrounds
 from ai_worker.store.budgets import Estimator, SetAside
@@ -21,17 +21,16 @@ from ai_worker.store.cache import Cache
 from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.chains import foreseen, model_states
 from ai_worker.store.claims import PROBE_SECONDS, Claims, filter_columns, json_object, task_of_row
+from ai_worker.store.committing import Committed, one_by_one
 from ai_worker.store.expiry import Expiry
 from ai_worker.store.files import to_folder
 from ai_worker.store.groups import Groups
 from ai_worker.store.ledger import (
-    MESSAGE_CHARACTERS,
     Changes,
     EndedTask,
     NotAsClaimed,
     give_back,
     settle,
-    uuid_bytes,
 )
 from ai_worker.store.pace import Pace
 from ai_worker.store.prompts import Prompts
@@ -41,15 +40,6 @@ from ai_worker.store.steps import Steps
 from ai_worker.store.turns import Turns
 
 RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orphaned_items`
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What became of a group of outcomes. `lost` ones came after somebody else's claim; their cost is on the books."""
-
-    stored: list[Outcome] = field(default_factory=list)
-    lost: list[Outcome] = field(default_factory=list)
-    ended: list[EndedTask] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,36 +212,11 @@ class Queue:
                 committed = self._db.transaction(at_once)
         if committed is None:
             committed = self._db.transaction(
-                lambda tx: self._commit_one_by_one(tx, Changes(id_worker, files_in_folder=in_folder), group, touched)
+                lambda tx: one_by_one(tx, Changes(id_worker, files_in_folder=in_folder), group, touched)
             )
         self._claims.paid(outcome.item.task.id_task for outcome in group)
         self.limits.freed(group)
         return committed
-
-    @staticmethod
-    def _commit_one_by_one(tx: Transaction, changes: Changes, group: Sequence[Outcome], touched: Iterable[int]) -> Committed:
-        """For a group with anything but results in it, or with items that are no longer as they were claimed."""
-        ids = [outcome.item.id_task_item for outcome in group]
-        rows = {row["id_task_item"]: row for row in tx.query("lock_committed", {"items": ids})}
-        landed = _landed(tx, [each for each in group if not _is_held(each.item, rows.get(each.item.id_task_item))])
-        words = _last_words(tx, [each for each in group if each.kind is OutcomeKind.FAILED and each.item.task.position])
-        stored: list[Outcome] = []
-        lost: list[Outcome] = []
-        for outcome in group:
-            row = rows.get(outcome.item.id_task_item)
-            if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
-                (lost if known is OutcomeKind.LOST else stored).append(outcome)
-            elif row is not None and _fence_holds(outcome, row):
-                changes.add(words.get(outcome.item.id_task_item, outcome), ItemStatus(row["status_id"]))
-                stored.append(outcome)
-            elif outcome.kind is OutcomeKind.RELEASED:
-                changes.add_freed(outcome)
-                stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
-            else:
-                changes.add_lost(outcome, is_there=row is not None)
-                lost.append(outcome)
-        # Tasks are looked at also after an earlier run landed: that is cheap, and what it returned was lost with its answer.
-        return Committed(stored, lost, changes.write(tx, touched))
 
     # ----- rescue and upkeep
 
@@ -408,45 +373,6 @@ class Queue:
                 is_single=bool(row["is_single"]),
                 context_key=row["context_key"],
             )
-
-
-def _last_words(tx: Transaction, refusals: Sequence[Outcome]) -> dict[int, Outcome]:
-    """Refusals by the last model of a chain, by item, each with what the models before it had said of the item."""
-    if not refusals:
-        return {}
-    said: dict[int, dict[int, str]] = {outcome.item.id_task_item: {} for outcome in refusals}
-    for row in sorted(tx.query("last_words", {"items": list(said)}), key=lambda row: row["finished_at"]):
-        said[row["id_task_item"]][row["id_ai_model"]] = f"{row['name']}: {row['error_message']}"
-    completed = {}
-    for outcome in refusals:
-        task = outcome.item.task
-        earlier = said[outcome.item.id_task_item]
-        words = [outcome.error_message or "", *(earlier[each] for each in task.chain[: task.position] if each in earlier)]
-        bounded = [word[: MESSAGE_CHARACTERS // len(words) - 10] for word in words]  # less "; before, "
-        completed[outcome.item.id_task_item] = outcome._replace(error_message="; before, ".join(bounded))
-    return completed
-
-
-def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, OutcomeKind]:
-    """Which of these attempts are on record already, and how: an earlier commit of theirs landed and its answer was lost."""
-    if not outcomes:
-        return {}
-    operations = [uuid_bytes(outcome.item.operation_uuid) for outcome in outcomes]
-    rows = tx.query("landed_operations", {"operations": operations})
-    return {row["operation_uuid"]: OutcomeKind(row["outcome"]) for row in rows}
-
-
-def _is_held(item: Item, row: Row | None) -> bool:
-    """Whether the row is in progress under this very claim: the plain case."""
-    return row is not None and row["status_id"] == ItemStatus.IN_PROGRESS and row["claim_token"] == item.claim_token
-
-
-def _fence_holds(outcome: Outcome, row: Row) -> bool:
-    """Whether the item is still this attempt's: by token and attempt; of an item given back since, only a result is taken."""
-    item = outcome.item
-    if row["claim_token"] != item.claim_token or row["attempt"] != item.attempt:
-        return False
-    return bool(row["status_id"] == ItemStatus.IN_PROGRESS or outcome.kind is OutcomeKind.PROCESSED)
 
 
 def lease_column(seconds: float) -> dict[str, int]:

@@ -15,7 +15,8 @@ from ai_worker.log import ERROR, Event, of_item
 from ai_worker.models import NO_USAGE, Item, Outcome, OutcomeKind
 from ai_worker.retry import attempt_delay
 from ai_worker.store.budgets import is_limited
-from ai_worker.store.queue import Committed, Waiting
+from ai_worker.store.committing import Committed
+from ai_worker.store.queue import Waiting
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.congestion import Throttle

@@ -21,7 +21,7 @@ from ai_worker.log import ERROR, Event
 from ai_worker.models import Filters, Lane, Outcome, OutcomeKind, Task
 from ai_worker.providers import BatchProvider
 from ai_worker.store.batches import Batch, Batches, BatchStage, OpenBatches
-from ai_worker.store.queue import Committed
+from ai_worker.store.committing import Committed
 from ai_worker.worker.batch_steps import AWAY_SECONDS, HOLD_SECONDS, UNSURE_SECONDS, BatchSteps
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import Commits

@@ -9,7 +9,7 @@ from typing import Final
 
 from ai_worker.errors import DatabaseError, ValueRefused
 from ai_worker.models import Outcome
-from ai_worker.store.queue import Committed
+from ai_worker.store.committing import Committed
 
 COMMIT_ROWS: Final = 500
 COMMIT_BYTES: Final = 4_000_000  # of result texts; well below the smallest max_allowed_packet in use (16 MiB)

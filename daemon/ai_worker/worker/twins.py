@@ -20,7 +20,7 @@ from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event, Log
 from ai_worker.models import Item, Model, Outcome, Prompt, Result, Usage
 from ai_worker.store.cache import Answer, Question, Standing
-from ai_worker.store.queue import Committed
+from ai_worker.store.committing import Committed
 from ai_worker.worker.attempt import GivenBackError
 
 GATHER_SECONDS: Final = 0.003  # for more questions, which then share their statements
