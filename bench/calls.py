@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from ai_worker import keys
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Item, Model, Secret, Task, TaskStatus
 from ai_worker.store.models import Models

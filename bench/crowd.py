@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ai_worker import log
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, Item, Outcome, Result, Usage
 from ai_worker.store.queue import Queue

@@ -15,7 +15,7 @@ from typing import Any
 import pymysql
 
 from ai_worker import embedded, migrate
-from ai_worker.config import DatabaseUrl, parse_database_url
+from ai_worker.database_url import DatabaseUrl, parse_database_url
 from ai_worker.db import Database
 
 NAMES = ("mariadb", "mysql")

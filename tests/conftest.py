@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from tests import servers
 from tests.servers import Programs, TestDatabase, TestServer

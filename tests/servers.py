@@ -23,7 +23,7 @@ import pymysql
 import pymysql.cursors
 
 from ai_worker import embedded, migrate
-from ai_worker.config import DatabaseUrl, parse_database_url
+from ai_worker.database_url import DatabaseUrl, parse_database_url
 from ai_worker.db import Database
 
 MYSQL_URL = "AI_WORKER_TEST_MYSQL_URL"

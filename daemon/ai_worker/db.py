@@ -36,7 +36,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ai_worker.config import DATABASE_SETTING, DatabaseUrl
+from ai_worker.database_url import DATABASE_SETTING, DatabaseUrl
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.literals import literals, row_of_literals
 from ai_worker.log import Event, Log

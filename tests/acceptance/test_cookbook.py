@@ -13,7 +13,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.keys import generate_master_key
 from ai_worker.migrate import split
 from tests.acceptance.fleet import Fake, fake_provider

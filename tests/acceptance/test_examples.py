@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from tests.acceptance.fleet import Fake, fake_provider
 from tests.conftest import Sql
 from tests.servers import Background, Programs, TestServer, environment

@@ -14,7 +14,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from tests import servers
 from tests.acceptance.fleet import (
     Fake,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 
 
 class Proxy:

@@ -10,7 +10,7 @@ from signal import SIGINT
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, ItemStatus
 from ai_worker.store.batches import Batches

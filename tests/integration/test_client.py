@@ -18,7 +18,7 @@ import pytest
 
 from ai_worker import migrate
 from ai_worker.client import AsyncClient, Client, Finished, Item, ItemFailed, ItemMissing, WaitTimeout
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError, UsageError
 from ai_worker.models import Filters, ItemStatus, Need, ReviewStatus, Secret, TaskStatus

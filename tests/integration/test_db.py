@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ai_worker import db
-from ai_worker.config import DatabaseUrl, parse_database_url
+from ai_worker.database_url import DatabaseUrl, parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.models import Secret

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ai_worker import embedded, migrate
-from ai_worker.config import DatabaseUrl, SslMode, parse_database_url
+from ai_worker.database_url import DatabaseUrl, SslMode, parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, DatabaseRefused
 from tests.servers import TestServer, free_port, private_mariadb, tcp_options

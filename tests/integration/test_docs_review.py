@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.migrate import split
 from tests.integration.commands import Commands
 from tests.integration.source_tables import shop

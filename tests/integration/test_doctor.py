@@ -14,7 +14,7 @@ import pytest
 
 from ai_worker import db as db_module
 from ai_worker.cli.doctor_checks import check_session, check_version
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Model, Secret
@@ -445,7 +445,7 @@ def test_old_versions(version: str, level: str) -> None:
 
 def test_encryption(commands: Commands, database_url: str, monkeypatch: pytest.MonkeyPatch, server: TestServer) -> None:
     """The loopback is taken for a remote host here, since no other one is at hand."""
-    monkeypatch.setattr("ai_worker.config._is_loopback", lambda _: False)
+    monkeypatch.setattr("ai_worker.database_url._is_loopback", lambda _: False)
     monkeypatch.setenv("AI_WORKER_DB_URL", database_url)
     ended = commands("doctor", "--json")
     assert "in the clear" in found(ended, "encryption", "warning")

@@ -16,7 +16,7 @@ import pymysql
 import pytest
 
 from ai_worker import embedded
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.errors import ConfigurationError, DatabaseAway
 
 

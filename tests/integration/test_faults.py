@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.models import Filters
 from tests.acceptance.fleet import plain_sql
 from tests.conftest import Sql

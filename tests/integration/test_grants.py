@@ -12,7 +12,7 @@ import pymysql
 import pytest
 
 from ai_worker import migrate
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
 from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, StepResult, TaskStatus, Usage
 from ai_worker.store.cache import Answer, Question, Standing

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ai_worker import migrate
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError, SchemaMismatch
 from tests.servers import Programs, TestServer, sessions

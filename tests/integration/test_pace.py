@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.store import pace as module
 from ai_worker.store.pace import Pace

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Transaction, statements
 from ai_worker.models import Filters, QueueShare
 from ai_worker.store.claims import filter_columns

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, Item, Outcome, TaskStatus
 from ai_worker.store.ledger import EndedTask

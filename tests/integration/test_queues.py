@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Filters, QueueShare
 from ai_worker.store.batches import Batches

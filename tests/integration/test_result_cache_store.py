@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.models import Item, ItemStatus, Outcome, Result
 from ai_worker.store.cache import LOOKS, Answer, Cache, Question, Standing

@@ -7,7 +7,7 @@ import re
 import pymysql
 
 from ai_worker import migrate
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
 from tests.servers import TestServer
 

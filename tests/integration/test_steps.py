@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ai_worker.cli import progress
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Filters, Item

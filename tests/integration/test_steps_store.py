@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, ValueRefused
 from ai_worker.models import NO_USAGE, Item, ItemStatus, Outcome, StepResult, TaskStatus

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.errors import AccessDenied, Overloaded, ProviderError
 from ai_worker.models import Completion, Filters, Item, Outcome, Prompt, Usage
 from ai_worker.providers import ProviderConfig

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_worker.config import DatabaseUrl, load_settings, origins, parse_database_url
+from ai_worker.config import load_settings, origins
+from ai_worker.database_url import DatabaseUrl, parse_database_url
 from ai_worker.errors import ConfigurationError
 
 

@@ -9,7 +9,8 @@ import pytest
 from dotenv import dotenv_values
 
 from ai_worker.cli.doctor_settings import check_settings
-from ai_worker.config import Settings, load_settings, parse_database_url, variable
+from ai_worker.config import Settings, load_settings, variable
+from ai_worker.database_url import parse_database_url
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 

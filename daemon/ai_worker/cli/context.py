@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ai_worker import log
-from ai_worker.config import Settings, load_settings, parse_database_url
+from ai_worker.config import Settings, load_settings
+from ai_worker.database_url import parse_database_url
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Secret
 

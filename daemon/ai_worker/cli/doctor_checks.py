@@ -14,7 +14,8 @@ from ai_worker.cli.doctor_endpoint import WITHOUT_NETWORK, probe
 from ai_worker.cli.doctor_order import check_order
 from ai_worker.cli.doctor_settings import check_settings
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
-from ai_worker.config import PREFIX, DatabaseUrl
+from ai_worker.config import PREFIX
+from ai_worker.database_url import DatabaseUrl
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_TEMPORARY, ConfigurationError, DatabaseAway, DatabaseError, DatabaseRefused
 from ai_worker.keys import Keyring

@@ -11,7 +11,8 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from ai_worker.cli.findings import Finding, ok, problem, warning
-from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, parse_database_url, variable
+from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, variable
+from ai_worker.database_url import parse_database_url
 from ai_worker.errors import ConfigurationError
 
 TEST_PREFIX = f"{PREFIX}TEST_"  # for the project's own tests

@@ -16,7 +16,8 @@ import click
 
 from ai_worker import log
 from ai_worker.cli import context
-from ai_worker.config import Settings, parse_database_url
+from ai_worker.config import Settings
+from ai_worker.database_url import parse_database_url
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED
 
 if TYPE_CHECKING:

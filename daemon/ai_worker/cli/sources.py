@@ -11,7 +11,8 @@ import click
 from ai_worker.cli import context, progress
 from ai_worker.cli.review import named
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
-from ai_worker.config import DatabaseUrl, Settings, parse_database_url, variable
+from ai_worker.config import Settings, variable
+from ai_worker.database_url import DatabaseUrl, parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
 from ai_worker.models import Task, TaskStatus

@@ -360,7 +360,8 @@ class AsyncClient:
 
     def _open(self, stack: ExitStack) -> Database:
         from ai_worker import migrate
-        from ai_worker.config import load_settings, parse_database_url
+        from ai_worker.config import load_settings
+        from ai_worker.database_url import parse_database_url
         from ai_worker.db import Database
 
         url = parse_database_url(self._url) if self._url else (self._settings or load_settings()).database_url()

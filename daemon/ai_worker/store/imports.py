@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ai_worker.config import parse_database_url
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import TaskStatus
