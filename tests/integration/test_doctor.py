@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from ai_worker import db as db_module
 from ai_worker.cli.doctor_checks import check_session, check_version
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
+from ai_worker.db import session as session_module
 from ai_worker.keys import Keyring, generate_master_key
 from ai_worker.models import Model, Secret
 from ai_worker.providers import provider_class
@@ -102,7 +102,7 @@ def found(ended: Ended, check: str, level: str) -> str:
 
 def with_session(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
     """Sessions that are not what we asked for, as behind a proxy."""
-    monkeypatch.setattr(db_module, "SESSION", (*db_module.SESSION, *statements))
+    monkeypatch.setattr(session_module, "SESSION", (*session_module.SESSION, *statements))
 
 
 def test_all_is_well(commands: Commands, models: Models) -> None:

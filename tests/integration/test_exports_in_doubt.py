@@ -9,9 +9,8 @@ from typing import Literal
 
 import pytest
 
-from ai_worker import db
 from ai_worker.database_url import parse_database_url
-from ai_worker.db import Database
+from ai_worker.db import Database, session
 from ai_worker.errors import DatabaseAway
 from tests import servers
 from tests.conftest import Sql
@@ -118,7 +117,7 @@ def test_the_source_may_be_another_kind_of_server(
 def test_a_read_only_replica_will_do_for_import_alone(
     server: TestServer, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "WRITABLE", db.WRITABLE.replace("CAST(@@GLOBAL.read_only AS CHAR)", "'1'"))
+    monkeypatch.setattr(session, "WRITABLE", session.WRITABLE.replace("CAST(@@GLOBAL.read_only AS CHAR)", "'1'"))
     url = parse_database_url(database_url)
     reader = Database(url, patience=0.1, writable=False)
     assert reader.query("server_packet")
