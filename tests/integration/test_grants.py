@@ -22,6 +22,7 @@ from ai_worker.store.imports import Imports
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
+from ai_worker.store.results import Results
 from ai_worker.store.reviews import Review, Reviews
 from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
 from ai_worker.store.steps import Finished, Place
@@ -246,7 +247,7 @@ def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> 
         assert len(reports.tasks()) == 1
         assert reports.workers() == []
         assert reports.stopped_models() == []
-        assert len(list(reports.results(id_task))) == 2
+        assert len(list(Results(db).of_task(id_task))) == 2
         with users.connect("web") as connection, connection.cursor() as cursor:
             cursor.execute("UPDATE task_item SET review_status_id = 1 WHERE id_task = %s", [id_task])
     finally:

@@ -164,18 +164,18 @@ def test_a_file_appears_when_it_is_complete(
     ai_worker: Commands, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ai_worker.errors import DatabaseAway
-    from ai_worker.store.reports import Reports
+    from ai_worker.store.results import Results
 
     target = tmp_path / "wyniki.jsonl"
     target.write_text("old")
-    real = Reports.results
+    real = Results.of_task
 
-    def broken(self: Reports, *args: object, **options: object) -> object:
+    def broken(self: Results, *args: object, **options: object) -> object:
         yield from list(real(self, *args, **options))[:2]  # type: ignore[arg-type]  # passed on as they came
         raise DatabaseAway("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reports, "results", broken)
+        patch.setattr(Results, "of_task", broken)
         assert ai_worker("results", task, "-o", str(target)).code == 75
     assert (target.read_text(), list(tmp_path.iterdir())) == ("old", [target])
     assert ai_worker("results", task, "-o", str(target)).code == 0

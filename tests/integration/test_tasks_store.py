@@ -15,6 +15,7 @@ from ai_worker.errors import UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store import tasks as tasks_module
 from ai_worker.store.reports import Reports
+from ai_worker.store.results import Results
 from ai_worker.store.tasks import NewItem, NewTask, Submitted, Tasks
 from tests.conftest import Sql
 
@@ -378,15 +379,16 @@ class TestReports:
         assert [task.id_task for task in reports.tasks(3, before=ids[2])] == ids[1::-1]
 
     def test_results_in_the_order_of_the_key_whatever_their_status(
-        self, tasks: Tasks, model: int, sql: Sql, reports: Reports
+        self, tasks: Tasks, model: int, sql: Sql, database: Database
     ) -> None:
         id_task, _ = submit(tasks, model, 700).id_task, submit(tasks, model, 5)
         sql(f"UPDATE task_item SET status_id = 1, finished_at = NOW(6) WHERE id_task = {id_task} AND id_task_item % 3 = 0")
         sql(f"UPDATE task_item SET status_id = 5 WHERE id_task = {id_task} AND id_task_item % 7 = 1 AND status_id = 0")
-        everything = list(reports.results(id_task))
+        results = Results(database)
+        everything = list(results.of_task(id_task))
         assert [item.external_key for item in everything] == [str(number) for number in range(700)]
         assert everything[0].context == {"autor": "Żaneta"}
-        processed = list(reports.results(id_task, ItemStatus.PROCESSED))
+        processed = list(results.of_task(id_task, ItemStatus.PROCESSED))
         assert processed == [item for item in everything if item.status is ItemStatus.PROCESSED]
 
     def test_workers_by_the_servers_clock(self, sql: Sql, reports: Reports) -> None:

@@ -22,7 +22,8 @@ from ai_worker.changes import Kind, measure
 from ai_worker.cli.results_page import write_page
 from ai_worker.models import ItemStatus, ReviewStatus, TaskStatus
 from ai_worker.store.edits import Edits
-from ai_worker.store.reports import ItemResult, TaskReport
+from ai_worker.store.reports import TaskReport
+from ai_worker.store.results import ItemResult
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '</article></main><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"> " \' & javascript:alert(1)'

@@ -22,7 +22,7 @@ from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED
 
 if TYPE_CHECKING:
     from ai_worker.db import Database, Transaction
-    from ai_worker.store.reports import Reports
+    from ai_worker.store.results import Results
 
 SHOWN = 50
 
@@ -104,15 +104,15 @@ def _process(settings: Settings, db: Database, id_task: int) -> int:
     from ai_worker.cli.work import process
     from ai_worker.models import Filters
     from ai_worker.store.reports import Reports
+    from ai_worker.store.results import Results
 
     click.echo("Processing them with the model 'offline', a spelling corrector that needs no network\n")
     began = time.monotonic()
     process(settings, db, filters=Filters(id_task=id_task))
     seconds = time.monotonic() - began
 
-    reports = Reports(db)
-    _show_changes(reports, id_task)
-    report = reports.task(id_task)
+    _show_changes(Results(db), id_task)
+    report = Reports(db).task(id_task)
     click.echo(
         f"Task {id_task} is {report.status.name}: {report.records_processed} rows PROCESSED, {report.records_failed} failed, "
         f"in {context.duration(seconds)}"
@@ -123,13 +123,13 @@ def _process(settings: Settings, db: Database, id_task: int) -> int:
     return EXIT_ITEMS_FAILED if report.records_failed else EXIT_DONE
 
 
-def _show_changes(reports: Reports, id_task: int) -> None:
+def _show_changes(results: Results, id_task: int) -> None:
     from itertools import islice
 
     from ai_worker.text import terminal_diff
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ  # https://no-color.org
-    for result in islice(reports.results(id_task), SHOWN):
+    for result in islice(results.of_task(id_task), SHOWN):
         # Compared with itself, a text comes out as it is, but for control characters.
         click.echo(f"  original   {terminal_diff(result.text_original, result.text_original, color)}")
         if result.text_corrected is None:

@@ -11,7 +11,7 @@ from typing import Any
 from ai_worker import pictures
 from ai_worker.errors import AiWorkerError, UsageError
 from ai_worker.store.files import FileLost, Files, StoredFile
-from ai_worker.store.reports import ItemResult
+from ai_worker.store.results import ItemResult
 
 
 def told(files: Iterable[StoredFile]) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, AiWorkerError, UsageE
 from ai_worker.models import ItemStatus
 from ai_worker.store.edits import edits_of
 from ai_worker.store.files import Files
-from ai_worker.store.reports import ItemResult, ItemStep, Reports
+from ai_worker.store.reports import Reports
+from ai_worker.store.results import ItemResult, ItemStep, Results
 
 COLUMNS = (
     "id_task_item",
@@ -94,16 +95,16 @@ def results(
         raise UsageError("--steps goes with --format jsonl: the other formats have one row for each item")
     settings = context.settings()
     with context.database(settings) as db:
-        reports = Reports(db)
-        task = reports.task(id_task)
-        items = reports.results(id_task, _ONLY[only], thumbnails=chosen == "html")
+        task = Reports(db).task(id_task)
+        results = Results(db)
+        items = results.of_task(id_task, _ONLY[only], thumbnails=chosen == "html")
         writer = None if folder is None else Writer(Files(db, settings.files_folder), folder)
         items = items if writer is None else writer.of(items)
         with _target(output) as stream:
             if chosen == "csv":
                 guarded = _write_csv(stream, items, raw=raw, bom=bom)
             elif chosen == "jsonl":
-                guarded = _write_jsonl(stream, items, reports if with_steps else None)
+                guarded = _write_jsonl(stream, items, results if with_steps else None)
             else:
                 from ai_worker.cli.results_page import write_page
 
@@ -173,7 +174,7 @@ def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: 
     return guarded
 
 
-def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Reports | None) -> int:
+def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Results | None) -> int:
     while page := list(islice(items, STEPS_PAGE)):
         steps = {} if steps_of is None else steps_of.steps([item.id_task_item for item in page])
         for item in page:

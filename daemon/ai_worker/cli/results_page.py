@@ -18,7 +18,8 @@ from ai_worker.cli import changes, context
 from ai_worker.cli.result_files import shown
 from ai_worker.models import ItemStatus, ReviewStatus
 from ai_worker.store.edits import Edits
-from ai_worker.store.reports import ItemResult, TaskReport
+from ai_worker.store.reports import TaskReport
+from ai_worker.store.results import ItemResult
 from ai_worker.text import diff, html_diff
 
 _FOLDER = Path(__file__).parent
