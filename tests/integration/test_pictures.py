@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ai_worker import pictures
-from ai_worker.db import Database, _Session
+from ai_worker.db import Database
+from ai_worker.db.session import Session
 from ai_worker.errors import AiWorkerError
 from ai_worker.models import NO_USAGE, File, Item, Outcome, Result
 from ai_worker.store.files import Files
@@ -115,13 +116,13 @@ def test_a_packet_of_one_megabyte(
     sql: Sql, database: Database, database_url: str, fake: FakeProvider, server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fits is stored, what does not says what to set. On the server that is ours alone it is really set."""
-    connect = _Session.__init__
+    connect = Session.__init__
 
-    def with_small_packets(self: _Session, *arguments: object) -> None:
+    def with_small_packets(self: Session, *arguments: object) -> None:
         connect(self, *arguments)  # type: ignore[arg-type]  # passed through
         self.max_packet = MB
 
-    monkeypatch.setattr(_Session, "__init__", with_small_packets)
+    monkeypatch.setattr(Session, "__init__", with_small_packets)
     texts = [f"{TEXT}, a picture of {size} bytes" for size in (900_000, 2 * MB)]
     id_task = add_task(sql, add_model(sql, fake, "chat", "chat"), texts, task_type="image", description="")
     before = server.execute("SELECT @@GLOBAL.max_allowed_packet AS bytes")[0]["bytes"]
