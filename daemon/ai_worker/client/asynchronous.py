@@ -6,14 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ai_worker.client.values import RAISE, Raise, SubmittedTask, Texts, refuse, to_items, to_rows
+from ai_worker.client import given
+from ai_worker.client.values import (
+    LONGEST_KEY,
+    LONGEST_SECONDS,
+    RAISE,
+    Raise,
+    SubmittedTask,
+    Texts,
+    refuse,
+    to_items,
+    to_rows,
+)
 from ai_worker.client.waiting import Waiting
 from ai_worker.errors import ItemFailed, ItemMissing, UsageError, WaitTimeout
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
@@ -128,40 +139,44 @@ class AsyncClient:
         result_ttl: seconds for which the results are kept after the task's end; None: for good.
         max_attempts, lane, pack, cache_seconds: as the options of `ai-worker submit`.
         """
-        given = to_items(texts)
-        if not given:
+        items = to_items(texts)
+        if not items:
             raise UsageError("no text was given")
-        refuse(queue, key, result_ttl)
-        waits = after if isinstance(after, Mapping) else dict.fromkeys([after] if isinstance(after, int) else after, Need.SUCCESS)
-        names = (*([model] if model is not None else []), *fallbacks)
+        refuse(queue, key)
+        names = (*([given.text("model", model)] if model is not None else []), *given.texts("fallbacks", fallbacks))
+        if group is not None and not isinstance(group, str):
+            given.identity("group", group)
+        if context_key is not None:
+            given.text("context_key", context_key, LONGEST_KEY, 1)
+        ttl = None if result_ttl is None else given.seconds("result_ttl", result_ttl, LONGEST_SECONDS)
+        task_of = partial(
+            NewTask,
+            task_type=given.text("task_type", task_type, 50, 1),
+            description=given.description("description", description),
+            parameters={} if parameters is None else given.mapping("parameters", parameters),
+            priority=given.whole("priority", priority, -32_767, 32_767),
+            scheduled_at=None if scheduled_at is None else given.moment("scheduled_at", scheduled_at),
+            max_attempts=given.whole("max_attempts", max_attempts, 1, 255),
+            submit_key=key,
+            lane=given.one_of("lane", Lane, lane, but=[Lane.CACHE]),
+            pack=given.whole("pack", pack, 1, 100),
+            cache_seconds=given.whole("cache_seconds", cache_seconds, 0, LONGEST_SECONDS),
+            budget=None if budget is None else given.usd("budget", budget),
+            queue=queue,
+            result_seconds=None if ttl is None else max(1, round(ttl)),
+            after=given.waits("after", after),
+        )
 
         def work(db: Database) -> SubmittedTask:
             from ai_worker.store.groups import Groups
 
             answers, tasks = Answers(db), Tasks(db)
             first, *others = answers.chain(names)
-            task = NewTask(
-                first,
-                task_type,
-                description,
-                dict(parameters or {}),
-                priority,
-                _utc(scheduled_at),
-                max_attempts,
-                key,
-                tuple(others),
-                Lane(lane),
-                pack,
-                cache_seconds,
-                _budget(budget),
-                queue,
-                id_task_group=Groups(db).id_of(group) if isinstance(group, str) else group,
-                result_seconds=None if result_ttl is None else max(1, round(result_ttl)),
-                after={id_task: Need(need) for id_task, need in waits.items()},
-            )
+            joined = Groups(db).id_of(group) if isinstance(group, str) else group
+            task = task_of(first, fallbacks=tuple(others), id_task_group=joined)
             _check(task)
             packet = tasks.packet()
-            submitted = tasks.submit(task, lambda: to_rows(given, context_key, packet))
+            submitted = tasks.submit(task, lambda: to_rows(items, context_key, packet))
             return SubmittedTask(submitted.id_task, answers.ids(submitted.id_task), submitted.is_new)
 
         return await self._call(work)
@@ -187,7 +202,8 @@ class AsyncClient:
         Raises WaitTimeout when the time is over and there is no default, ItemFailed when the item ended in ERROR or was
         cancelled, ItemMissing when it is not there. A database that goes away is waited for until the time is over.
         """
-        (found,) = await self._wait_for([id_task_item], timeout)
+        given.flag("default_on_error", default_on_error)
+        (found,) = await self._wait_for([given.identity("id_task_item", id_task_item)], timeout)
         if isinstance(found, Finished) and found.ok:
             return found
         if not isinstance(default, Raise) and (found is None or default_on_error):
@@ -209,10 +225,12 @@ class AsyncClient:
         What ended without a result is there with its reason; `ok` tells. Raises WaitTimeout when not all have ended in time,
         unless a `default` takes the places of the others.
         """
+        given.timeout(timeout)
         if isinstance(items, SubmittedTask):
             wanted = items.items
         else:
-            wanted = await self.ids(items) if isinstance(items, int) else list(items)
+            named = given.identities("items", items)
+            wanted = await self.ids(named[0]) if isinstance(items, int) else named
         found = await self._wait_for(wanted, timeout)
         missing = sum(each is None for each in found)
         if missing and isinstance(default, Raise):
@@ -223,32 +241,37 @@ class AsyncClient:
 
     async def result(self, id_task_item: int) -> Finished:
         """An item as it stands, without waiting. Raises ItemMissing."""
-        found = await self._call(partial(_items, [id_task_item]))
+        found = await self._call(partial(_items, [given.identity("id_task_item", id_task_item)]))
         if not found:
             raise ItemMissing(f"no item {id_task_item}")
         return found[0]
 
     async def results(self, id_task: int, only: ItemStatus | str | None = None) -> AsyncIterator[Finished]:
         """A task's items, all or those in one status (`"PROCESSED"`), in order; 250 in memory at a time, and their ids."""
-        status = ItemStatus[only.upper()] if isinstance(only, str) else only
-        ids = await self.ids(id_task, status)
+        ids = await self.ids(id_task, only)
         for start in range(0, len(ids), _PAGE):
             for each in await self._call(partial(_items, ids[start : start + _PAGE])):
                 yield each
 
-    async def ids(self, id_task: int, only: ItemStatus | None = None) -> list[int]:
+    async def ids(self, id_task: int, only: ItemStatus | str | None = None) -> list[int]:
         """The ids of a task's items, in the order in which they were submitted."""
-        return await self._call(lambda db: Answers(db).ids(id_task, only))
+        given.identity("id_task", id_task)
+        status = None if only is None else given.one_of("only", ItemStatus, only)
+        return await self._call(lambda db: Answers(db).ids(id_task, status))
 
     async def status(self, id_task: int) -> TaskReport:
         """A task with its items counted, its cost and its errors by kind."""
         from ai_worker.store.reports import Reports
 
+        given.identity("id_task", id_task)
         return await self._call(lambda db: Reports(db).task(id_task))
 
     async def file(self, file: StoredFile) -> bytes:
         """The bytes of one of a result's `files`, as the model made them. Those in a folder are read where AI_WORKER_FILES_FOLDER
         names it on this host, too. Raises AiWorkerError when they are not there, or damaged."""
+
+        if not isinstance(file, StoredFile):
+            given.wrong("file", file, "one of a result's `files`")
 
         def work(db: Database) -> bytes:
             from ai_worker.config import load_settings
@@ -262,30 +285,41 @@ class AsyncClient:
         """Makes a task group, to be named in `submit`; its id. Its callback is not signed: `ai-worker group add` can."""
         from ai_worker.store.groups import Groups
 
+        given.text("name", name)
+        if callback_url is not None:
+            given.text("callback_url", callback_url)
         return await self._call(lambda db: Groups(db).add(name, callback_url))
 
     async def close_group(self, name: str) -> bool:
         """No further tasks come into a group: it ends, and its callback is sent, when those in it have. False: it was closed."""
         from ai_worker.store.groups import Groups
 
+        given.text("name", name)
         return await self._call(lambda db: Groups(db).close(name))
 
     # ----- what a person may do with a task: these need the rights of `ai_worker_web` in sql/grants.sql
 
     async def cancel(self, id_task: int) -> Change:
         """Ends a task: what waits is cancelled; results of calls in flight are still stored."""
+        given.identity("id_task", id_task)
         return await self._call(lambda db: Tasks(db).cancel(id_task))
 
     async def pause(self, id_task: int) -> Change:
         """Stops claims; what is in flight is finished and stored."""
+        given.identity("id_task", id_task)
         return await self._call(lambda db: Tasks(db).pause(id_task))
 
     async def resume(self, id_task: int, budget: Decimal | str | None = None) -> Change:
         """Goes on with a paused or cancelled task; `budget` is what it may cost from now on, in USD, with what it has cost."""
-        return await self._call(lambda db: Tasks(db).resume(id_task, None if budget is None else Decimal(budget)))
+        given.identity("id_task", id_task)
+        amount = None if budget is None else given.usd("budget", budget)
+        return await self._call(lambda db: Tasks(db).resume(id_task, amount))
 
     async def retry(self, id_task: int, id_task_item: int | None = None) -> int:
         """Brings items back from ERROR, all or one; how many."""
+        given.identity("id_task", id_task)
+        if id_task_item is not None:
+            given.identity("id_task_item", id_task_item)
         return await self._call(lambda db: Tasks(db).retry(id_task, id_task_item))
 
     async def review(
@@ -309,14 +343,18 @@ class AsyncClient:
         """
         from ai_worker.store.reviews import Review, Reviews, Span
 
-        said = Review(ReviewStatus[verdict.upper()] if isinstance(verdict, str) else verdict, by, text, note)
-        spans = [Span(each, each) for each in ([items] if isinstance(items, int) else items)]
+        for name, value in (("by", by), ("text", text), ("note", note)):
+            if value is not None or name == "by":
+                given.text(name, value)
+        said = Review(given.one_of("verdict", ReviewStatus, verdict), by, text, note)
+        spans = [Span(each, each) for each in given.identities("items", items)]
         return await self._call(lambda db: Reviews(db).review(spans, said))
 
     async def group(self, name: str) -> Group:
         """How a task group stands: its tasks and items counted, its cost, its callback."""
         from ai_worker.store.groups import Groups
 
+        given.text("name", name)
         return await self._call(lambda db: Groups(db).get(name))
 
     # ----- how
@@ -324,6 +362,7 @@ class AsyncClient:
     async def _wait_for(self, items: Collection[int], seconds: float | None) -> list[Finished | None]:
         """The items as they ended, None for those that have not in time. Raises ItemMissing, and what the database raises."""
         self._refuse_closed()
+        given.timeout(seconds)
         if not items:
             return []
         futures = self._waiting.begin(items)
@@ -384,21 +423,6 @@ class AsyncClient:
 
 def _items(items: Collection[int], db: Database) -> list[Finished]:
     return list(Answers(db).items(items))
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """As the database keeps it: in UTC, without a zone. `astimezone` takes one without a zone for local."""
-    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _budget(given: Decimal | str | None) -> Decimal | None:
-    try:
-        amount = None if given is None else Decimal(given)
-    except (ArithmeticError, TypeError, ValueError):
-        amount = Decimal()
-    if amount is not None and not (amount.is_finite() and amount > 0):
-        raise UsageError(f"budget {given!r} is not an amount above zero; give US dollars, for example '5.00'")
-    return amount
 
 
 def _check(task: NewTask) -> None:

@@ -82,14 +82,12 @@ def to_rows(items: Iterable[str | Item], context_key: str | None, packet: int) -
         yield NewItem(text, item.key, _context(place, item.context), item.context_key or context_key)
 
 
-def refuse(queue: str, key: str | None, result_ttl: float | None) -> None:
+def refuse(queue: str, key: str | None) -> None:
     """Raises UsageError for what the database would take, and nobody could then work with."""
-    if not QUEUE_NAME.fullmatch(queue):
+    if not isinstance(queue, str) or not QUEUE_NAME.fullmatch(queue):
         raise UsageError(f"queue {queue!r} is no name of a queue: up to 50 letters, digits, dots, dashes and underscores")
-    if key is not None and not 0 < len(key) <= LONGEST_KEY:
-        raise UsageError(f"the key must have 1 to {LONGEST_KEY} characters")
-    if result_ttl is not None and not 0 < result_ttl <= LONGEST_SECONDS:
-        raise UsageError(f"result_ttl {result_ttl!r} must be a number of seconds above 0 and up to {LONGEST_SECONDS:,}")
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY):
+        raise UsageError(f"the key must have 1 to {LONGEST_KEY} characters; {key!r} is given")
 
 
 def _context(place: int, context: Mapping[str, Any] | None) -> str | None:
