@@ -181,6 +181,8 @@ def test_a_crowd_that_is_being_inserted_costs_the_server_little_and_is_heard_whe
             kept += [int(size) for size in re.findall(r"heap size (\d+)", row["Status"])]
         assert hearing.result() == old
         assert max(kept) < 1_000_000  # with all of them at each of 200 looks: 20 MB
+        (other,) = application.items(task)
+        assert thread.submit(turns.listen, name, old, 0.1).result(5) == other
         hearing = thread.submit(turns.listen, name, old, 0.9)
         connection.commit()
         assert hearing.result(5) == old + 1

@@ -68,6 +68,8 @@ class Turns:
         if rows and rows[0]["new_item"] < 0:
             left = {"item": -int(rows[0]["new_item"]), "looks": max(1, looks - rows[0]["n"])}
             rows = self._db.query("wait_for_item", {**parameters, **left})
+            if rows and not rows[0]["new_item"]:
+                return max(after, self.newest_item())  # what others have committed meanwhile
         return max(after, int(rows[0]["new_item"])) if rows else None
 
     def end(self, name: str) -> None:

@@ -147,8 +147,6 @@ class Listener:
             return None
         self._has_heard = heard > self._newest
         self._newest = heard
-        if not self._has_heard:
-            self._newest = max(heard, self._turns.newest_item())  # behind a crowd; the look that comes next sees it
         return heard if self._has_heard else None
 
     def _take_turn(self, turn: str) -> None:
