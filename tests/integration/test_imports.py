@@ -225,6 +225,7 @@ def test_a_task_that_is_cancelled_meanwhile_gets_no_more_items(
         ("id INT PRIMARY KEY, body TEXT", ("--column", "id"), "is of the type int"),
         ("id INT PRIMARY KEY, body BLOB", (), "is of the type blob"),
         ("id INT PRIMARY KEY, body TEXT, x BLOB", ("--context-columns", "x"), "cannot go along as context"),
+        ("id INT PRIMARY KEY, body TEXT, x LONGTEXT", ("--context-columns", "x"), "a generated column of what is needed will do"),
         ("id INT, n INT, body TEXT, PRIMARY KEY (id, n)", (), "its primary key has several columns (id, n)"),
         ("id INT, n INT, body TEXT, PRIMARY KEY (id, n)", ("--key-column", "id"), "must be unique by itself"),
         ("id INT NOT NULL, body TEXT, KEY (id)", ("--key-column", "id"), "must be unique by itself"),

@@ -166,10 +166,9 @@ class SourceTable:
         if text["name"] == key["name"]:
             raise UsageError(f"{self}: {text['name']!r} cannot be both the key and the text")
         for name in self.columns.context:
-            if self._types[name]["type"] not in _SMALL:
-                raise UsageError(
-                    f"{self}: the column {name!r} is of the type {self._types[name]['type']}, which cannot go along as context"
-                )
+            if (kind := self._types[name]["type"]) not in _SMALL:
+                remedy = "; MariaDB keeps JSON so: a generated column of what is needed will do" if kind == "longtext" else ""
+                raise UsageError(f"{self}: the column {name!r} is of the type {kind}, which cannot go along as context{remedy}")
         for name in self._context_key():
             if self._types[name]["type"] not in _INTEGERS | _STRINGS:
                 kind = self._types[name]["type"]
