@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +17,12 @@ from ai_worker.models import Filters, QueueShare
 from ai_worker.store.batches import Batches
 from ai_worker.store.queue import Queue
 from ai_worker.store.turns import Turns
+from ai_worker.worker import shared_picker
+from ai_worker.worker.shared_picker import SharedPicker
+from tests.conftest import Sql
 from tests.integration.commands import Commands
 from tests.integration.lifecycle import Application, claim, register
-from tests.integration.worker_runs import Run
+from tests.integration.worker_runs import Run, add_model, add_task, items_of, task_of
 
 pytest_plugins = ["tests.integration.lifecycle"]
 
@@ -100,6 +107,43 @@ def test_a_run_does_its_queues_and_leaves_the_others(application: Application, d
     assert [application.task_row(each)["records_processed"] for each in tasks.values()] == [5, 5, 0]
     with closing(Database(parse_database_url(database_url))) as db:
         assert Queue(db).waiting(Filters()).pending == 5
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_reply_is_claimed_past_a_claim_loop_that_is_busy_with_bulk(
+    sql: Sql, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its looks never come here: what is begun while the batch holds all slots but the kept ones was heard of."""
+    monkeypatch.setattr(shared_picker, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(shared_picker, "LISTENING_SECONDS", 3600.0)
+    monkeypatch.setattr(SharedPicker, "look_now", lambda _: None)
+    quick = add_model(sql, None, "echo", "quick")
+    slow = add_model(sql, None, "echo", "slow", options='{"delay_ms": 300000}')
+    first = add_task(sql, quick, ["Dzień dobry"], queue="reply")  # from here on, a place is kept for the next one
+    add_task(sql, slow, [f"Opis {number}" for number in range(30)], queue="batch")
+    statuses: list[str] = []
+
+    def chat(worker: Any, event_loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            express = worker._parts.claiming._express
+            until(lambda: items_of(sql, first)[0]["status"] == "PROCESSED" and express.is_listening)
+            assert len(sql("SELECT 1 FROM task_item WHERE status_id = 0")) >= 10, "the batch waits for slots"
+            for number in range(3):
+                task = add_task(sql, quick, [f"Pytanie {number}"], queue="reply")
+                until(lambda task=task: items_of(sql, task)[0]["status"] == "PROCESSED")  # type: ignore[misc]  # bound at once
+                statuses.append(task_of(sql, task)["status"])
+        finally:
+            event_loop.call_soon_threadsafe(worker.abort)
+
+    Run(database_url, filters=BOTH, forever=True, concurrency=20, meanwhile=chat)
+    assert statuses == ["COMPLETED"] * 3
+    assert sql("SELECT COUNT(*) AS n FROM task_item WHERE status_id = 2") == [{"n": 0}], "what was broken off was given back"
 
 
 @pytest.mark.parametrize(

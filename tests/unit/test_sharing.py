@@ -224,7 +224,7 @@ class Tasks:
         return 0
 
 
-def picker(tasks: Any, rooms: dict[str, int], held: dict[str, int]) -> SharedPicker:
+def picker(tasks: Any, rooms: dict[str, int], held: dict[str, int], **given: Any) -> SharedPicker:
     return SharedPicker(
         tasks,
         Filters(queues=QUEUES),
@@ -234,6 +234,7 @@ def picker(tasks: Any, rooms: dict[str, int], held: dict[str, int]) -> SharedPic
         list,
         list,
         lambda _: False,
+        **given,
     )
 
 
@@ -268,6 +269,57 @@ def test_while_there_is_other_work_an_empty_queue_is_looked_at_now_and_then(monk
     tasks.items["reply"] = 1
     now += shared_picker.LOOK_SECONDS
     assert queues_of(shared.take(1, 2)) == {"reply": 1, "batch": 1}
+
+
+def test_looks_are_rare_where_new_items_are_heard_of_but_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(shared_picker.time, "monotonic", lambda: now)
+    tasks = Tasks(batch=1000)
+    shared = picker(tasks, {"reply": 99, "batch": 99}, {"batch": 50}, is_listening=lambda: True)
+    for _ in range(10):
+        shared.take(1, 2)
+        now += shared_picker.LISTENING_SECONDS / 5
+    assert tasks.looks["reply"] == 2
+    shared.take(1, 2)
+    tasks.items["reply"] = 1
+    assert queues_of(shared.take(1, 2)) == {"batch": 2}
+    shared.look_now()
+    assert queues_of(shared.take(1, 2)) == {"reply": 1, "batch": 1}
+
+
+def test_looks_become_rarer_where_they_take_long_but_not_for_one_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(shared_picker.time, "monotonic", lambda: now)
+
+    class Slow(Tasks):
+        """Looks at its heavier queue take so many seconds."""
+
+        seconds = 0.0
+
+        def runnable(self, filters: Filters, busy: Any) -> list[Task]:
+            nonlocal now
+            if filters.queues[0].name == "reply":
+                now += self.seconds
+            return super().runnable(filters, busy)
+
+    tasks = Slow(batch=100_000)
+    shared = picker(tasks, {"reply": 99, "batch": 99}, {"batch": 50})
+
+    def looks_within(seconds: float) -> int:
+        nonlocal now
+        before, end = tasks.looks["reply"], now + seconds
+        while now < end:
+            shared.take(1, 2)
+            now += 0.001
+        return tasks.looks["reply"] - before
+
+    assert looks_within(0.1) >= 3
+    tasks.seconds = 0.1
+    assert looks_within(0.1) == 1
+    tasks.seconds = 0.0
+    assert looks_within(0.1) >= 3, "a moment's load is no reason"
+    tasks.seconds = 0.1
+    assert looks_within(2.0) <= 6
 
 
 def test_an_idle_worker_looks_at_every_queue_each_time() -> None:

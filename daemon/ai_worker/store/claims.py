@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -203,7 +204,8 @@ class Claims:
                     settle(tx, {}, items.values(), items)
 
             self._db.transaction(work)
-            self._doubtful.remove(claim)
+            with suppress(ValueError):  # another thread was at it too, and found nothing left to give back
+                self._doubtful.remove(claim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.courier import Courier
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.estimates import Estimates
+from ai_worker.worker.express import Express, heavier
 from ai_worker.worker.learning import Learner
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.library import Library
@@ -178,7 +179,17 @@ class Assembly:
         # Where the items come from.
         listener = self.listener = Listener(queue.turns(), filters, room.busy_models, polls=not options.forever)
         picker: Picker | SharedPicker = Picker(queue, filters, room.of, room.busy_models, batches.takes)
+        express = None
         if sharing is not None:
+            above = heavier(filters)
+            if above.queues and options.forever and options.max_items is None:
+                claim = threads.express.doing(lease.own(queue.claim_new))
+                express = Express(
+                    above,
+                    Listener(queue.turns(), above, room.busy_models),
+                    lambda new_item, wanted: claim(new_item, wanted, room.busy_models()),
+                    lambda: slots.rooms(accounts.in_hand) if lease.may_claim else {},
+                )
             picker = SharedPicker(
                 queue,
                 filters,
@@ -188,6 +199,7 @@ class Assembly:
                 room.busy_models,
                 breaker.shunned,
                 batches.takes,
+                is_listening=lambda: express is not None and express.is_listening,
             )
         self.claiming = Claiming(
             queue,
@@ -202,6 +214,7 @@ class Assembly:
             batches,
             picker,
             listener,
+            express,
             upkeep,
             work_seen=work_seen,
             draining=draining,

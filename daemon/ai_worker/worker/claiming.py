@@ -13,6 +13,7 @@ from ai_worker.models import Filters, Item
 from ai_worker.store.queue import Queue, Waiting
 from ai_worker.worker.accounts import Accounts
 from ai_worker.worker.batches import BatchLane
+from ai_worker.worker.express import Express
 from ai_worker.worker.lease import Lease
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.options import WorkerOptions
@@ -40,6 +41,7 @@ class Claiming:
     Parameters
     ----------
     thread: for the claims, and for what must not be done at the same time.
+    express: claims new items of heavier queues while the worker is busy with lighter ones; None where there are none.
     work_seen: set by whoever knows of something that the next look may find.
     draining: nothing more is claimed.
     on_room: to be told when items may be claimed that could not be before.
@@ -59,6 +61,7 @@ class Claiming:
         batches: BatchLane,
         picker: Picker | SharedPicker,
         listener: Listener,
+        express: Express | None,
         upkeep: Upkeep,
         *,
         work_seen: asyncio.Event,
@@ -78,6 +81,7 @@ class Claiming:
         self._picker = picker
         self._shared = picker if isinstance(picker, SharedPicker) else None
         self._listener = listener
+        self._express = express
         self._upkeep = upkeep
         self._work_seen = work_seen
         self._draining = draining
@@ -86,6 +90,18 @@ class Claiming:
 
     async def run(self) -> None:
         """Until the worker drains, or a `run` has nothing left to do. Raises DatabaseAway when a `run` had to wait too long."""
+        if self._express is None:
+            await self._claim()
+            return
+        beside = asyncio.create_task(self._express.run(self._begin, self._look_above))
+        try:
+            await self._claim()
+        finally:
+            self._express.stop()
+            await self._express.aclose()
+            await beside
+
+    async def _claim(self) -> None:
         new_item: int | None = None
         away_since: float | None = None
         while not self._draining.is_set():
@@ -93,7 +109,7 @@ class Claiming:
             if size is None:
                 return
             if not self._lease.may_claim:
-                self._listener.leave()
+                self._leave_listening(is_busy=False)
                 await self._pause(self._options.lease_seconds / 20)
                 continue
             self._work_seen.clear()  # what is seen from here on may be missed by this look, and leads to another
@@ -114,14 +130,26 @@ class Claiming:
                 self._begin(items)
                 self._listener.found()
                 if self._slots.in_flight > self._options.concurrency // BUSY_SHARE:
-                    self._listener.leave()
+                    self._leave_listening(is_busy=True)
             elif self._shared is not None and self._shared.has_waiting:
                 continue  # not all queues were looked at
             elif not self._options.forever and await self._is_done():
                 return
             else:
-                self._slots.offer()
-                new_item = await self._listener.wait(self._work_seen)
+                new_item = await self._news()
+
+    def _leave_listening(self, *, is_busy: bool) -> None:
+        """To other workers; but a busy one goes on listening for what goes before its work."""
+        self._listener.leave()
+        if self._express is not None:
+            (self._express.listen if is_busy else self._express.rest)()
+
+    async def _news(self) -> int | None:
+        """Returns when it is time to look for work, as `Listener.wait` does."""
+        if self._express is not None:
+            self._express.rest()
+        self._slots.offer()
+        return await self._listener.wait(self._work_seen)
 
     async def _wait_for_slots(self) -> int | None:
         """How many items may be claimed now; None when no more ever. Waits for a slot, and a moment longer for a few."""
@@ -154,6 +182,12 @@ class Claiming:
         self._slots.fill(items)
         if self._draining.is_set():
             self._slots.give_back()
+
+    def _look_above(self) -> None:
+        """At the heavier queues, where there is room for any, though they had nothing a moment ago."""
+        if self._shared is not None:
+            self._shared.look_now()
+        self._slots.wake()
 
     def _may_wait_no_longer(self, away_since: float) -> bool:
         is_long = time.monotonic() - away_since > OUTAGE_SECONDS

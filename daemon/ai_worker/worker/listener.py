@@ -3,6 +3,8 @@
 Of all idle workers that want the same, the one whose turn it is listens for new items inside the server, and looks at all tasks
 now and then for what is not a new item (a task resumed, an item retried, a schedule come due). It also does the fleet's upkeep.
 The others wait in the server, and cost next to nothing. With the turn goes no right: whoever sees work claims it.
+
+A busy worker leaves the listening to others; but see `express` for what goes before the work that it is busy with.
 """
 
 from __future__ import annotations
@@ -77,6 +79,11 @@ class Listener:
                 self._misheard = 0  # it is quiet again
         self._look_began = time.monotonic()
         return new_item
+
+    @property
+    def hears(self) -> bool:
+        """Whether a new item for this worker is heard of at once: it has the turn, and nobody inserts what is not for it."""
+        return self._turn is not None and not self._misheard
 
     def found(self) -> None:
         """A look has brought items: there may soon be more."""

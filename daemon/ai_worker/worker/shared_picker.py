@@ -14,8 +14,9 @@ from ai_worker.store.queue import Queue
 from ai_worker.worker.picker import Picker
 from ai_worker.worker.sharing import parts
 
-# Between two looks at a queue that had nothing: while the worker is busy with others it hears of nothing new.
+# Between two looks at a queue that had nothing, while the worker is busy with others.
 LOOK_SECONDS: Final = 0.03
+LISTENING_SECONDS: Final = 0.2  # the same, while new items are heard of at once
 LOOK_SLOWEST: Final = 1.0  # where a look takes long, because there are many tasks with nothing to do
 LOOK_SHARE: Final = 0.25  # of the time, for looking
 
@@ -29,6 +30,7 @@ class SharedPicker:
     room, busy_models, is_for_batches: as for `Picker`.
     unusable_models: of the busy ones, those that will not take another item in a moment. A heavier queue waits for the others:
         else a lighter one, which looks at the right moment, would get each place at a model that both want.
+    is_listening: whether new items of the heavier queues are heard of at once, by somebody who asks for looks with `look_now`.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class SharedPicker:
         busy_models: Callable[[], Iterable[int]],
         unusable_models: Callable[[], Iterable[int]],
         is_for_batches: Callable[[Task], bool],
+        is_listening: Callable[[], bool] = lambda: False,
     ) -> None:
         self._queue = queue
         self._filters = filters
         self._rooms = rooms
         self._held = held
         self._busy_models = busy_models
+        self._is_listening = is_listening
         shares = sorted(filters.queues, key=lambda share: -share.weight)
         self._weights = {share.name: share.weight for share in shares}  # the heaviest first
         self._pickers: dict[str, Picker] = {}
@@ -62,6 +66,8 @@ class SharedPicker:
             )
         self._looked_at = float("-inf")
         self._pace = LOOK_SECONDS
+        self._took = 0.0  # the latest look, in seconds
+        self._is_asked_to_look = False
         self.has_waiting = False  # whether the latest `take` has left a queue out because there was no room for it
 
     def forget(self) -> None:
@@ -70,6 +76,10 @@ class SharedPicker:
         for picker in self._pickers.values():
             picker.forget()
 
+    def look_now(self) -> None:
+        """The next claim looks at the queues that had nothing a moment ago, too. Callable from any thread."""
+        self._is_asked_to_look = True
+
     def taken_for_batches(self) -> list[Task]:
         """As `Picker.taken_for_batches`."""
         return [task for picker in self._pickers.values() for task in picker.taken_for_batches()]
@@ -77,7 +87,7 @@ class SharedPicker:
     async def overtakes(self, changed: Callable[[], Awaitable[None]]) -> bool:
         """Waits for `changed`, but no longer than until the next look at the heavier queues; whether it is time for that."""
         try:
-            async with asyncio.timeout(max(0.0, self._looked_at + self._pace - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._next_look_at - time.monotonic())):
                 await changed()
         except TimeoutError:
             if max(self._rooms().values()) > 0:
@@ -113,13 +123,20 @@ class SharedPicker:
                 raise
         return taken
 
+    @property
+    def _next_look_at(self) -> float:
+        return float("-inf") if self._is_asked_to_look else self._looked_at + self._pace
+
     def _worth_asking(self, held: Mapping[str, int]) -> list[str]:
         """The queues that may have something. One that had nothing a moment ago is left alone as long as there is other work."""
         began = time.monotonic()
         is_at_work = any(held.values()) and any(picker.has_tasks for picker in self._pickers.values())
-        if not is_at_work or began >= self._looked_at + self._pace:
+        if not is_at_work or began >= self._next_look_at:
+            self._is_asked_to_look = False  # what is asked for from here on may be missed by this look, and leads to another
             for picker in self._pickers.values():
                 picker.look()
             self._looked_at = time.monotonic()
-            self._pace = min(max(LOOK_SECONDS, (self._looked_at - began) / LOOK_SHARE), LOOK_SLOWEST)
+            before, self._took = self._took, self._looked_at - began  # one that took long alone was held up by something else
+            pace = LISTENING_SECONDS if self._is_listening() else LOOK_SECONDS
+            self._pace = min(max(pace, min(before, self._took) / LOOK_SHARE), LOOK_SLOWEST)
         return [name for name, picker in self._pickers.items() if picker.has_tasks]
