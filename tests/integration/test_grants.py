@@ -20,13 +20,14 @@ from ai_worker.store.exports import Exports
 from ai_worker.store.groups import Groups
 from ai_worker.store.imports import Imports
 from ai_worker.store.models import Models
+from ai_worker.store.new_tasks import NewItem, NewTask
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
 from ai_worker.store.results import Results
 from ai_worker.store.reviews import Review, Reviews
 from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
 from ai_worker.store.steps import Finished, Place
-from ai_worker.store.tasks import NewItem, NewTask, Tasks
+from ai_worker.store.tasks import Tasks
 from tests.conftest import Sql
 from tests.integration.source_tables import shop
 from tests.servers import TestServer

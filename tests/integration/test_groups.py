@@ -20,8 +20,9 @@ from ai_worker.store import callbacks as module
 from ai_worker.store import groups as groups_module
 from ai_worker.store.callbacks import TRIES, Callback, Callbacks, wait_after
 from ai_worker.store.groups import LISTED_TASKS, Groups
+from ai_worker.store.new_tasks import NewItem, NewTask
 from ai_worker.store.queue import Queue
-from ai_worker.store.tasks import NewItem, NewTask, Tasks
+from ai_worker.store.tasks import Tasks
 from ai_worker.worker.courier import Courier
 from ai_worker.worker.lease import Lease
 from tests.conftest import Sql

@@ -16,8 +16,9 @@ from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.store import imports, source_table
 from ai_worker.store.imports import Imports
+from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.source_table import Columns, SourceTable
-from ai_worker.store.tasks import NewTask, Tasks
+from ai_worker.store.tasks import Tasks
 from tests.conftest import Sql
 from tests.integration.commands import Commands
 from tests.integration.source_tables import Shop, imported, shop

@@ -12,8 +12,9 @@ from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, TaskStatus
+from ai_worker.store.new_tasks import NewItem, NewTask
 from ai_worker.store.queue import Queue
-from ai_worker.store.tasks import NewItem, NewTask, Tasks
+from ai_worker.store.tasks import Tasks
 from tests.integration.lifecycle import (
     Application,
     Sql,

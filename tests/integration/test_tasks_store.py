@@ -14,9 +14,10 @@ from ai_worker.db import Database, Transaction, statements
 from ai_worker.errors import UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store import tasks as tasks_module
+from ai_worker.store.new_tasks import NewItem, NewTask
 from ai_worker.store.reports import Reports
 from ai_worker.store.results import Results
-from ai_worker.store.tasks import NewItem, NewTask, Submitted, Tasks
+from ai_worker.store.tasks import Submitted, Tasks
 from tests.conftest import Sql
 
 

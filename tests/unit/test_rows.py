@@ -9,7 +9,7 @@ import pytest
 
 from ai_worker.cli.rows import LONGEST_TEXT, Layout, RowFile, format_of
 from ai_worker.errors import UsageError
-from ai_worker.store.tasks import NewItem
+from ai_worker.store.new_tasks import NewItem
 
 
 def read(path: Path, data: bytes | str, **layout: object) -> tuple[list[NewItem], int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, NoReturn, Self
 
 from ai_worker.errors import UsageError
-from ai_worker.store.tasks import NewItem, fits
+from ai_worker.store.new_tasks import NewItem, fits
 
 Format = Literal["csv", "jsonl", "txt"]
 

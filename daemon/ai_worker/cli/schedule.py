@@ -20,8 +20,9 @@ from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE
 from ai_worker.store.health import Health
+from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules
-from ai_worker.store.tasks import NewTask, Tasks
+from ai_worker.store.tasks import Tasks
 
 SHOWN_TIMES = 5
 EARLIEST, LATEST = datetime(2000, 1, 1), datetime(9000, 1, 1)  # noqa: DTZ001 -- in UTC, as the database keeps them

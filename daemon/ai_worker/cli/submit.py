@@ -15,8 +15,9 @@ from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import Item, Model
+from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.reports import Reports
-from ai_worker.store.tasks import NewTask, Submitted, Tasks
+from ai_worker.store.tasks import Submitted, Tasks
 from ai_worker.worker.library import Library
 
 

@@ -25,7 +25,7 @@ from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
 from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
-from ai_worker.store.tasks import NewTask
+from ai_worker.store.new_tasks import NewTask
 from ai_worker.task_types import TaskType, stepped
 from ai_worker.task_types.library import Image
 from ai_worker.worker.library import Library

@@ -30,7 +30,8 @@ from ai_worker.errors import ItemFailed, ItemMissing, UsageError, WaitTimeout
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
 from ai_worker.store.answers import Answers, Finished
 from ai_worker.store.files import Files, StoredFile
-from ai_worker.store.tasks import CACHE_SECONDS, Change, NewTask, Tasks
+from ai_worker.store.new_tasks import CACHE_SECONDS, NewTask
+from ai_worker.store.tasks import Change, Tasks
 
 if TYPE_CHECKING:
     from ai_worker.config import Settings

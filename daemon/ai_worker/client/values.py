@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from ai_worker.errors import UsageError
 from ai_worker.models import QUEUE_NAME
-from ai_worker.store.tasks import NewItem, fits
+from ai_worker.store.new_tasks import NewItem, fits
 from ai_worker.text import clean
 
 LONGEST_TEXT: Final = 16_777_215  # bytes of a MEDIUMTEXT

@@ -16,8 +16,9 @@ from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError
 from ai_worker.models import TaskStatus
+from ai_worker.store.new_tasks import NewTask, batches, write_task
 from ai_worker.store.source_table import Page, SourceTable
-from ai_worker.store.tasks import NewTask, Tasks, batches, write_task
+from ai_worker.store.tasks import Tasks
 
 BEING_IMPORTED: Final = "being imported"  # task.status_reason
 _DUPLICATE: Final = 1062

@@ -18,7 +18,7 @@ from typing import Any, Final
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import ConfigurationError, DatabaseError, UsageError
 from ai_worker.literals import Identifier, Identifiers, OperatorsSql
-from ai_worker.store.tasks import NewItem, fits
+from ai_worker.store.new_tasks import NewItem, fits
 
 LONGEST_KEY: Final = 190  # characters of task_item.external_key and context_key
 LONGEST_TEXT: Final = 16_777_215  # bytes of task_item.text_original

@@ -6,86 +6,24 @@ batches, each a transaction of its own after which all counters are right; cut s
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, UsageError
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, Task, TaskStatus
+from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.budgets import usd
 from ai_worker.store.groups import check_open
 from ai_worker.store.ledger import settle
+from ai_worker.store.new_tasks import NewItem, NewTask, batches, task_columns, write_task
 
 BATCH: Final = 1000  # items that a verb locks at once
-_BATCH_CHARACTERS: Final = 400_000  # of text in one batch: what is held in memory
-_ROW_OVERHEAD: Final = 2_000  # bytes of an INSERT around one row's text, key and context
-_ESCAPED: Final = "\\'"  # what a literal doubles
 _DUPLICATE: Final = 1062
-CACHE_SECONDS: Final = 30 * 86_400  # the default of task.cache_seconds
 _ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.ERROR})
-
-
-@dataclass(frozen=True, slots=True)
-class NewTask:
-    """A task to be made. `scheduled_at` is in UTC, without a zone; `submit_key` makes the submission idempotent.
-
-    `fallbacks` are further models, in order; `pack` items go into one call at most; `cache_seconds` is how old an answer to the
-    same work may be; `budget` is in USD. It begins when the tasks `after` which it comes have ended as needed; its results are
-    kept for `result_seconds` after its end, None: for good.
-    """
-
-    id_ai_model: int
-    task_type: str
-    description: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    priority: int = 0
-    scheduled_at: datetime | None = None
-    max_attempts: int = 3
-    submit_key: str | None = None
-    fallbacks: tuple[int, ...] = ()
-    lane: Lane = Lane.ONLINE
-    pack: int = 1
-    cache_seconds: int = CACHE_SECONDS
-    budget: Decimal | None = None
-    queue: str = DEFAULT_QUEUE
-    id_prompt: int | None = None
-    id_task_group: int | None = None
-    result_seconds: int | None = None
-    after: Mapping[int, Need] = field(default_factory=dict)
-
-    def as_task(self) -> Task:
-        """The task as a worker will see it, but for its id: to be checked, or shown, before it is made."""
-        return Task(
-            id_task=0,
-            id_ai_model=self.id_ai_model,
-            task_type=self.task_type,
-            description=self.description,
-            parameters=self.parameters,
-            max_attempts=self.max_attempts,
-            priority=self.priority,
-            status=TaskStatus.NEW,
-            lane=self.lane,
-            pack=self.pack,
-            cache_seconds=self.cache_seconds,
-            budget=self.budget,
-            queue=self.queue,
-            id_prompt=self.id_prompt,
-        )
-
-
-class NewItem(NamedTuple):
-    """An item to be made; `context` is the text of a JSON object."""
-
-    text_original: str
-    external_key: str | None = None
-    context: str | None = None
-    context_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +62,7 @@ class Tasks:
     # ----- submit
 
     def packet(self) -> int:
-        """The bytes that one statement may have on this server; see `fits`."""
+        """The bytes that one statement may have on this server; see `new_tasks.fits`."""
         size: int = self._db.query("server_packet")[0]["bytes"]
         return size
 
@@ -180,7 +118,7 @@ class Tasks:
         """An id that no other task will get: AUTO_INCREMENT does not go back when an INSERT is rolled back."""
 
         def work(tx: Transaction) -> None:
-            raise _ReservedError(tx.insert("insert_task", {**_columns(task), "id_task": None, "submit_key": None}))
+            raise _ReservedError(tx.insert("insert_task", {**task_columns(task), "id_task": None, "submit_key": None}))
 
         try:
             self._db.transaction(work)
@@ -295,13 +233,6 @@ def no_task(id_task: int) -> UsageError:
     return UsageError(f"no task {id_task}; `ai-worker status` lists them")
 
 
-def fits(text: str, size: int, packet: int) -> bool:
-    """Whether a text of `size` bytes of UTF-8 can be sent to a server that takes statements of `packet` bytes."""
-    if size * 2 + _ROW_OVERHEAD < packet:
-        return True
-    return size + sum(map(text.count, _ESCAPED)) + _ROW_OVERHEAD < packet
-
-
 class _Count:
     """How many items the present run of a transaction has written."""
 
@@ -324,63 +255,6 @@ def _write(
         written.items += tx.execute_many("insert_items", batch)
         progress(written.items)
     write_task(tx, task, key, id_task)
-
-
-def write_task(tx: Transaction, task: NewTask, key: str, id_task: int | None = None) -> int:
-    """Writes a task without its items, under an id that was reserved for it or a new one; the id."""
-    if task.id_task_group is not None:
-        check_open(task.id_task_group, tx)  # under a lock that the group's end waits for: after all those rows
-    given = tx.insert("insert_task", {**_columns(task), "id_task": id_task, "submit_key": key})
-    id_task = id_task or given
-    chain = enumerate(task.fallbacks, start=1)
-    if fallbacks := [{"id_task": id_task, "position": position, "id_ai_model": model} for position, model in chain]:
-        tx.execute_many("insert_fallbacks", fallbacks)
-    if task.after:
-        waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
-        tx.execute_many("insert_dependencies", waits)
-    return id_task
-
-
-def _columns(task: NewTask) -> dict[str, Any]:
-    return {
-        "id_ai_model": task.id_ai_model,
-        "task_type": task.task_type,
-        "description": task.description or None,
-        "parameters": json.dumps(task.parameters, ensure_ascii=False) if task.parameters else None,
-        "priority": task.priority,
-        "scheduled_at": task.scheduled_at,
-        "max_attempts": task.max_attempts,
-        "lane": task.lane.value,
-        "pack": task.pack,
-        "cache_seconds": task.cache_seconds,
-        "budget": task.budget,
-        "queue": task.queue,
-        "id_prompt": task.id_prompt,
-        "id_task_group": task.id_task_group,
-        "result_seconds": task.result_seconds,
-    }
-
-
-def batches(id_task: int, rows: Iterable[NewItem]) -> Iterator[list[dict[str, Any]]]:
-    """Rows for `insert_items`, bounded in number and length. Measured: 1,000 at a time is as fast as it gets on both servers."""
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for text, external_key, context, context_key in rows:
-        size += len(text) + len(context or "")
-        batch.append(
-            {
-                "id_task": id_task,
-                "external_key": external_key,
-                "context_key": context_key,
-                "context": context,
-                "text_original": text,
-            }
-        )
-        if len(batch) >= BATCH or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _lock(tx: Transaction, id_task: int) -> TaskStatus:
