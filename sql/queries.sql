@@ -1400,6 +1400,13 @@ SELECT id_prompt, name, version, origin, digest, is_active, created_by, created_
   FROM prompt
  ORDER BY name, precedence DESC, id_prompt DESC;
 
+-- name: current_prompt
+-- What a task of this type is pinned to where a client submits it: the newest active one of what goes first.
+SELECT id_prompt FROM prompt FORCE INDEX (k_prompt_current)
+ WHERE name = %(name)s AND is_active = 1
+ ORDER BY name DESC, is_active DESC, precedence DESC, id_prompt DESC
+ LIMIT 1;
+
 -- name: prompt_of_id
 -- One prompt with its text, when a worker meets it for the first time.
 SELECT id_prompt, name, version, origin, digest, source FROM prompt WHERE id_prompt = %(id_prompt)s;

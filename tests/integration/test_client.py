@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -23,7 +25,9 @@ from ai_worker.db import Database, Transaction
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError, UsageError
 from ai_worker.models import Filters, ItemStatus, Need, ReviewStatus, Secret, TaskStatus
 from ai_worker.store.models import Models
+from ai_worker.store.prompts import NewPrompt, Origin, Prompts
 from ai_worker.store.queue import Queue
+from ai_worker.task_types.prompt_file import digest_of
 from ai_worker.worker import Worker, WorkerOptions
 from tests.conftest import Sql
 from tests.integration.test_grants import Users, users  # noqa: F401 -- a fixture
@@ -184,6 +188,7 @@ def test_everything_that_a_task_can_say(client: Client, sql: Sql, model: int) ->
         (["x"], {"model": "gpt"}, "no model 'gpt'; known ones: echo"),
         (["x"], {"fallbacks": ["echo"], "model": "echo"}, "named twice"),
         (["x"], {"task_type": "translation"}, "target_language"),
+        (["x"], {"parameters": {"kolor": "zielony"}}, "task type correction: unknown parameter 'kolor'; known ones: explain, "),
         (["x"], {"budget": "five"}, "budget 'five' is not an amount above zero; give US dollars"),
         (["x"], {"budget": "-1"}, "budget '-1' is not an amount above zero"),
     ],
@@ -192,6 +197,25 @@ def test_what_cannot_be_submitted(client: Client, sql: Sql, texts: Any, more: di
     with pytest.raises(UsageError, match=complaint):
         client.submit(texts, **more)
     assert sql("SELECT 1 FROM task UNION ALL SELECT 1 FROM task_item") == []
+
+
+def test_a_task_keeps_the_prompt_that_was_current_when_it_was_submitted(client: Client, database: Database, sql: Sql) -> None:
+    """And its parameters are checked by it."""
+    source = resources.files("ai_worker.task_types").joinpath("prompts/summary.md").read_text(encoding="utf-8")
+    source = source.replace("+++\n", '+++\nkind = "summary"\n', 1)
+    pushed = []
+    for version, name in ((1, "kolor"), (2, "ton")):
+        text = re.sub(r"(?m)^version = .*", f"version = {version}", source).replace(
+            "# System\n", f"# System\n{{{{ parameters.{name} | default('') }}}}\n"
+        )
+        prompt = NewPrompt("nasz", version, Origin.PUSHED, digest_of(text), text)
+        pushed.append(Prompts(database).push(prompt, None)[0].id_prompt)
+        task = client.submit("x", task_type="nasz", parameters={name: "y"})
+        assert sql("SELECT id_prompt FROM task WHERE id_task = %s", [task.id_task])[0]["id_prompt"] == pushed[-1]
+    with pytest.raises(UsageError, match="task type nasz: unknown parameter 'kolor'"):
+        client.submit("x", task_type="nasz", parameters={"kolor": "y"})
+    elsewhere = client.submit("x", task_type="of_another_host", parameters={"kolor": "y"})
+    assert sql("SELECT id_prompt FROM task WHERE id_task = %s", [elsewhere.id_task])[0]["id_prompt"] is None
 
 
 def test_a_client_may_be_closed_twice(database_url: str) -> None:

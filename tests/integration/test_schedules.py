@@ -373,6 +373,7 @@ def test_what_the_command_line_refuses(commands: Commands, application: Applicat
         assert f"--start '{out_of_reach}' is not a time" in refused("--cron", "0 2 * * *", "--text", "a", "--start", out_of_reach)
     assert "--text '': an item must have a text" in refused("--cron", "0 2 * * *", "--text", "a", "--text", "")
     assert "--description is longer than" in refused("--cron", "0 2 * * *", "--text", "a", "--description", "x" * 65_536)
+    assert "unknown parameter 'kolor'; known ones: " in refused("--cron", "0 2 * * *", "--text", "a", "--param", "kolor=zielony")
     pictures = commands("schedule", "add", "x", "--type", "image", "--cron", "0 2 * * *", "--text", "kot")
     assert (pictures.code, "the provider 'echo' makes no pictures" in pictures.err) == (2, True)
     report = ("--type", "swot", "--cron", "0 2 * * *", "--text", "a", "--param", 'models={"report": "nikt"}')

@@ -88,6 +88,7 @@ def test_rows_without_text_are_skipped_and_told(ai_worker: Commands, tmp_path: P
         (["--model", "gpt-9"], "gpt-9"),
         (["--type", "categorization"], "categories"),
         (["--param", "język"], "is not KEY=VALUE"),
+        (["--param", "kolor=zielony"], "task type correction: unknown parameter 'kolor'; known ones: explain, history_facts, "),
         (["--at", "jutro"], "'jutro' is not a time"),
         (["--delimiter", "=>"], "--delimiter must be one character"),
         (["--key", ""], "--key must have 1 to 190 characters"),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import uuid
+from dataclasses import replace
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
+import jinja2
 import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_worker.errors import ConfigurationError, InvalidRequest
+from ai_worker.errors import ConfigurationError, InvalidRequest, UsageError
 from ai_worker.models import Item, Task, TaskStatus
-from ai_worker.task_types import task_type
+from ai_worker.task_types import TaskType, refuse_unknown_parameters, task_type, task_type_of, templates
+from ai_worker.task_types.base import PromptedTaskType
 from ai_worker.task_types.foreseen import try_out
 from ai_worker.task_types.prompt_file import PromptFile
 from ai_worker.task_types.templates import RenderError
@@ -264,3 +267,40 @@ def test_every_prompt_file_of_the_package_loads() -> None:
     assert sorted(names) == sorted([*PARAMETERS, *LIBRARY])
     for name in names:
         assert PromptFile.load(name).version >= 1
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("{{ parameters.x }}", {"x"}),
+        ("{{ parameters['x'] }} {% if parameters.house is defined %}{{ parameters.house.tone }}{% endif %}", {"x", "house"}),
+        ("{% include '_language.md' %}{{ parameters.x }}", {"x", "language"}),
+        ("{% for name in parameters %}{{ name }}{% endfor %}", None),
+        ("{{ parameters | tojson }}", None),
+        ("{{ parameters.get('x') }}", None),
+        ("{{ parameters[description] }}", None),
+    ],
+)
+def test_the_names_that_templates_read_are_known_parameters(
+    written: str, read: set[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {"_language.md": "{% if parameters.language %}{{ parameters.language }}{% endif %}"}
+    monkeypatch.setattr(templates, "snippet", shipped.get)
+    monkeypatch.setattr(templates.ENVIRONMENT, "loader", jinja2.FunctionLoader(shipped.get))
+    kind = task_type_of(PromptFile.parse("mine", GOOD.replace("{{ parameters.x }}", written), "mine.md"))
+    assert isinstance(kind, PromptedTaskType)
+    task = Task(1, 1, "mine", "", {"x": 1, "obce": 2}, 3, 0, TaskStatus.NEW)
+    names = kind.parameter_names(task)
+    if read is None:
+        assert names is None
+        refuse_unknown_parameters(kind, task)
+        return
+    assert names is not None
+    assert read | {"time_limit", "history_results"} <= names
+    with pytest.raises(UsageError, match=r"task type mine: unknown parameter 'obce'; known ones: .*\bx\b"):
+        refuse_unknown_parameters(kind, task)
+    refuse_unknown_parameters(kind, replace(task, parameters={"x": 1}))
+
+
+def test_of_a_plug_in_nobody_knows_the_parameters() -> None:
+    refuse_unknown_parameters(cast(TaskType, object()), Task(1, 1, "p", "", {"obce": 2}, 3, 0, TaskStatus.NEW))

@@ -26,7 +26,7 @@ from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.new_tasks import NewTask
-from ai_worker.task_types import TaskType, stepped
+from ai_worker.task_types import TaskType, refuse_unknown_parameters, stepped
 from ai_worker.task_types.library import Image
 from ai_worker.worker.library import Library
 
@@ -262,6 +262,7 @@ def check(db: Database, task: NewTask, chain: Sequence[Model], kind: TaskType) -
     """Raises UsageError for what is wrong with a task of this kind for these models, or could only end badly."""
     as_stored = task.as_task()
     kind.validate(as_stored)
+    refuse_unknown_parameters(kind, as_stored)
     with_steps = stepped(kind)
     for step in () if with_steps is None else with_steps.steps(as_stored):
         if step.model is not None:

@@ -26,7 +26,7 @@ from ai_worker.client.values import (
     to_rows,
 )
 from ai_worker.client.waiting import Waiting
-from ai_worker.errors import ItemFailed, ItemMissing, UsageError, WaitTimeout
+from ai_worker.errors import ConfigurationError, ItemFailed, ItemMissing, UsageError, WaitTimeout
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
 from ai_worker.store.answers import Answers, Finished
 from ai_worker.store.files import Files, StoredFile
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ai_worker.db import Database
     from ai_worker.store.groups import Group
     from ai_worker.store.reports import TaskReport
+    from ai_worker.worker.library import Library
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -76,6 +77,7 @@ class AsyncClient:
         self._stack = ExitStack()
         self._opened: Database | None = None
         self._is_closed = False
+        self._library: Library | None = None
         self._waiting = Waiting(self._look)
 
     async def __aenter__(self) -> Self:
@@ -127,8 +129,8 @@ class AsyncClient:
         Parameters
         ----------
         texts: a text, or many; an `Item` where a text has a key, a context or a subject of its own.
-        task_type, description, parameters: what is done, and the instruction in your words. Parameters are checked here where
-            the task type is installed here, else by the workers.
+        task_type, description, parameters: what is done, and the instruction in your words. The task keeps the prompt that is
+            current now. Parameters are checked by it here where its kind, or the plug-in, is installed here, else by the workers.
         model, fallbacks: models by name; without one, the only one there is.
         key: makes the submission safe to repeat: the same key never makes a second task.
         priority, queue: higher ones first; which workers take it.
@@ -170,12 +172,16 @@ class AsyncClient:
 
         def work(db: Database) -> SubmittedTask:
             from ai_worker.store.groups import Groups
+            from ai_worker.store.prompts import Prompts
+            from ai_worker.worker.library import Library
 
             answers, tasks = Answers(db), Tasks(db)
             first, *others = answers.chain(names)
             joined = Groups(db).id_of(group) if isinstance(group, str) else group
-            task = task_of(first, fallbacks=tuple(others), id_task_group=joined)
-            _check(task)
+            prompts = Prompts(db)
+            task = task_of(first, fallbacks=tuple(others), id_task_group=joined, id_prompt=prompts.current(task_type))
+            self._library = self._library or Library(prompts)
+            _check(task, self._library)
             packet = tasks.packet()
             submitted = tasks.submit(task, lambda: to_rows(items, context_key, packet))
             return SubmittedTask(submitted.id_task, answers.ids(submitted.id_task), submitted.is_new)
@@ -426,9 +432,27 @@ def _items(items: Collection[int], db: Database) -> list[Finished]:
     return list(Answers(db).items(items))
 
 
-def _check(task: NewTask) -> None:
-    """Asks the task type whether its parameters can work, where it is installed: the workers may know more types."""
-    from ai_worker.task_types import task_type, task_type_names
+def _check(task: NewTask, library: Library) -> None:
+    """Asks the task type whether its parameters can work, where this host can make it: the workers may know more types."""
+    from ai_worker.models import Task, TaskStatus
+    from ai_worker.task_types import refuse_unknown_parameters, task_type_names
 
-    if task.task_type in task_type_names():
-        task_type(task.task_type).validate(task.as_task())
+    if task.id_prompt is None and task.task_type not in task_type_names():
+        return
+    stored = Task(
+        0,
+        task.id_ai_model,
+        task.task_type,
+        task.description,
+        task.parameters,
+        task.max_attempts,
+        task.priority,
+        TaskStatus.NEW,
+        id_prompt=task.id_prompt,
+    )
+    try:
+        kind = library.kind(stored)
+    except ConfigurationError:
+        return
+    kind.validate(stored)
+    refuse_unknown_parameters(kind, stored)

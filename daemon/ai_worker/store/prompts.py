@@ -96,6 +96,11 @@ class Prompts:
             known.append(_known(row, is_current))
         return known
 
+    def current(self, name: str) -> int | None:
+        """The prompt that a new task of this type is pinned to; None where the type has none."""
+        rows = self._db.query("current_prompt", {"name": name})
+        return rows[0]["id_prompt"] if rows else None
+
     def by_id(self, id_prompt: int) -> Stored | None:
         """One prompt; None where there is none, or no more."""
         rows = self._db.query("prompt_of_id", {"id_prompt": id_prompt})

@@ -67,8 +67,20 @@ def fallback(task_type: TaskType, item: Item, kind: str, message: str) -> Result
     return task_type.fallback(item, kind, message) if isinstance(task_type, HasFallback) else None
 
 
+def refuse_unknown_parameters(kind: TaskType, task: Task) -> None:
+    """Raises UsageError where a parameter has a name that nothing would read, for whoever makes a task. A plug-in may have any.
+
+    Workers do not ask: tasks that are there already may carry what is of use to others.
+    """
+    names = getattr(kind, "parameter_names", None)
+    known: frozenset[str] | None = None if names is None else names(task)
+    if known is not None and (unknown := sorted(task.parameters.keys() - known)):
+        listed = ", ".join(sorted(known))
+        raise UsageError(f"task type {task.task_type}: unknown parameter {unknown[0]!r}; known ones: {listed}")
+
+
 def is_new_version(kind: TaskType) -> bool:
-    """Whether a result of the type is its text in a new version, and may take the text's place. Of a plug-in's nobody knows."""
+    """Whether a result of the type is its text in a new version, and may take its place. Of a plug-in\'s nobody knows."""
     return getattr(kind, "keeps_layout", False) is True
 
 

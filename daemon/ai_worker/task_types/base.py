@@ -313,6 +313,15 @@ class PromptedTaskType:
         steps = tuple([self._made_step(number, system, settings) for number, system in enumerate(systems)])
         return _Plan(settings, steps, calls, needs, part_tokens)
 
+    def parameter_names(self, task: Task) -> frozenset[str] | None:
+        """The names that parameters of the task may have: what the type asks for, and what the templates read. None: any."""
+        read = [step.parameters for step in self.file.steps]
+        parameters = Parameters(task)
+        self.settings(parameters)
+        parameters.needs(self.default_needs)
+        everywhere = {TIME_LIMIT, "part_tokens", "models"}
+        return None if None in read else parameters.known.union(everywhere, *(each for each in read if each is not None))
+
     def _calls(self, parameters: Parameters) -> tuple[Step, ...]:
         """The steps, each with its model: the one that the parameter `models` names for it goes before the file's."""
         models = parameters.mapping("models", most=len(self._steps)) if len(self._steps) > 1 else {}

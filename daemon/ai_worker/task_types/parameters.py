@@ -141,6 +141,11 @@ class Parameters:
             read[label.casefold()] = {"name": label, "description": " ".join(description.split())}
         return list(read.values())
 
+    @property
+    def known(self) -> frozenset[str]:
+        """The names that were asked for."""
+        return frozenset(self._known)
+
     def finish(self) -> None:
         """Raises UsageError for a misspelt name. Other names are left alone: they belong to other parts of the program."""
         for name in self._given.keys() - set(self._known):

@@ -91,6 +91,7 @@ class PromptStep:
     answer_field: str
     schema: Mapping[str, Any]
     checks: Mapping[str, Check]
+    parameters: frozenset[str] | None  # that its templates read, None where that cannot be told
     render_system: Callable[..., str]
     render_user: Callable[..., str]
     drawn: frozenset[str]
@@ -315,6 +316,7 @@ def _step(
         answer_field=field,
         schema=schema,
         checks=checks,
+        parameters=None if system.parameters is None or user.parameters is None else system.parameters | user.parameters,
         render_system=system.render,
         render_user=user.render,
         drawn=user.names - _ALWAYS_DRAWN,

@@ -30,10 +30,14 @@ class RenderError(ConfigurationError):
 
 
 class Template(NamedTuple):
-    """A compiled template, and the names that it and what it includes make use of."""
+    """A compiled template, and the names that it and what it includes make use of.
+
+    `parameters` are the names that they read of `parameters`; None where that cannot be told: they may go through all of them.
+    """
 
     render: Callable[..., str]
     names: frozenset[str]
+    parameters: frozenset[str] | None
 
 
 def shipped_source(name: str) -> str | None:
@@ -101,24 +105,45 @@ def compiled(source: str, line: int, known: set[str], origin: str, steps: tuple[
         if isinstance(read.node, jinja2.nodes.Name) and read.node.name == "steps" and read.attr not in steps:
             earlier = f"those before this one: {', '.join(steps)}" if steps else "there is none before this one"
             fail(origin, first + read.lineno, f"unknown step {read.attr!r}; {earlier}")
+    read = [_parameters_read(tree)]
     for included, place in _included(tree):
         if included is None or snippet(included) is None:
             fail(origin, first + place, f"there is no {included!r} to include: only the program's own snippets are")
         names = names | _names_within(included)
+        read += [_parameters_read(inner) for inner in _trees(included)]
         if names - known:
             fail(origin, first + place, f"{included} needs {min(names - known)!r}, which is not known here")
-    return Template(_concatenation(tree) or _rendering(template, first, origin), frozenset(names))
+    certain = [each for each in read if each is not None]
+    parameters = frozenset().union(*certain) if len(certain) == len(read) else None
+    return Template(_concatenation(tree) or _rendering(template, first, origin), frozenset(names), parameters)
+
+
+def _trees(name: str) -> Iterator[jinja2.nodes.Template]:
+    """A snippet, and those that it takes in."""
+    unread = [name]
+    for each in unread:  # grows while it is read
+        tree = ENVIRONMENT.parse(snippet(each) or "")
+        yield tree
+        unread += [inner for inner, _ in _included(tree) if inner is not None and inner not in unread]
 
 
 def _names_within(name: str) -> set[str]:
     """The names that a snippet uses, and those that it takes in."""
-    found: set[str] = set()
-    unread = [name]
-    for each in unread:  # grows while it is read
-        tree = ENVIRONMENT.parse(snippet(each) or "")
-        found |= jinja2.meta.find_undeclared_variables(tree)
-        unread += [inner for inner, _ in _included(tree) if inner is not None and inner not in unread]
-    return found
+    return set().union(*map(jinja2.meta.find_undeclared_variables, _trees(name)))
+
+
+def _parameters_read(tree: jinja2.nodes.Template) -> set[str] | None:
+    """Which of the task's parameters a template reads by name; None where it does anything else with them."""
+    found: list[str] = []
+    for read in tree.find_all((jinja2.nodes.Getattr, jinja2.nodes.Getitem)):
+        if not isinstance(read.node, jinja2.nodes.Name) or read.node.name != "parameters":
+            continue
+        name = read.attr if isinstance(read, jinja2.nodes.Getattr) else getattr(read.arg, "value", None)
+        if not isinstance(name, str) or (isinstance(read, jinja2.nodes.Getattr) and hasattr(dict, name)):
+            return None
+        found.append(name)
+    named = sum(each.name == "parameters" for each in tree.find_all(jinja2.nodes.Name))
+    return set(found) if len(found) == named else None
 
 
 def _included(tree: jinja2.nodes.Template) -> Iterator[tuple[str | None, int]]:
