@@ -105,17 +105,17 @@ def compiled(source: str, line: int, known: set[str], origin: str, steps: tuple[
         if isinstance(read.node, jinja2.nodes.Name) and read.node.name == "steps" and read.attr not in steps:
             earlier = f"those before this one: {', '.join(steps)}" if steps else "there is none before this one"
             fail(origin, first + read.lineno, f"unknown step {read.attr!r}; {earlier}")
-    read = [_parameters_read(tree)]
+    parameters = [_parameters_read(tree)]
     for included, place in _included(tree):
         if included is None or snippet(included) is None:
             fail(origin, first + place, f"there is no {included!r} to include: only the program's own snippets are")
         names = names | _names_within(included)
-        read += [_parameters_read(inner) for inner in _trees(included)]
+        parameters += [_parameters_read(inner) for inner in _trees(included)]
         if names - known:
             fail(origin, first + place, f"{included} needs {min(names - known)!r}, which is not known here")
-    certain = [each for each in read if each is not None]
-    parameters = frozenset().union(*certain) if len(certain) == len(read) else None
-    return Template(_concatenation(tree) or _rendering(template, first, origin), frozenset(names), parameters)
+    certain = [each for each in parameters if each is not None]
+    read_of_all = frozenset[str]().union(*certain) if len(certain) == len(parameters) else None
+    return Template(_concatenation(tree) or _rendering(template, first, origin), frozenset(names), read_of_all)
 
 
 def _trees(name: str) -> Iterator[jinja2.nodes.Template]:
@@ -135,7 +135,9 @@ def _names_within(name: str) -> set[str]:
 def _parameters_read(tree: jinja2.nodes.Template) -> set[str] | None:
     """Which of the task's parameters a template reads by name; None where it does anything else with them."""
     found: list[str] = []
-    for read in tree.find_all((jinja2.nodes.Getattr, jinja2.nodes.Getitem)):
+    reads: list[jinja2.nodes.Getattr | jinja2.nodes.Getitem] = [*tree.find_all(jinja2.nodes.Getattr)]
+    reads += tree.find_all(jinja2.nodes.Getitem)
+    for read in reads:
         if not isinstance(read.node, jinja2.nodes.Name) or read.node.name != "parameters":
             continue
         name = read.attr if isinstance(read, jinja2.nodes.Getattr) else getattr(read.arg, "value", None)
