@@ -113,6 +113,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "forget_files": {"f": (PRIMARY, 10)},
     "clear_files": {"f": (PRIMARY, 10)},
     "steps_of_items": {"s": (PRIMARY, 1000), "a": (PRIMARY, 1), "m": (PRIMARY, 1)},
+    "current_prompt": {"prompt": (CURRENT, PROMPTS)},
     # the result cache
     "find_answers": {"c": (PRIMARY, 250), "i": (PRIMARY, 1), "w": (PRIMARY, 1)},
     "drop_answers": {"c": (PRIMARY, 250)},
