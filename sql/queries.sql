@@ -582,14 +582,15 @@ HAVING new_item <> 0 OR n = %(looks)s
  LIMIT 1;
 
 -- name: wait_for_item
--- The same for one key, of an item that is just being inserted, with a crowd of others.
+-- The same for one key, of an item that is just being inserted, with a crowd of others. Each look must
+-- ask for a key of its own, or it is made once, when the statement begins; a range would be left on the way past locked rows.
 WITH RECURSIVE look (n) AS (
   SELECT 1 FROM DUAL WHERE IS_USED_LOCK(%(name)s) = CONNECTION_ID()
   UNION ALL
   SELECT n + 1 FROM look WHERE n < %(looks)s)
 SELECT COALESCE((SELECT i.id_task_item
                    FROM task_item i FORCE INDEX (PRIMARY)
-                  WHERE i.id_task_item = %(item)s AND RAND() < 1
+                  WHERE i.id_task_item = %(item)s + 0 * look.n
                     FOR UPDATE SKIP LOCKED),
                 SLEEP(0.001)) AS new_item, n
   FROM look

@@ -195,6 +195,8 @@ class BatchLane:
         endpoint = await self._steps.endpoint(task)
         if endpoint is None or self._stopping.is_set() or self._room() <= 0:
             return
+        if self._breaker.is_shunned(task.id_ai_model):  # stopped since the look that found this task
+            return
         if not isinstance(endpoint.provider, BatchProvider):
             self._steps.without_batches(endpoint)
             self._on_change()
