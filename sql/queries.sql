@@ -1203,14 +1203,14 @@ SELECT g.name, c.failed_at, c.last_status, c.last_error
 -- name: schedule_add
 -- With the first time that it fires, worked out by the caller.
 INSERT INTO schedule (name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
-                      items, next_at)
+                      lane, budget, result_seconds, items, next_at)
 VALUES (%(name)s, %(cron)s, %(time_zone)s, %(missed)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s,
-        %(queue)s, %(max_attempts)s, %(items)s, %(next_at)s);
+        %(queue)s, %(max_attempts)s, %(lane)s, %(budget)s, %(result_seconds)s, %(items)s, %(next_at)s);
 
 -- name: schedule_list
 -- All of them, a handful, with the last time that each made a task: the end of a range of the key.
 SELECT s.id_schedule, s.name, s.cron, s.time_zone, s.missed, s.is_active, s.task_type, s.description, s.priority, s.queue,
-       JSON_LENGTH(s.items) AS items, s.next_at, s.message, m.name AS model, f.due_at AS last_due_at, f.id_task AS last_task
+       s.lane, s.budget, s.result_seconds, JSON_LENGTH(s.items) AS items, s.next_at, s.message, m.name AS model, f.due_at AS last_due_at, f.id_task AS last_task
   FROM schedule s
   JOIN ai_model m ON m.id_ai_model = s.id_ai_model
   LEFT JOIN schedule_fire f ON f.id_schedule = s.id_schedule
@@ -1233,7 +1233,7 @@ UPDATE schedule SET is_active = 1, next_at = %(next_at)s, message = NULL WHERE i
 -- name: lock_due_schedule
 -- The one that has been due for longest and that nobody is just firing; the time is the database's.
 SELECT id_schedule, name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
-       items, next_at, NOW(6) AS now
+       lane, budget, result_seconds, items, next_at, NOW(6) AS now
   FROM schedule FORCE INDEX (k_schedule_due)
  WHERE is_active = 1 AND next_at <= NOW(6)
  ORDER BY next_at

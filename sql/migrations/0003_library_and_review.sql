@@ -158,30 +158,35 @@ CREATE TABLE IF NOT EXISTS callback (
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
 CREATE TABLE IF NOT EXISTS schedule (
-  id_schedule  INT UNSIGNED NOT NULL AUTO_INCREMENT,
-  name         VARCHAR(100) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
-  cron         VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  time_zone    VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'UTC',
-  missed       VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'once',
-  is_active    TINYINT UNSIGNED NOT NULL DEFAULT 1,
-  id_ai_model  INT UNSIGNED NOT NULL,
-  task_type    VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  description  TEXT NULL,
-  parameters   JSON NULL,
-  priority     SMALLINT NOT NULL DEFAULT 0,
-  queue        VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'default',
-  max_attempts TINYINT UNSIGNED NOT NULL DEFAULT 3,
-  items        JSON NOT NULL,
+  id_schedule    INT UNSIGNED NOT NULL AUTO_INCREMENT,
+  name           VARCHAR(100) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  cron           VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  time_zone      VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'UTC',
+  missed         VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'once',
+  is_active      TINYINT UNSIGNED NOT NULL DEFAULT 1,
+  id_ai_model    INT UNSIGNED NOT NULL,
+  task_type      VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  description    TEXT NULL,
+  parameters     JSON NULL,
+  priority       SMALLINT NOT NULL DEFAULT 0,
+  queue          VARCHAR(50) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'default',
+  max_attempts   TINYINT UNSIGNED NOT NULL DEFAULT 3,
+  lane           VARCHAR(10) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'online',
+  budget         DECIMAL(18,9) NULL,
+  result_seconds INT UNSIGNED NULL,
+  items          JSON NOT NULL,
   -- NULL: it never fires again, or what it says cannot be worked out; `message` says which.
-  next_at      DATETIME(6) NULL,
-  message      VARCHAR(1000) NULL,
-  created_at   DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  next_at        DATETIME(6) NULL,
+  message        VARCHAR(1000) NULL,
+  created_at     DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
   PRIMARY KEY (id_schedule),
   UNIQUE KEY u_schedule_name (name),
   KEY k_schedule_due (is_active, next_at),
   CONSTRAINT f_schedule_ai_model FOREIGN KEY (id_ai_model) REFERENCES ai_model (id_ai_model),
   CONSTRAINT c_schedule_missed CHECK (missed IN ('once', 'all', 'skip')),
-  CONSTRAINT c_schedule_active CHECK (is_active IN (0, 1))
+  CONSTRAINT c_schedule_active CHECK (is_active IN (0, 1)),
+  CONSTRAINT c_schedule_lane CHECK (lane IN ('online', 'flex', 'batch')),
+  CONSTRAINT c_schedule_budget CHECK (budget > 0)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
 CREATE TABLE IF NOT EXISTS schedule_fire (

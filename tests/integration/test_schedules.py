@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import UsageError
+from ai_worker.models import Lane
 from ai_worker.store import schedules as module
 from ai_worker.store.queue import Queue
 from ai_worker.store.schedules import Broken, Fired, Missed, NewSchedule, Schedules
@@ -256,6 +258,9 @@ def test_the_task_is_as_the_schedule_says(schedules: Schedules, model: int, sql:
             parameters={"language": "pl"},
             priority=7,
             queue="noc",
+            lane=Lane.FLEX,
+            budget=Decimal("0.25"),
+            result_seconds=86_400,
             start=utc("2026-03-29T00:30"),
             missed=Missed.ALL,
         )
@@ -266,6 +271,7 @@ def test_the_task_is_as_the_schedule_says(schedules: Schedules, model: int, sql:
     assert (task["task_type"], task["description"], task["priority"], task["queue"]) == ("correction", "Popraw", 7, "noc")
     assert json.loads(task["parameters"]) == {"language": "pl"}
     assert (task["status_id"], task["id_ai_model"], task["cache_seconds"]) == (0, model, 0)
+    assert (task["lane"], task["budget"], task["result_seconds"]) == ("flex", Decimal("0.25"), 86_400)
     rows = sql("SELECT text_original, external_key, context, context_key FROM task_item ORDER BY id_task_item")
     assert rows[0]["text_original"] == "Z 2026-03-29 o 03:00; {inne} {2026-03-29} {"  # right after the hour that was skipped
     assert (rows[0]["external_key"], json.loads(rows[0]["context"]), rows[0]["context_key"]) == (
@@ -339,7 +345,8 @@ ADD = ("schedule", "add", "nocny", "--cron", "0 2 * * *", "--tz", WARSAW, "--typ
 
 def test_a_schedule_from_the_command_line(commands: Commands, application: Application, sql: Sql) -> None:
     application.model("echo")
-    added = commands(*ADD, "--text", "Dzień {date}", "--start", "2026-03-01T00:00")
+    bounds = ("--budget", "0.50", "--lane", "flex", "--result-ttl", "30d")
+    added = commands(*ADD, "--text", "Dzień {date}", "--start", "2026-03-01T00:00", *bounds)
     assert "fires first at 2026-03-01 02:00 CET (2026-03-01T01:00:00.000Z)" in added.out
     assert "there is a schedule 'nocny' already" in commands(*ADD, "--text", "x").err
     ran = commands("run", "--json")
@@ -348,6 +355,8 @@ def test_a_schedule_from_the_command_line(commands: Commands, application: Appli
     (found,) = commands("schedule", "list", "--json").json
     (task,) = sql("SELECT id_task, finished_at FROM task")
     assert (found["last_task"], found["missed"], found["items"]) == (task["id_task"], "once", 1)
+    assert (found["lane"], found["budget"], found["result_seconds"]) == ("flex", "0.500000000", 2_592_000)
+    assert "$0.5000 each" in commands("schedule", "show", "nocny").out
     assert found["next_local"].endswith(" 02:00")
     assert WARSAW in commands("schedule", "list").out
     times = commands("schedule", "show", "nocny", "--json").json["times"]
@@ -378,6 +387,8 @@ def test_what_the_command_line_refuses(commands: Commands, application: Applicat
     assert (pictures.code, "the provider 'echo' makes no pictures" in pictures.err) == (2, True)
     report = ("--type", "swot", "--cron", "0 2 * * *", "--text", "a", "--param", 'models={"report": "nikt"}')
     assert "step 'report': unknown model 'nikt'" in commands("schedule", "add", "x", *report).err
+    assert "takes no batches" in refused("--cron", "0 2 * * *", "--text", "a", "--lane", "batch")
+    assert "--result-ttl 0" in refused("--cron", "0 2 * * *", "--text", "a", "--result-ttl", "0")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "Ala", "autor": "Ola"}\n', encoding="utf-8")
     assert commands("schedule", "add", "plik", "--type", "correction", "--cron", "0 2 * * *", "--items", str(rows)).code == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import islice
 from typing import Any
 
 import click
 
-from ai_worker.cli import context
+from ai_worker.cli import context, order
+from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.cli.status import visible
@@ -18,7 +20,7 @@ from ai_worker.cli.task_options import check, description_of, given, model_of, p
 from ai_worker.cron import Cron
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE
+from ai_worker.models import DEFAULT_QUEUE, Lane
 from ai_worker.store.health import Health
 from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules
@@ -50,6 +52,22 @@ def schedule() -> None:
 )
 @click.option("--priority", type=click.IntRange(-32767, 32767), default=0, show_default=True, help="Higher ones go first.")
 @click.option("--queue", type=QueueName(), default=DEFAULT_QUEUE, show_default=True, help="The queue of its tasks.")
+@click.option("--budget", type=Usd(), help="What each of its tasks may cost; when that is spent, the task is paused.")
+@click.option(
+    "--lane",
+    callback=given(Lane),
+    type=click.Choice([each.value for each in Lane]),
+    default=Lane.ONLINE.value,
+    show_default=True,
+    help="flex: the provider's cheaper tier. batch: half price, answers within a day.",
+)
+@click.option(
+    "--result-ttl",
+    "result_seconds",
+    callback=given(order.result_seconds),
+    metavar="AGE",
+    help="Results are cleared so long after their task's end: 7d, 12h.  [default: never]",
+)
 @click.option(
     "--missed",
     type=click.Choice([each.value for each in Missed]),
@@ -75,6 +93,9 @@ def add(
     params: tuple[str, ...],
     priority: int,
     queue: str,
+    budget: Decimal | None,
+    lane: Lane,
+    result_seconds: int | None,
     missed: str,
     start: str | None,
     texts: tuple[str, ...],
@@ -100,7 +121,8 @@ def add(
     with context.database(settings) as db:
         model = model_of(db, model_name)
         kind, _ = context.library(settings, db).named(type_name)
-        check(db, NewTask(model.id_ai_model, type_name, description, parameters, priority), [model], kind)
+        task = NewTask(model.id_ai_model, type_name, description, parameters, priority, lane=lane, budget=budget, queue=queue)
+        check(db, task, [model], kind)
         items = [{"text": text} for text in texts] if file is None else _items(db, file)
         if sum(len(json.dumps(item)) for item in items) > LONGEST_ITEMS:
             raise UsageError(f"the items are longer than {LONGEST_ITEMS:,} characters; `ai-worker submit` takes more, from cron")
@@ -116,6 +138,9 @@ def add(
             parameters,
             priority,
             queue,
+            lane=lane,
+            budget=budget,
+            result_seconds=result_seconds,
             start=None if start is None else _moment(start, times),
         )
         first = Schedules(db).add(new)
@@ -161,6 +186,10 @@ def show(name: str, as_json: bool) -> None:
     click.echo(f"  {'makes':<10} a task of type {found.task_type} by {visible(found.model)}, {_count(found.items)}")
     if found.description:
         click.echo(f"  {'for':<10} {visible(found.description[:200])}")
+    if found.budget is not None:
+        click.echo(f"  {'budget':<10} {context.money(found.budget)} each")
+    if found.lane is not Lane.ONLINE:
+        click.echo(f"  {'lane':<10} {found.lane.value}")
     click.echo(f"  {'missed':<10} {found.missed.value}")
     if found.last_task is not None:
         click.echo(f"  {'last':<10} task {found.last_task}, due {context.iso(found.last_due_at)}")
@@ -291,6 +320,9 @@ def _as_dict(each: Schedule) -> dict[str, Any]:
         "description": each.description,
         "priority": each.priority,
         "queue": each.queue,
+        "lane": each.lane.value,
+        "budget": each.budget,
+        "result_seconds": each.result_seconds,
         "items": each.items,
     }
 

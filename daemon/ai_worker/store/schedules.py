@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from ai_worker.cron import Cron
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, UsageError, ValueRefused
-from ai_worker.models import DEFAULT_QUEUE
+from ai_worker.models import DEFAULT_QUEUE, Lane
 
 FIRES: Final = 50  # in one step of the upkeep, so that what was missed for long does not hold up the rest
 LATE: Final = timedelta(seconds=60)  # a time that is older was missed: nobody was there
@@ -41,6 +42,7 @@ class Missed(StrEnum):
 class NewSchedule:
     """A schedule to be made. `items` are objects with `text` and, where wanted, `external_key`, `context`, `context_key`.
 
+    `budget` is in USD, of each of its tasks, whose results are kept for `result_seconds` after its end (None: for good).
     `start` is in UTC, without a zone: the first time is the first one not before it; None: from now on.
     """
 
@@ -56,6 +58,9 @@ class NewSchedule:
     priority: int = 0
     queue: str = DEFAULT_QUEUE
     max_attempts: int = 3
+    lane: Lane = Lane.ONLINE
+    budget: Decimal | None = None
+    result_seconds: int | None = None
     start: datetime | None = None
 
 
@@ -74,6 +79,9 @@ class Schedule:
     description: str
     priority: int
     queue: str
+    lane: Lane
+    budget: Decimal | None
+    result_seconds: int | None
     items: int
     next_at: datetime | None
     message: str | None
@@ -131,6 +139,9 @@ class Schedules:
             "priority": new.priority,
             "queue": new.queue,
             "max_attempts": new.max_attempts,
+            "lane": new.lane.value,
+            "budget": new.budget,
+            "result_seconds": new.result_seconds,
             "items": json.dumps(list(new.items), ensure_ascii=False),
             "next_at": first,
         }
@@ -233,17 +244,25 @@ def _insert(tx: Transaction, row: Row, key: str, items: Sequence[Mapping[str, An
     return id_task
 
 
-_COPIED: Final = ("id_ai_model", "task_type", "description", "parameters", "priority", "queue", "max_attempts")
+_COPIED: Final = (
+    "id_ai_model",
+    "task_type",
+    "description",
+    "parameters",
+    "priority",
+    "queue",
+    "max_attempts",
+    "lane",
+    "budget",
+    "result_seconds",
+)
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "id_task": None,
     "scheduled_at": None,
-    "lane": "online",
     "pack": 1,
     "cache_seconds": 0,  # what is asked for every night is asked anew, though the words may be those of last night
-    "budget": None,
     "id_prompt": None,
     "id_task_group": None,
-    "result_seconds": None,
 }
 
 
@@ -283,6 +302,9 @@ def _schedule(row: Row) -> Schedule:
         description=row["description"] or "",
         priority=row["priority"],
         queue=row["queue"],
+        lane=Lane(row["lane"]),
+        budget=row["budget"],
+        result_seconds=row["result_seconds"],
         items=int(row["items"] or 0),
         next_at=row["next_at"],
         message=row["message"],
