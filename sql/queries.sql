@@ -1363,11 +1363,13 @@ SELECT LEFT(i.text_original, %(longest)s) AS text_original, LEFT(COALESCE(i.text
 
 -- name: newest_facts
 -- What is known of a subject, newest first, from the end of the index without a sort: by the whole key MariaDB would sort, as the key
--- is a text. The length as above.
-SELECT fact
-  FROM context_fact FORCE INDEX (k_context_fact_newest)
- WHERE context_key = %(context_key)s AND CHAR_LENGTH(context_key) = CHAR_LENGTH(%(context_key)s)
- ORDER BY id_context_fact DESC
+-- is a text. The length as above. Not what comes from a result that a reviewer has rejected.
+SELECT f.fact
+  FROM context_fact f FORCE INDEX (k_context_fact_newest)
+  LEFT JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = f.id_task_item
+ WHERE f.context_key = %(context_key)s AND CHAR_LENGTH(f.context_key) = CHAR_LENGTH(%(context_key)s)
+   AND COALESCE(i.review_status_id, 0) <> 2
+ ORDER BY f.id_context_fact DESC
  LIMIT %(size)s;
 
 -- name: reviewed_examples

@@ -64,13 +64,17 @@ def test_the_latest_results_of_the_same_subject_are_drawn(
     assert draw([(item._replace(context_key=None), ALL)]) == [NO_BACKGROUND]
 
 
-def test_results_are_drawn_as_a_reviewer_left_them(database: Database, sql: Sql, earlier: Any, next_item: Any) -> None:
+def test_results_and_facts_are_drawn_as_a_reviewer_left_them(database: Database, sql: Sql, earlier: Any, next_item: Any) -> None:
     earlier("Pierwsze", "1")
     edited, rejected = earlier("Drugie", "2"), earlier("Trzecie", "3")
     sql("UPDATE task_item SET review_status_id = 1, text_reviewed = 'dwa' WHERE id_task_item = %s", [edited])
     sql("UPDATE task_item SET review_status_id = 2 WHERE id_task_item = %s", [rejected])
+    facts = [(None, "z aplikacji"), (edited, "z przyjętego"), (rejected, "z odrzuconego"), (2**62, "z usuniętego")]
+    for item, fact in facts:
+        sql("INSERT INTO context_fact (context_key, fact, id_task_item) VALUES ('klient 7', %s, %s)", [fact, item])
     drawn = Backgrounds(database).draw([(next_item(), ALL._replace(examples=0))])
-    assert drawn == [Background(results=(("Pierwsze", "1"), ("Drugie", "dwa")))]
+    kept = ("z aplikacji", "z przyjętego", "z usuniętego")
+    assert drawn == [Background(facts=kept, results=(("Pierwsze", "1"), ("Drugie", "dwa")))]
 
 
 @pytest.mark.parametrize("key", ["", "   ", "klient 7 ", " klient 7", "KLIENT 7", "klient ７"])

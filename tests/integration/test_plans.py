@@ -123,7 +123,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "item_results": {"i": (PRIMARY, 250), "f": (PRIMARY, 10)},
     # what is drawn into prompts
     "earlier_results": {"i": (CONTEXT, 400), "t": (PRIMARY, 1), "o": (CONTEXT, 400)},
-    "newest_facts": {"context_fact": ("k_context_fact_newest", 400)},
+    "newest_facts": {"f": ("k_context_fact_newest", 400), "i": (PRIMARY, 1)},
     "reviewed_examples": {"r": ("k_task_item_review_task", 400), "i": (PRIMARY, 1)},
     # review and export: one pass over a task's results, in pages
     "items_to_review": {"task_item": (CLAIM, ITEMS)},
