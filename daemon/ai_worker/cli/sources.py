@@ -218,10 +218,9 @@ def _place(settings: Settings, option: str | None, origin: Origin, id_task: int)
     if origin.url is None:
         return None
     kept = _parsed(origin.url, f"task_source.url of task {id_task}")
-    if settings.source_url is None:
-        return kept
     chosen = _chosen(settings, None)
-    assert chosen is not None  # noqa: S101 -- it is set
+    if chosen is None:
+        return kept
     if (chosen.hosts, chosen.unix_socket) != (kept.hosts, kept.unix_socket):
         raise UsageError(
             f"task {id_task} was imported from {kept}, and {chosen.setting} names {chosen}; "

@@ -93,7 +93,7 @@ def one_of(name: str, kind: type[E], value: Any, but: Collection[E] = ()) -> E:
 
 def seconds(name: str, value: Any, maximum: int | None = None) -> float:
     """A length of time, above 0 and up to `maximum`; without one, 0 and less are taken too, and mean: not at all."""
-    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value  # noqa: PLR0124 -- NaN
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value  # noqa: PLR0124 -- not NaN
     if not is_number or (maximum is not None and not 0 < value <= maximum):
         wrong(name, value, "a number of seconds" + ("" if maximum is None else f" above 0 and up to {maximum:,}"))
     return float(value)

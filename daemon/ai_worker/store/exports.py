@@ -90,6 +90,7 @@ class Exports:
             return results
         texts = dict(self._db.transaction(partial(_texts, [row["id_task_item"] for row in left])))
         entries: list[_Entry] = []
+        open_: list[_Entry] = []
         for row in left:
             text = texts.get(row["id_task_item"])
             if text is None:
@@ -97,13 +98,14 @@ class Exports:
             change = Change(
                 row["external_key"] or "", text, row["written"] or row["original"], hashlib.sha256(text.encode()).digest()
             )
-            entries.append(_Entry(row["id_task_item"], row["external_key"], change))
-        for entry in entries:
+            entry = _Entry(row["id_task_item"], row["external_key"], change)
+            entries.append(entry)
             if entry.external_key is None:
-                entry.outcome = ExportOutcome.MISSING
-            elif entry.change.before == entry.change.after:
+                continue
+            if change.before == change.after:
                 entry.outcome = ExportOutcome.UNCHANGED
-        open_ = [entry for entry in entries if entry.outcome is None]
+            else:
+                open_.append(entry)
         do = source.foretell if dry_run else source.write
         for entry, (outcome, message) in zip(open_, do([entry.change for entry in open_]) if open_ else [], strict=True):
             entry.outcome, entry.message = outcome, message and message[:_LONGEST_MESSAGE]
@@ -117,11 +119,10 @@ class _Entry:
     id_task_item: int
     external_key: str | None
     change: Change
-    outcome: ExportOutcome | None = None
+    outcome: ExportOutcome = ExportOutcome.MISSING  # without a key there is no row to look for
     message: str | None = None
 
     def result(self) -> Exported:
-        assert self.outcome is not None  # noqa: S101 -- each entry has been given one
         return Exported(self.id_task_item, self.external_key, self.outcome, self.message)
 
     def audit(self) -> dict[str, Any]:

@@ -112,9 +112,8 @@ class SourceTable:
         match = _TABLE.fullmatch(columns.table.strip())
         if match is None:
             raise UsageError(f"{columns.table!r} is no name of a table; write table, database.table or `database`.`table`")
-        first, second = (None if part is None else _unquoted(part) for part in match.groups())
-        schema, table = (db.url.database, first) if second is None else (first, second)
-        assert schema is not None and table is not None  # noqa: S101, PT018 -- the pattern has no match without the first
+        *schemas, table = [_unquoted(part) for part in match.groups() if part is not None]
+        schema = schemas[0] if schemas else db.url.database
         named = {"schema_name": schema, "table_name": table}
         found = {row["name"].casefold(): row for row in db.query("source_columns", named)}
         if not found:
