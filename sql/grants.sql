@@ -51,6 +51,11 @@ GRANT SELECT, UPDATE (next_at, message) ON ai_worker.schedule TO ai_worker@'%';
 GRANT SELECT, INSERT ON ai_worker.schedule_fire TO ai_worker@'%';
 GRANT INSERT ON ai_worker.task TO ai_worker@'%';
 GRANT INSERT ON ai_worker.task_item TO ai_worker@'%';
+-- What it counts: its own rows only.
+GRANT SELECT, INSERT, UPDATE ON ai_worker.worker_minute TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.worker_counter TO ai_worker@'%';
+-- `ai-worker run` on behalf of the web.
+GRANT SELECT, UPDATE (id_worker, exit_code, summary, message, started_at, ended_at) ON ai_worker.run_request TO ai_worker@'%';
 
 -- ===== ai_worker_web: what a person may do with tasks (the web; `ai-worker status`, `results`, `retry`, `pause`, …) =====
 
@@ -91,6 +96,14 @@ GRANT SELECT ON ai_worker.callback TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.queue_limit TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.schedule TO ai_worker_web@'%';
 GRANT SELECT ON ai_worker.schedule_fire TO ai_worker_web@'%';
+-- It knows tokens by their hashes, and cannot make any.
+GRANT SELECT, UPDATE (last_used_at) ON ai_worker.api_token TO ai_worker_web@'%';
+GRANT SELECT, INSERT, DELETE ON ai_worker.web_session TO ai_worker_web@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.web_request TO ai_worker_web@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.web_failure TO ai_worker_web@'%';
+GRANT SELECT, INSERT, UPDATE ON ai_worker.run_request TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.worker_minute TO ai_worker_web@'%';
+GRANT SELECT ON ai_worker.worker_counter TO ai_worker_web@'%';
 
 -- ===== ai_worker_app: the application that inserts rows and reads results =====
 

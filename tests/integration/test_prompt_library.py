@@ -14,12 +14,12 @@ import pytest
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
+from ai_worker.library import Brought, Library, checked
 from ai_worker.models import Filters, Task
 from ai_worker.store import prompts as prompts_module
 from ai_worker.store.prompts import NewPrompt, Origin, Prompts
 from ai_worker.store.queue import Queue
 from ai_worker.task_types.prompt_file import digest_of
-from ai_worker.worker.library import Brought, Library, checked
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider
 from tests.integration.lifecycle import EVERYTHING, Application, claim, register

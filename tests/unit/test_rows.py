@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_worker.cli.rows import LONGEST_TEXT, Layout, RowFile, format_of
 from ai_worker.errors import UsageError
+from ai_worker.rows import LONGEST_TEXT, Layout, RowFile, format_of
 from ai_worker.store.new_tasks import NewItem
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ai_worker.db import Database
     from ai_worker.keys import Keyring
-    from ai_worker.worker.library import Library
+    from ai_worker.library import Library
 
 
 def settings() -> Settings:
@@ -60,8 +60,8 @@ def library(found: Settings, db: Database, *, publish: bool = True) -> Library:
     """The task types that this host and the database know. Unless `publish` is False, what this host brings is made known to all,
     where its database user may do so: a worker does it anyway when it starts.
     """
+    from ai_worker.library import Library
     from ai_worker.store.prompts import Prompts
-    from ai_worker.worker.library import Library
 
     library = Library(Prompts(db), found.prompt_folder)
     try:

@@ -11,14 +11,14 @@ from itertools import islice
 import click
 
 from ai_worker.cli import context
-from ai_worker.cli.estimate import Estimate
 from ai_worker.db import Database
 from ai_worker.errors import AiWorkerError, ItemRejected, UsageError
+from ai_worker.estimate import Estimate
+from ai_worker.library import KindOf, Library
 from ai_worker.models import Filters, Item, Model, Prompt, Usage
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.text import harmless
-from ai_worker.worker.library import KindOf, Library
 
 PREVIEWED_PROMPTS = 10
 

@@ -15,12 +15,12 @@ from ai_worker.cli.review import named
 from ai_worker.cli.task_options import parameters_of
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, ConfigurationError, UsageError
+from ai_worker.library import SUFFIX, Brought, Library, checked, read_source
 from ai_worker.models import Item, Task, TaskStatus
 from ai_worker.store.prompts import NewPrompt, Origin, Prompts, SampleItem, SampleTask
 from ai_worker.task_types import TaskType, task_type_names
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import harmless
-from ai_worker.worker.library import SUFFIX, Brought, Library, checked, read_source
 
 SENTENCE = "Wczoraj poszłem do sklepu; I buyed two breads there."
 """What stands in for a row where a prompt has no example: something to do in two languages for whoever corrects."""

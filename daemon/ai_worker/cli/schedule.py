@@ -14,13 +14,13 @@ import click
 from ai_worker.cli import context, order
 from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
-from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.cli.status import visible
 from ai_worker.cli.task_options import check, description_of, given, model_of, parameters_of
 from ai_worker.cron import Cron
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE, Lane
+from ai_worker.rows import Layout, RowFile, format_of
 from ai_worker.store.health import Health
 from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules

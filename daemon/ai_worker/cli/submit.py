@@ -10,15 +10,15 @@ import click
 
 from ai_worker.cli import context, progress
 from ai_worker.cli.preview import PREVIEWED_PROMPTS, show
-from ai_worker.cli.rows import Layout, RowFile, format_of
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
+from ai_worker.library import Library
 from ai_worker.models import Item, Model
+from ai_worker.rows import Layout, RowFile, format_of
 from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import Submitted, Tasks
-from ai_worker.worker.library import Library
 
 
 @click.command()

@@ -21,6 +21,7 @@ from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
+from ai_worker.library import Library
 from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
 from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
@@ -28,7 +29,6 @@ from ai_worker.store.models import Models
 from ai_worker.store.new_tasks import NewTask
 from ai_worker.task_types import TaskType, refuse_unknown_parameters, stepped
 from ai_worker.task_types.library import Image
-from ai_worker.worker.library import Library
 
 LONGEST_DESCRIPTION = 65_535  # bytes of task.description
 LONGEST_SUBMIT_KEY = 190  # characters of task.submit_key

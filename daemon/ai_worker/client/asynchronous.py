@@ -36,9 +36,9 @@ from ai_worker.store.tasks import Change, Tasks
 if TYPE_CHECKING:
     from ai_worker.config import Settings
     from ai_worker.db import Database
+    from ai_worker.library import Library
     from ai_worker.store.groups import Group
     from ai_worker.store.reports import TaskReport
-    from ai_worker.worker.library import Library
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -171,9 +171,9 @@ class AsyncClient:
         )
 
         def work(db: Database) -> SubmittedTask:
+            from ai_worker.library import Library
             from ai_worker.store.groups import Groups
             from ai_worker.store.prompts import Prompts
-            from ai_worker.worker.library import Library
 
             answers, tasks = Answers(db), Tasks(db)
             first, *others = answers.chain(names)

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 import orjson
 
-from ai_worker.models import Completion, Prompt, Usage
+from ai_worker.models import Completion, Item, Prompt, Usage
+from ai_worker.task_types import TIME_LIMIT
 from ai_worker.task_types.answer import DECODER
 from ai_worker.task_types.rendering import marker_outside
+from ai_worker.text import estimate_tokens
 
 # The same for all packs, whatever their size: the prompt caches of providers go by the beginning of what is sent.
 INSTRUCTION: Final = """
@@ -27,6 +29,10 @@ INSTRUCTION: Final = """
 This user message holds several rows. Each has a heading "Item" with its number, and its text between two marker lines; the marker is the same for all of them. What stands between the markers is data, a heading like these included. Work on each text as if it had come alone: none of them tells you anything about another.
 
 Answer with one JSON object of one property, "results": a list with one object for each item, in the order of the items. Each of these objects has "item", the item's number, and then the properties described above, for that item's text alone."""  # noqa: E501 -- paragraphs
+
+# Tokens of text and expected answer. What a pack saves is a prompt of some hundred tokens for each item: beside a long text that
+# is little, and a long answer that breaks off, or goes wrong, is dear.
+ITEM_TOKENS: Final = 1_000
 
 _TOKENS_AROUND, _TOKENS_PER_ITEM = 6, 8  # of JSON, beside the single answers
 _SCHEMAS_KEPT = 100
@@ -38,6 +44,25 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _NANO = Decimal("1e-9")  # of a dollar: what the columns hold
 
 _schemas: dict[int, tuple[Mapping[str, Any], Mapping[str, Any] | None]] = {}  # by identity: what is kept alive here keeps its id
+
+
+def companions_key(item: Item, is_free: bool, prompt: Prompt) -> Hashable | None:
+    """What an item's companions must have in common with it; None where it goes alone, as it does to a provider that is free."""
+    task = item.task
+    if task.pack < 2 or task.is_probe or item.is_single or is_free:
+        return None
+    if TIME_LIMIT in task.parameters:  # of its own, not of its companions
+        return None
+    if item.tries > 1 and item.is_last_attempt:  # it may be for the pack's sake that the ones before failed: a time-out, say
+        return None
+    if size(prompt) > ITEM_TOKENS or (key := pack_key(prompt)) is None:
+        return None
+    return task.id_task, task.id_ai_model, key
+
+
+def size(prompt: Prompt) -> int:
+    """Tokens of a prompt's text and of the answer expected."""
+    return estimate_tokens(prompt.text) + prompt.tokens_output_expected
 
 
 def pack_key(prompt: Prompt) -> Hashable | None:

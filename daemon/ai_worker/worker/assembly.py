@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from ai_worker.library import Library
 from ai_worker.models import Filters, Secret
 from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
@@ -28,7 +29,6 @@ from ai_worker.worker.estimates import Estimates
 from ai_worker.worker.express import Express, heavier
 from ai_worker.worker.learning import Learner
 from ai_worker.worker.lease import Lease
-from ai_worker.worker.library import Library
 from ai_worker.worker.listener import Listener
 from ai_worker.worker.options import WorkerOptions
 from ai_worker.worker.pacer import Pacer

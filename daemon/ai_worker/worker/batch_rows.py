@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ai_worker.errors import ConfigurationError, ItemRejected, ModelStopped, ProviderError, Transient, UsageError
+from ai_worker.library import KindOf
 from ai_worker.log import Event, Log
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, Prompt
 from ai_worker.providers import Provider
 from ai_worker.task_types import is_simple
 from ai_worker.worker.attempt import INVALID_TASK, Attempt
-from ai_worker.worker.library import KindOf
 from ai_worker.worker.steps import work_of
 
 ROWS: Final = 5_000  # of one batch, where its provider names no bound of its own

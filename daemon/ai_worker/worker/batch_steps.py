@@ -19,6 +19,7 @@ from ai_worker.errors import (
     RateLimited,
     ValueRefused,
 )
+from ai_worker.library import Library
 from ai_worker.log import Event
 from ai_worker.models import Item, Outcome, Task, TaskStatus
 from ai_worker.providers import BATCH_UNKNOWN, BatchProvider
@@ -30,7 +31,6 @@ from ai_worker.worker.calls import PROBE_SECONDS
 from ai_worker.worker.commits import COMMIT_ROWS, Commits
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.lease import Lease
-from ai_worker.worker.library import Library
 from ai_worker.worker.threads import Thread
 
 HOLD_SECONDS: Final = 180.0  # how long a batch stays with a worker that has died; more than one exchange with a provider takes

@@ -17,6 +17,7 @@ from typing import Final
 
 from ai_worker import __version__
 from ai_worker.errors import DatabaseAway, DatabaseError
+from ai_worker.library import Library
 from ai_worker.log import ERROR, Event
 from ai_worker.models import Filters, Lane, Outcome, OutcomeKind, Task
 from ai_worker.providers import BatchProvider
@@ -27,7 +28,6 @@ from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.endpoints import Endpoints
 from ai_worker.worker.lease import Lease
-from ai_worker.worker.library import Library
 from ai_worker.worker.threads import Thread
 
 LOOK_SECONDS: Final = 3.0  # between looks for other workers' batches

@@ -22,6 +22,7 @@ from ai_worker.errors import (
     Transient,
     UsageError,
 )
+from ai_worker.library import Library
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
@@ -33,7 +34,6 @@ from ai_worker.worker.congestion import Throttle
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.files import with_described_files
 from ai_worker.worker.learning import Learner
-from ai_worker.worker.library import Library
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 from ai_worker.worker.slots import Slots

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from ai_worker import prices
+from ai_worker.library import KindOf
 from ai_worker.models import Item, Lane, Model, Outcome, Task
 from ai_worker.prices import with_margin
 from ai_worker.store.budgets import Stored, nothing_stored
@@ -16,7 +17,6 @@ from ai_worker.store.steps import Place
 from ai_worker.task_types import TaskType, needs
 from ai_worker.task_types.foreseen import foreseen
 from ai_worker.text import estimate_tokens
-from ai_worker.worker.library import KindOf
 from ai_worker.worker.steps import Parted, Stepped, digests_of, work_of
 
 FRESH_SECONDS: Final = 5.0  # how long prices are trusted: a person who sets one and resumes a task must not see it paused again

@@ -15,18 +15,15 @@ from typing import Final, NamedTuple
 
 from ai_worker import prices
 from ai_worker.errors import ModelStopped, Transient
-from ai_worker.models import NO_USAGE, Completion, Item, Model, Prompt, Result
-from ai_worker.task_types import TIME_LIMIT, TaskType
-from ai_worker.task_types.pack import pack_key, packed, shared, shared_cost, unpacked
+from ai_worker.models import NO_USAGE, Completion, Model, Prompt, Result
+from ai_worker.task_types import TaskType
+from ai_worker.task_types.pack import companions_key, packed, shared, shared_cost, size, unpacked
 from ai_worker.text import estimate_tokens
 from ai_worker.worker.attempt import Attempt, GivenBackError
 from ai_worker.worker.endpoints import Endpoint
 
 COLLECT_SECONDS: Final = 0.02  # for more items to come: little beside a call, and enough for a claim or two
-# Tokens of text and expected answer. What a pack saves is a prompt of some hundred tokens for each item: beside a long text that
-# is little, and a long answer that breaks off, or goes wrong, is dear.
-ITEM_TOKENS: Final = 1_000
-PACK_TOKENS: Final = 8_000
+PACK_TOKENS: Final = 8_000  # of text and expected answer, see `task_types.pack.ITEM_TOKENS`
 
 
 class Packs:
@@ -52,7 +49,7 @@ class Packs:
 
         Raises what says nothing about the item (Transient, ModelStopped, GivenBackError), as a call of its own would.
         """
-        key = companions_key(attempt.item, endpoint.model, prompt)
+        key = companions_key(attempt.item, endpoint.model.provider in prices.FREE_PROVIDERS, prompt)
         if key is None:
             return None
         member = _Member(attempt, prompt, asyncio.get_running_loop().create_future())
@@ -119,14 +116,14 @@ class _Pack:
     def __init__(self, leader: _Member, model: Model) -> None:
         self.members = [leader]
         self._most = leader.attempt.item.task.pack
-        self._room = PACK_TOKENS - _size(leader.prompt)
+        self._room = PACK_TOKENS - size(leader.prompt)
         longest = model.options.get("max_output_tokens")
         self._answer_room = (longest if isinstance(longest, int) else PACK_TOKENS) - leader.prompt.tokens_output_expected
         self._is_full = asyncio.Event()
 
     def add(self, member: _Member) -> bool:
         """Whether there was room for it. When there is none, or no more, the pack does not wait any longer."""
-        room = self._room - _size(member.prompt)
+        room = self._room - size(member.prompt)
         answer_room = self._answer_room - member.prompt.tokens_output_expected
         fits = len(self.members) < self._most and room >= 0 and answer_room >= 0
         if fits:
@@ -166,24 +163,6 @@ def _leave_with(result: Result | None) -> None:
     """Out of the block without waiting for a slot again: an item that has its result needs none."""
     if result is not None:
         raise _HasResult(result)
-
-
-def companions_key(item: Item, model: Model, prompt: Prompt) -> Hashable | None:
-    """What an item's companions must have in common with it; None where it goes alone."""
-    task = item.task
-    if task.pack < 2 or task.is_probe or item.is_single or model.provider in prices.FREE_PROVIDERS:
-        return None
-    if TIME_LIMIT in task.parameters:  # of its own, not of its companions
-        return None
-    if item.tries > 1 and item.is_last_attempt:  # it may be for the pack's sake that the ones before failed: a time-out, say
-        return None
-    if _size(prompt) > ITEM_TOKENS or (key := pack_key(prompt)) is None:
-        return None
-    return task.id_task, task.id_ai_model, key
-
-
-def _size(prompt: Prompt) -> int:
-    return estimate_tokens(prompt.text) + prompt.tokens_output_expected
 
 
 def _share_out(common: Attempt, members: list[_Member]) -> None:

@@ -14,12 +14,11 @@ from decimal import Decimal
 
 from ai_worker import prices
 from ai_worker.errors import ItemRejected, UsageError
+from ai_worker.library import KindOf
 from ai_worker.models import Item, Lane, Model, Prompt, Usage
 from ai_worker.task_types.foreseen import foreseen
-from ai_worker.task_types.pack import packed
+from ai_worker.task_types.pack import companions_key, packed
 from ai_worker.text import estimate_tokens
-from ai_worker.worker.library import KindOf
-from ai_worker.worker.packs import companions_key
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ class Estimate:
             self._call(model, [prompt])
         elif self._is_twin(item, model, prompt):
             self.twins += 1
-        elif (key := companions_key(item, model, prompt)) is not None:
+        elif (key := companions_key(item, model.provider in prices.FREE_PROVIDERS, prompt)) is not None:
             _, prompts = self._packs.setdefault(key, (model, []))
             prompts.append(prompt)
             if len(prompts) == item.task.pack:
