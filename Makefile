@@ -1,5 +1,6 @@
 # AI Worker from a fresh clone. Needs Python 3.11 or later and make; installs the rest: Python packages into .venv, and, where they
-# are missing, MariaDB's server programs and, for the tests, Chromium by apt (no service is started, no existing database is touched).
+# are missing, MariaDB's server programs and, for the tests, Chromium and promtool by apt (no service is started, no existing database is
+# touched).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,7 +22,7 @@ quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in 
 	@$(BIN)/ai-worker quickstart --folder "$(QUICKSTART)"
 
 .PHONY: prepare
-prepare: $(VENV)/.installed-dev .server .browser ## install what the tests need, and nothing else
+prepare: $(VENV)/.installed-dev .server .browser .promtool ## install what the tests need, and nothing else
 
 .PHONY: test
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
@@ -84,6 +85,20 @@ $(BIN)/python:
 	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ( $(call apt,chromium) ); then :; \
 	  else echo "No Chromium: the results page is not tried in a browser. As root: apt-get install --no-install-recommends chromium" >&2; fi; \
+	fi
+
+# Prometheus's checker of metrics and alert rules, out of Debian's package, which is not installed: no root is needed, no service comes.
+.PHONY: .promtool
+.promtool: | $(VENV)/.installed-dev
+	@if command -v promtool >/dev/null || [ -x "$(VENV)/tools/promtool" ]; then :; \
+	elif ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then \
+	  echo "No promtool and no apt to fetch it with: metrics and alert rules are not checked by Prometheus itself."; \
+	else echo "fetching promtool"; folder=$$(mktemp -d); \
+	  if { { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && cd "$$folder" && apt-get -o APT::Sandbox::User=root download -qq prometheus \
+	    && dpkg -x prometheus_*.deb files && mkdir -p "$(abspath $(VENV))/tools" \
+	    && mv files/usr/bin/promtool "$(abspath $(VENV))/tools/promtool"; } >"$$folder/log" 2>&1; then :; \
+	  else cat "$$folder/log" >&2; echo "No promtool: metrics and alert rules are not checked by Prometheus itself." >&2; fi; \
+	  rm -rf "$$folder"; \
 	fi
 
 # Quiet unless it fails.

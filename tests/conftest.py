@@ -12,6 +12,7 @@ import pytest
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from tests import servers
+from tests.promtool import Promtool
 from tests.servers import Programs, TestDatabase, TestServer
 
 Sql = Callable[..., list[dict[str, Any]]]
@@ -93,3 +94,9 @@ def programs(database_url: str, tmp_path: Path) -> Iterator[Programs]:
     programs = Programs(database_url, tmp_path)
     yield programs
     programs.close()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Promtool:
+    """Prometheus's own checker; a test that asks for it is skipped, or in CI fails, where there is none."""
+    return Promtool.found()
