@@ -2196,6 +2196,57 @@ INSERT INTO task_item_export (id_task, id_task_item, outcome, hash_before, hash_
 VALUES (%(id_task)s, %(id_task_item)s, %(outcome)s, %(hash_before)s, %(hash_after)s, %(message)s, %(exported_by)s);
 
 
+-- ===== access: tokens and sessions of the web =====
+
+-- name: insert_token
+-- By a person. A name that was used before is refused by its key: what was reviewed under it would be another's.
+INSERT INTO api_token (name, token_hash, scopes, expire_at)
+VALUES (%(name)s, %(token_hash)s, %(scopes)s, UTC_TIMESTAMP(6) + INTERVAL %(seconds)s SECOND);
+
+-- name: tokens
+-- For people; few rows. Whether it is expired is for the database's clock to say.
+SELECT id_api_token, name, CONCAT(scopes, '') AS scopes, created_at, expire_at, last_used_at, revoked_at,
+       COALESCE(expire_at <= UTC_TIMESTAMP(6), 0) AS is_expired
+  FROM api_token ORDER BY id_api_token;
+
+-- name: revoke_token
+-- At once for all instances of the web: they ask for the token with each request.
+UPDATE api_token SET revoked_at = UTC_TIMESTAMP(6) WHERE name = %(name)s AND revoked_at IS NULL;
+
+-- name: token_of_hash
+-- Each request over HTTP, by a unique key. Who has been noted as its last use within a minute is not noted again.
+SELECT id_api_token, name, CONCAT(scopes, '') AS scopes,
+       COALESCE(last_used_at < UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE, 1) AS is_stale
+  FROM api_token
+ WHERE token_hash = %(token_hash)s AND revoked_at IS NULL AND (expire_at IS NULL OR expire_at > UTC_TIMESTAMP(6));
+
+-- name: token_of_session
+-- Each request of a browser. A session ends with its token.
+SELECT t.id_api_token, t.name, CONCAT(t.scopes, '') AS scopes,
+       COALESCE(t.last_used_at < UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE, 1) AS is_stale
+  FROM web_session s
+  JOIN api_token t ON t.id_api_token = s.id_api_token
+ WHERE s.session_hash = %(session_hash)s AND s.expire_at > UTC_TIMESTAMP(6)
+   AND t.revoked_at IS NULL AND (t.expire_at IS NULL OR t.expire_at > UTC_TIMESTAMP(6));
+
+-- name: note_token_used
+-- To the minute: a row that every request wrote would be the busiest of all.
+UPDATE api_token SET last_used_at = UTC_TIMESTAMP(6) WHERE id_api_token = %(id_api_token)s;
+
+-- name: insert_session
+-- At a login: in the database and not in a process, so that any instance of the web knows it.
+INSERT INTO web_session (session_hash, id_api_token, expire_at)
+VALUES (%(session_hash)s, %(id_api_token)s, UTC_TIMESTAMP(6) + INTERVAL %(seconds)s SECOND);
+
+-- name: delete_session
+-- At a logout: the cookie is of no use from then on, whoever has kept it.
+DELETE FROM web_session WHERE session_hash = %(session_hash)s;
+
+-- name: delete_old_sessions
+-- At each login, a few at a time.
+DELETE FROM web_session WHERE expire_at <= UTC_TIMESTAMP(6) LIMIT 100;
+
+
 -- ===== health =====
 
 -- name: server_variables

@@ -2,6 +2,7 @@
 
 AiWorkerError                     a message for people; `exit_code` for the shell
 ├── UsageError              2     the command line, or a file named on it, is wrong
+│   └── NotFound            2     what it names is not there
 ├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
 │   └── SchemaMismatch     78     the database's schema is older or newer than this version
 ├── DatabaseError           1     the server refused a statement
@@ -53,6 +54,10 @@ class UsageError(AiWorkerError):
     """The command line, or a file named on it, is wrong."""
 
     exit_code = EXIT_USAGE
+
+
+class NotFound(UsageError):
+    """What was asked for by its name or number is not there."""
 
 
 class ConfigurationError(AiWorkerError):

@@ -35,6 +35,7 @@ COMMANDS = {
     "results": ("results", "Results as CSV, JSONL or an HTML page."),
     "review": ("review", "Accept, reject or edit results."),
     "export": ("sources", "Write accepted results back to that table."),
+    "web": ("web", "The HTTP API and the dashboard."),
     "retry": ("control", "Bring back items that ended in ERROR."),
     "pause": ("control", "Stop claiming items of a task."),
     "resume": ("control", "Go on with a paused or cancelled task."),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ai_worker import formats
 from ai_worker.changes import Kind
-from ai_worker.cli import context
 from ai_worker.store.edits import Edits
 
 LABELS = {kind: kind.value.replace("_", " ") for kind in Kind}
@@ -40,7 +40,7 @@ def lines(edits: Edits) -> Iterator[str]:
     if not edits.items:
         yield "none were counted: only corrections count them"
         return
-    yield f"{context.number(edits.items_changed)} of {context.number(edits.items)} items changed"
+    yield f"{formats.number(edits.items_changed)} of {formats.number(edits.items)} items changed"
     yield f"over-editing {percent(edits.ratio)} of all words, {percent(edits.mean_ratio)} of an item's on average"
     if counts := kinds_line(edits):
         yield counts
@@ -52,7 +52,7 @@ def lines(edits: Edits) -> Iterator[str]:
 def kinds_line(edits: Edits) -> str:
     """`12 spelling, 3 punctuation`, the most frequent first."""
     counts = sorted(edits.kinds.items(), key=lambda each: -each[1])
-    return ", ".join(f"{context.number(count)} {LABELS[kind]}" for kind, count in counts)
+    return ", ".join(f"{formats.number(count)} {LABELS[kind]}" for kind, count in counts)
 
 
 def _rounded(ratio: float | None) -> float | None:

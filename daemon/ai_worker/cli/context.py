@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import click
 
-from ai_worker import log
+from ai_worker import formats, log
 from ai_worker.config import Settings, load_settings
 from ai_worker.database_url import parse_database_url
 from ai_worker.errors import DatabaseAway, DatabaseError
@@ -94,7 +94,7 @@ def _plain(value: object) -> object:
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, datetime):
-        return iso(value)
+        return formats.iso(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
@@ -116,41 +116,3 @@ def _width(text: str) -> int:
     import unicodedata
 
     return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def iso(moment: datetime | None) -> str | None:
-    """A time of the database (UTC, without a zone) in ISO 8601."""
-    if moment is None:
-        return None
-    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return aware.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`; a dash for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def number(value: int | None) -> str:
-    """An integer in groups, as in `1,234,567`; a dash for None."""
-    return "-" if value is None else f"{value:,}"
-
-
-def money(value: Decimal | None) -> str:
-    """US dollars with as many decimals as the amount needs; "unknown" for None, which is not nothing."""
-    if value is None:
-        return "unknown"
-    if value == 0:
-        return "$0"
-    return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.4f}" if abs(value) >= Decimal("0.001") else f"${value:.7f}"

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.money import Usd
 from ai_worker.models import ItemStatus, TaskStatus
@@ -101,4 +102,4 @@ def _tell(id_task: int, after: TaskStatus, items: int, as_json: bool, text: str)
 
 
 def _items(count: int) -> str:
-    return "1 item" if count == 1 else f"{context.number(count)} items"
+    return "1 item" if count == 1 else f"{formats.number(count)} items"

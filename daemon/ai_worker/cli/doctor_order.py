@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ai_worker.cli.context import iso
 from ai_worker.cli.findings import Finding, ok, problem
 from ai_worker.db import Database
+from ai_worker.formats import iso
 from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.health import Health
 from ai_worker.store.schedules import Schedules

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.keys import read_secret
 from ai_worker.cli.status import plain, visible
@@ -113,11 +114,11 @@ def show(name: str, as_json: bool) -> None:
     lines = {
         "tasks": _listed(found.tasks),
         "items": _listed(found.items),
-        "cost": context.money(found.cost),
-        "to go": None if found.eta_seconds is None else f"about {context.duration(found.eta_seconds)}",
-        "created": context.iso(found.created_at),
-        "closed": context.iso(found.closed_at),
-        "ended": context.iso(found.ended_at),
+        "cost": formats.money(found.cost),
+        "to go": None if found.eta_seconds is None else f"about {formats.duration(found.eta_seconds)}",
+        "created": formats.iso(found.created_at),
+        "closed": formats.iso(found.closed_at),
+        "ended": formats.iso(found.ended_at),
         "callback": None if found.callback_url is None else visible(redacted_text(found.callback_url)),
         "delivery": None if found.delivery is None else _told(found.delivery),
     }
@@ -179,8 +180,8 @@ def _counts(counts: dict[TaskStatus, int] | dict[ItemStatus, int]) -> dict[str, 
 
 
 def _listed(counts: dict[TaskStatus, int] | dict[ItemStatus, int]) -> str:
-    parts = [f"{context.number(count)} {status.name}" for status, count in sorted(counts.items())]
-    return f"{context.number(sum(counts.values()))}: {', '.join(parts)}" if parts else "none yet"
+    parts = [f"{formats.number(count)} {status.name}" for status, count in sorted(counts.items())]
+    return f"{formats.number(sum(counts.values()))}: {', '.join(parts)}" if parts else "none yet"
 
 
 def _row(each: Group) -> tuple[object, ...]:
@@ -188,11 +189,11 @@ def _row(each: Group) -> tuple[object, ...]:
     return (
         visible(each.name),
         each.state,
-        context.number(sum(each.tasks.values())),
-        context.number(sum(each.tasks.get(status, 0) for status in over)),
-        context.number(each.records_processed),
-        context.number(each.records_failed),
-        context.money(each.cost),
+        formats.number(sum(each.tasks.values())),
+        formats.number(sum(each.tasks.get(status, 0) for status in over)),
+        formats.number(each.records_processed),
+        formats.number(each.records_failed),
+        formats.money(each.cost),
         "-" if each.callback_url is None else "not due yet" if each.delivery is None else _told(each.delivery),
     )
 
@@ -205,4 +206,4 @@ def _told(delivery: Delivery) -> str:
     reason = f": {visible(delivery.reason)}" if delivery.reason else ""
     if delivery.state == "failed":
         return f"given up after {tries}{reason}"
-    return f"waits until {context.iso(delivery.due_at)}, {tries} so far{reason}"
+    return f"waits until {formats.iso(delivery.due_at)}, {tries} so far{reason}"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.keys import read_secret
 from ai_worker.cli.money import Usd
@@ -230,7 +231,7 @@ def test(name: str, as_json: bool) -> int:
         context.emit_json(report)
     elif report["ok"]:
         tokens = f"{report['tokens_input']} + {report['tokens_output']} tokens"
-        click.echo(f"{name} answered in {report['latency_ms']} ms: {tokens}, cost {context.money(report['cost'])}.")
+        click.echo(f"{name} answered in {report['latency_ms']} ms: {tokens}, cost {formats.money(report['cost'])}.")
         click.echo(f"  sent      {report['text']}\n  received  {report['answer']}")
         click.echo(f"  limits    {_limits(report['limits'])}\n  price     {_price(report['price'], name)}")
         if report["resumed"]:
@@ -243,9 +244,9 @@ def test(name: str, as_json: bool) -> int:
 
 def _limits(limits: dict[str, int | None]) -> str:
     words = {"requests_per_minute": "requests/min", "tokens_per_minute": "tokens/min", "in_flight": "calls in flight"}
-    told = [f"{context.number(limits[key])} {word}" for key, word in words.items() if limits[key] is not None]
+    told = [f"{formats.number(limits[key])} {word}" for key, word in words.items() if limits[key] is not None]
     said = [
-        f"{context.number(limits[f'provider_{key}'])} {word}"
+        f"{formats.number(limits[f'provider_{key}'])} {word}"
         for key, word in words.items()
         if limits.get(f"provider_{key}") is not None
     ]
@@ -318,9 +319,9 @@ def _as_row(model: Model) -> tuple[object, ...]:
         model.provider,
         model.model,
         "yes" if model.api_key_encrypted else None,
-        context.number(model.max_requests_per_minute),
-        context.number(model.max_tokens_per_minute),
-        context.number(model.max_in_flight),
+        formats.number(model.max_requests_per_minute),
+        formats.number(model.max_tokens_per_minute),
+        formats.number(model.max_in_flight),
         None if found is None else f"{found.input.normalize():f}",
         None if found is None else f"{found.output.normalize():f}",
         _state(model),

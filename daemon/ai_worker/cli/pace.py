@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from decimal import Decimal
 
-from ai_worker.cli import context
+from ai_worker import formats
 from ai_worker.store.reports import ModelReport
 
 WINDOW = 60.0  # seconds over which rates are taken
@@ -51,8 +51,8 @@ class Pace:
             _of(model.in_flight, model.max_in_flight),
             _of(attempts, model.requests_per_minute, sign),
             _of(tokens, model.tokens_per_minute, sign),
-            None if per_hour is None else context.money(per_hour),
-            context.money(model.cost) if model.budget_per_day is None else _money_of(model.cost, model.budget_per_day),
+            None if per_hour is None else formats.money(per_hour),
+            formats.money(model.cost) if model.budget_per_day is None else _money_of(model.cost, model.budget_per_day),
         )
 
 
@@ -67,9 +67,9 @@ def state(model: ModelReport) -> str:
 
 
 def _of(value: float | None, limit: int | None, sign: str = "") -> str:
-    shown = "-" if value is None else context.number(round(value))
-    return shown if limit is None else f"{shown} of {sign}{context.number(limit)}"
+    shown = "-" if value is None else formats.number(round(value))
+    return shown if limit is None else f"{shown} of {sign}{formats.number(limit)}"
 
 
 def _money_of(cost: Decimal | None, budget: Decimal) -> str:
-    return f"{context.money(cost or Decimal(0))} of {context.money(budget)}"
+    return f"{formats.money(cost or Decimal(0))} of {formats.money(budget)}"

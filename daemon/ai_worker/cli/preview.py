@@ -10,6 +10,7 @@ from itertools import islice
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.db import Database
 from ai_worker.errors import AiWorkerError, ItemRejected, UsageError
@@ -74,7 +75,7 @@ def _show(item: Item, model: Model, prompt: Prompt, usage: Usage, cost: Decimal 
         return
     _say(f"--- {_place(item)}, model {model.name}")
     _say(f"[system]\n{prompt.system}\n[user]\n{prompt.user}")
-    _say(f"[about {usage.tokens_input} tokens in, {usage.tokens_output} out, {context.money(cost)}]\n")
+    _say(f"[about {usage.tokens_input} tokens in, {usage.tokens_output} out, {formats.money(cost)}]\n")
 
 
 def _show_rejected(item: Item, error: AiWorkerError, as_json: bool) -> None:
@@ -104,9 +105,9 @@ def _show_total(total: Estimate, shown: int) -> None:
     for name in sorted(total.unpriced):
         _say(f"the price of model {name} is not known: `ai-worker model set {name} --price-input … --price-output …`")
     if total.twins:
-        _say(f"{context.number(total.twins)} of the items are the same work as others and need no call of their own")
-    tokens = f"{context.number(total.usage.tokens_input)} tokens in and {context.number(total.usage.tokens_output)} out"
+        _say(f"{formats.number(total.twins)} of the items are the same work as others and need no call of their own")
+    tokens = f"{formats.number(total.usage.tokens_input)} tokens in and {formats.number(total.usage.tokens_output)} out"
     is_packed = total.calls + total.twins + total.rejected < total.items
-    calls = "" if not is_packed else f" in {context.number(total.calls)} calls"
-    cost = context.money(total.known_cost)
+    calls = "" if not is_packed else f" in {formats.number(total.calls)} calls"
+    cost = formats.money(total.known_cost)
     _say(f"dry run: {total.items} items{calls}, about {tokens}, cost about {cost}; nothing was sent or written")

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import click
 
-from ai_worker.cli import context
+from ai_worker import formats
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.reports import Reports, TaskReport
@@ -90,17 +90,17 @@ def line(sample: Sample) -> str:
     task = sample.task
     done = task.records_processed + task.records_failed
     share = f" ({100 * done // task.total} %)" if task.total else ""
-    parts = [f"task {task.id_task}", task.status.name, f"{context.number(done)} of {context.number(task.total)}{share}"]
+    parts = [f"task {task.id_task}", task.status.name, f"{formats.number(done)} of {formats.number(task.total)}{share}"]
     if sample.rate is not None and not task.is_over:
         parts.append(f"{sample.rate:.1f}/s")
         if sample.eta is not None:
-            parts.append(f"ETA {context.duration(sample.eta)}")
+            parts.append(f"ETA {formats.duration(sample.eta)}")
     if task.steps is not None:
-        parts.append(f"steps {context.number(task.steps.done)} of {context.number(task.steps.total)}")
+        parts.append(f"steps {formats.number(task.steps.done)} of {formats.number(task.steps.total)}")
     if task.records_failed:
-        parts.append("1 error" if task.records_failed == 1 else f"{context.number(task.records_failed)} errors")
+        parts.append("1 error" if task.records_failed == 1 else f"{formats.number(task.records_failed)} errors")
     if task.items[ItemStatus.DEFERRED]:
-        parts.append(f"{context.number(task.items[ItemStatus.DEFERRED])} deferred")
+        parts.append(f"{formats.number(task.items[ItemStatus.DEFERRED])} deferred")
     if task.cost is not None:
         parts.append(_money(sample))
     if task.model_stopped and not task.is_over:
@@ -110,11 +110,11 @@ def line(sample: Sample) -> str:
 
 def _money(sample: Sample) -> str:
     """`$0.0123 ($1.20/h, $0.0287 to go)`; of a task that is over or costs nothing, what it has cost."""
-    spent = context.money(sample.task.cost)
+    spent = formats.money(sample.task.cost)
     if sample.task.is_over or not sample.task.cost or sample.cost_to_go is None:
         return spent
-    to_go = f"{context.money(sample.cost_to_go)} to go"
-    per_hour = "" if sample.cost_per_hour is None else f"{context.money(sample.cost_per_hour)}/h, "
+    to_go = f"{formats.money(sample.cost_to_go)} to go"
+    per_hour = "" if sample.cost_per_hour is None else f"{formats.money(sample.cost_per_hour)}/h, "
     return f"{spent} ({per_hour}{to_go})"
 
 
@@ -134,7 +134,7 @@ def row_counter() -> Iterator[Callable[[int], None]]:
         if time.monotonic() - shown > 0.1:
             shown = time.monotonic()
             with contextlib.suppress(OSError):
-                click.echo(f"\r\x1b[K{context.number(count)} rows", nl=False, err=True)
+                click.echo(f"\r\x1b[K{formats.number(count)} rows", nl=False, err=True)
 
     try:
         yield show

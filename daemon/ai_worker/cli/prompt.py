@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.review import named
 from ai_worker.cli.task_options import parameters_of
@@ -53,7 +54,7 @@ def list_(everything: bool, as_json: bool) -> int:
         lines: list[tuple[str, object, str, str, str | None, str | None]] = []
         for row in rows:
             state = "current" if row.is_current else "earlier" if row.is_active else "retired"
-            lines.append((row.name, row.version, row.origin.value, state, row.created_by, context.iso(row.created_at)))
+            lines.append((row.name, row.version, row.origin.value, state, row.created_by, formats.iso(row.created_at)))
         for each in local:
             lines.append((each.name, each.version, each.origin.value, "not known to others yet", None, None))
         lines.sort(key=lambda line: line[0])

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.cli.task_options import note
@@ -112,8 +113,8 @@ def list_(as_json: bool) -> int:
         rows = [
             (
                 each.queue,
-                *map(context.number, (each.tasks, each.pending, each.deferred, each.in_flight)),
-                context.duration(each.oldest_seconds),
+                *map(formats.number, (each.tasks, each.pending, each.deferred, each.in_flight)),
+                formats.duration(each.oldest_seconds),
             )
             for each in reports
         ]
@@ -156,8 +157,8 @@ def _subject(queue_name: str, task_type: str) -> str:
 
 def _words(limit: QueueLimit) -> str:
     words = [
-        *([f"{context.number(limit.per_minute)} a minute"] * bool(limit.per_minute)),
-        *([f"{context.number(limit.at_once)} at once"] * bool(limit.at_once)),
+        *([f"{formats.number(limit.per_minute)} a minute"] * bool(limit.per_minute)),
+        *([f"{formats.number(limit.at_once)} at once"] * bool(limit.at_once)),
         *([f"{limit.time_limit} s for an attempt"] * bool(limit.time_limit)),
     ]
     return ", ".join(words)

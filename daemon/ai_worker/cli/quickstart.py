@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import click
 
-from ai_worker import log
+from ai_worker import formats, log
 from ai_worker.cli import context
 from ai_worker.config import Settings
 from ai_worker.database_url import parse_database_url
@@ -115,7 +115,7 @@ def _process(settings: Settings, db: Database, id_task: int) -> int:
     report = Reports(db).task(id_task)
     click.echo(
         f"Task {id_task} is {report.status.name}: {report.records_processed} rows PROCESSED, {report.records_failed} failed, "
-        f"in {context.duration(seconds)}"
+        f"in {formats.duration(seconds)}"
     )
     if report.open:
         click.echo(f"{report.open} rows are still open")

@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.result_files import Writer, told
 from ai_worker.cli.status import plain
@@ -167,7 +168,7 @@ def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: 
                 item.review.name,
                 cell(item.text_reviewed),
                 cell(item.reviewed_by),
-                context.iso(item.reviewed_at),
+                formats.iso(item.reviewed_at),
                 json.dumps(told(item.files)) if item.files else None,
             )
         )
@@ -180,7 +181,7 @@ def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Results
         for item in page:
             values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
             values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
-            values |= {"review": item.review.name, "reviewed_at": context.iso(item.reviewed_at), "files": told(item.files)}
+            values |= {"review": item.review.name, "reviewed_at": formats.iso(item.reviewed_at), "files": told(item.files)}
             if steps_of is not None:
                 values["steps"] = [_step(step) for step in steps.get(item.id_task_item, ())]
             stream.write(json.dumps(values, ensure_ascii=False) + "\n")
@@ -188,7 +189,7 @@ def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Results
 
 
 def _step(step: ItemStep) -> dict[str, Any]:
-    times = {"cost": plain(step.cost), "finished_at": context.iso(step.finished_at)}
+    times = {"cost": plain(step.cost), "finished_at": formats.iso(step.finished_at)}
     return {**step._asdict(), "result": dict(step.result), **times}
 
 

@@ -13,8 +13,9 @@ from typing import IO, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ai_worker import formats
 from ai_worker.changes import Kind, kinds_of, tallied
-from ai_worker.cli import changes, context
+from ai_worker.cli import changes
 from ai_worker.cli.result_files import shown
 from ai_worker.models import ItemStatus, ReviewStatus
 from ai_worker.store.edits import Edits
@@ -32,10 +33,10 @@ def write_page(stream: IO[str], task: TaskReport, items: Iterator[ItemResult], e
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "number": context.number,
-        "money": context.money,
-        "duration": context.duration,
-        "time": context.iso,
+        "number": formats.number,
+        "money": formats.money,
+        "duration": formats.duration,
+        "time": formats.iso,
         "percent": changes.percent,
     }
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("results.css", "results.js"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.errors import UsageError
 from ai_worker.models import ReviewStatus
@@ -86,7 +87,7 @@ def review(
         context.emit_json({"id_task": id_task, "review": said.verdict.name, "items": count, "by": said.by})
     else:
         done = {"accept": "accepted", "reject": "rejected", "reset": "back to unreviewed"}[verdict]
-        click.echo(f"task {id_task}: {'1 item' if count == 1 else f'{context.number(count)} items'} {done}")
+        click.echo(f"task {id_task}: {'1 item' if count == 1 else f'{formats.number(count)} items'} {done}")
 
 
 def named(by: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context, order
 from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
@@ -187,12 +188,12 @@ def show(name: str, as_json: bool) -> None:
     if found.description:
         click.echo(f"  {'for':<10} {visible(found.description[:200])}")
     if found.budget is not None:
-        click.echo(f"  {'budget':<10} {context.money(found.budget)} each")
+        click.echo(f"  {'budget':<10} {formats.money(found.budget)} each")
     if found.lane is not Lane.ONLINE:
         click.echo(f"  {'lane':<10} {found.lane.value}")
     click.echo(f"  {'missed':<10} {found.missed.value}")
     if found.last_task is not None:
-        click.echo(f"  {'last':<10} task {found.last_task}, due {context.iso(found.last_due_at)}")
+        click.echo(f"  {'last':<10} task {found.last_task}, due {formats.iso(found.last_due_at)}")
     if found.message:
         click.echo(f"  {'message':<10} {visible(found.message)}")
     for label, time in zip(("next", *[""] * SHOWN_TIMES), times, strict=False):
@@ -271,7 +272,7 @@ def _times(each: Schedule, now: datetime) -> list[datetime]:
 def _both(moment: datetime | None, times: Cron) -> str:
     if moment is None:
         return "no time: it never comes"
-    return f"{times.local(moment):%Y-%m-%d %H:%M %Z} ({context.iso(moment)})"
+    return f"{times.local(moment):%Y-%m-%d %H:%M %Z} ({formats.iso(moment)})"
 
 
 def _local(each: Schedule) -> str | None:
@@ -289,7 +290,7 @@ def _row(each: Schedule) -> tuple[object, ...]:
     if not each.is_active:
         local, utc = "paused", None
     else:
-        local, utc = _local(each) or "never", context.iso(each.next_at)
+        local, utc = _local(each) or "never", formats.iso(each.next_at)
     return (
         visible(each.name),
         each.cron,
@@ -328,4 +329,4 @@ def _as_dict(each: Schedule) -> dict[str, Any]:
 
 
 def _count(items: int) -> str:
-    return "1 item" if items == 1 else f"{context.number(items)} items"
+    return "1 item" if items == 1 else f"{formats.number(items)} items"

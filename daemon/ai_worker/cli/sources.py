@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context, progress
 from ai_worker.cli.review import named
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
@@ -88,13 +89,13 @@ def import_(
     if done.was_finished:
         note(f"task {done.id_task} was made from --key {options.key} before; nothing was added")
     if done.skipped:
-        note(f"{context.number(done.skipped)} {'row' if done.skipped == 1 else 'rows'} without text skipped")
+        note(f"{formats.number(done.skipped)} {'row' if done.skipped == 1 else 'rows'} without text skipped")
     if as_json:
         context.emit_json({"id_task": done.id_task, "items": done.items, "skipped": done.skipped})
     elif done.id_task is None:
         click.echo(f"no rows to import from {source}; no task was made")
     else:
-        click.echo(f"task {done.id_task}: {'1 item' if done.items == 1 else f'{context.number(done.items)} items'}")
+        click.echo(f"task {done.id_task}: {'1 item' if done.items == 1 else f'{formats.number(done.items)} items'}")
     return EXIT_DONE
 
 
@@ -194,10 +195,10 @@ def _tell(id_task: int, counts: Counter[ExportOutcome], before: int, problems: l
         key = "without a key" if each.external_key is None else f"key {harmless(each.external_key)}"
         click.echo(f"{each.outcome.value:<9} item {each.id_task_item}, {key}: {_PROBLEMS[each.outcome]}{why}")
     if more := sum(counts[outcome] for outcome in _PROBLEMS) - len(problems):
-        click.echo(f"… and {context.number(more)} more: --json names them all")
-    parts = [f"{context.number(counts[outcome])} {outcome.value}" for outcome in ExportOutcome if counts[outcome]]
+        click.echo(f"… and {formats.number(more)} more: --json names them all")
+    parts = [f"{formats.number(counts[outcome])} {outcome.value}" for outcome in ExportOutcome if counts[outcome]]
     if before:
-        parts.append(f"{context.number(before)} done before")
+        parts.append(f"{formats.number(before)} done before")
     text = ", ".join(parts) or "nothing is accepted; `ai-worker review` accepts"
     click.echo(f"task {id_task}: {text}{'; nothing was written, this was a dry run' if dry_run else ''}")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import changes, context, progress
 from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.db import Database
@@ -208,21 +209,21 @@ def _numbers(task: TaskReport) -> list[tuple[str, str]]:
     if task.description:
         rows.insert(0, ("instruction", visible(task.description[:200])))
     if task.steps is not None:
-        whose = "1 item" if task.steps.items == 1 else f"{context.number(task.steps.items)} items"
-        rows.append(("steps", f"{context.number(task.steps.done)} of {context.number(task.steps.total)}, of {whose} in progress"))
+        whose = "1 item" if task.steps.items == 1 else f"{formats.number(task.steps.items)} items"
+        rows.append(("steps", f"{formats.number(task.steps.done)} of {formats.number(task.steps.total)}, of {whose} in progress"))
     if task.status_reason:
         rows.append(("reason", visible(task.status_reason)))
     if task.rate is not None:
-        eta = f", done in about {context.duration(_eta(task))}" if _eta(task) is not None else ""
+        eta = f", done in about {formats.duration(_eta(task))}" if _eta(task) is not None else ""
         rows.append(("rate", f"{task.rate:.1f} items/s{eta}"))
     if task.started_at is not None:
-        rows.append(("tokens", f"{context.number(task.tokens_input)} in, {context.number(task.tokens_output)} out"))
-        rows.append(("cost", context.money(task.cost)))
+        rows.append(("tokens", f"{formats.number(task.tokens_input)} in, {formats.number(task.tokens_output)} out"))
+        rows.append(("cost", formats.money(task.cost)))
     if task.fallbacks:
         rows.append(("fallbacks", ", ".join(map(visible, task.fallbacks))))
     if task.budget is not None:
-        reserved = f", {context.money(task.reserved)} reserved for items in flight" if task.reserved else ""
-        rows.append(("budget", f"{context.money(task.cost or Decimal(0))} of {context.money(task.budget)} spent{reserved}"))
+        reserved = f", {formats.money(task.reserved)} reserved for items in flight" if task.reserved else ""
+        rows.append(("budget", f"{formats.money(task.cost or Decimal(0))} of {formats.money(task.budget)} spent{reserved}"))
     if task.queue != DEFAULT_QUEUE:
         rows.append(("queue", visible(task.queue)))
     if task.priority:
@@ -238,7 +239,7 @@ def waits_for(each: Dependency) -> str:
 
 
 def _batch(batch: BatchReport) -> tuple[str, str]:
-    parts = [batch.state, f"{context.number(batch.items)} items", batch.provider_batch_id, batch.message]
+    parts = [batch.state, f"{formats.number(batch.items)} items", batch.provider_batch_id, batch.message]
     return "batch", ", ".join(visible(part) for part in parts if part)
 
 
@@ -250,12 +251,12 @@ def _moments(task: TaskReport) -> list[tuple[str, str]]:
         "finished": task.finished_at,
         "goes on": task.resume_at,
     }
-    return [(name, context.iso(moment) or "") for name, moment in moments.items() if moment is not None]
+    return [(name, formats.iso(moment) or "") for name, moment in moments.items() if moment is not None]
 
 
 def _items(task: TaskReport) -> str:
-    parts = [f"{context.number(task.items[each])} {_WORDS[each]}" for each in _WORDS if task.items[each]]
-    return f"{context.number(task.total)}: {', '.join(parts)}" if parts else "none yet"
+    parts = [f"{formats.number(task.items[each])} {_WORDS[each]}" for each in _WORDS if task.items[each]]
+    return f"{formats.number(task.total)}: {', '.join(parts)}" if parts else "none yet"
 
 
 _WORDS = {
@@ -269,9 +270,9 @@ _WORDS = {
 
 
 def _group(group: ErrorGroup) -> str:
-    due = f", next try in {context.duration(max(0.0, group.due_seconds))}" if group.due_seconds is not None else ""
+    due = f", next try in {formats.duration(max(0.0, group.due_seconds))}" if group.due_seconds is not None else ""
     example = f"; item {group.id_task_item}: {visible(group.message[:160])}" if group.message else ""
-    return f"{context.number(group.items)} × {group.kind}{due}{example}"
+    return f"{formats.number(group.items)} × {group.kind}{due}{example}"
 
 
 def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]) -> list[str]:
@@ -298,7 +299,7 @@ def _hints(task: TaskReport, workers: Sequence[WorkerReport], stopped: Sequence[
             f"`ai-worker retry {each.id_task}` brings back what failed there" for each in unmet if each.status is TaskStatus.ERROR
         ]
     elif task.open and task.is_ahead:
-        hints.append(f"starts at {context.iso(task.scheduled_at)}")
+        hints.append(f"starts at {formats.iso(task.scheduled_at)}")
     elif task.open and task.status is not TaskStatus.CANCELLED and not any(each.state in {"alive", "late"} for each in workers):
         hints.append(f"no worker is running; `ai-worker run --task {task.id_task}` starts one")
     if task.status is TaskStatus.CANCELLED:
@@ -325,14 +326,14 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
         (
             task.id_task,
             task.status.name,
-            *[context.iso(task.scheduled_at) if task.is_ahead else None] * with_start,
+            *[formats.iso(task.scheduled_at) if task.is_ahead else None] * with_start,
             task.task_type,
             visible(task.model[:30]),
-            context.number(task.total),
-            context.number(task.records_processed),
-            context.number(task.records_failed),
-            context.number(task.open),
-            None if task.cost is None else context.money(task.cost),
+            formats.number(task.total),
+            formats.number(task.records_processed),
+            formats.number(task.records_failed),
+            formats.number(task.open),
+            None if task.cost is None else formats.money(task.cost),
             *[visible(task.queue)] * with_queue,
             *[task.priority or None] * with_priority,
             visible(task.description[:40]),
@@ -345,7 +346,7 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
 
 def _show_stopped(models: Sequence[StoppedModel]) -> None:
     for model in models:
-        click.echo(f"model {visible(model.name)} is stopped since {context.iso(model.stopped_at)}: {_why_and_when(model)}")
+        click.echo(f"model {visible(model.name)} is stopped since {formats.iso(model.stopped_at)}: {_why_and_when(model)}")
 
 
 def _show_given_up(db: Database) -> None:
@@ -358,7 +359,7 @@ def _show_given_up(db: Database) -> None:
 
 
 def _why_and_when(model: StoppedModel) -> str:
-    again = "at the next claim" if model.probe_seconds <= 0 else f"in {context.duration(model.probe_seconds)}"
+    again = "at the next claim" if model.probe_seconds <= 0 else f"in {formats.duration(model.probe_seconds)}"
     return f"{WHY_STOPPED.get(model.kind, model.kind)} ({visible(model.reason)}); tried again {again}"
 
 
@@ -391,9 +392,9 @@ def _worker_row(worker: WorkerReport) -> tuple[object, ...]:
         worker.pid,
         worker.mode,
         f"{worker.in_flight} of {worker.concurrency}",
-        context.number(worker.items_processed),
-        context.number(worker.items_failed),
-        f"{context.duration(worker.silent_seconds)} ago",
+        formats.number(worker.items_processed),
+        formats.number(worker.items_failed),
+        f"{formats.duration(worker.silent_seconds)} ago",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context, progress
 from ai_worker.cli.preview import PREVIEWED_PROMPTS, show
 from ai_worker.cli.task_options import TaskOptions, note, task_options, warn_of_stopped
@@ -131,7 +132,7 @@ def _estimate(
         )
         total = show(items, shown, library.kind, as_json=as_json)
     if task.budget is not None and (total.known_cost or 0) > task.budget:
-        note(f"that is more than the budget of {context.money(task.budget)}: the task would be paused before its end")
+        note(f"that is more than the budget of {formats.money(task.budget)}: the task would be paused before its end")
 
 
 def _delimiter(text: str | None) -> str | None:

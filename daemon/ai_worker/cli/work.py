@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.preview import preview
 from ai_worker.cli.queue_options import WeightedQueue, distinct
@@ -249,7 +250,7 @@ class _Progress:
         done = summary.processed + summary.failed
         rate = done / (now - self._began)
         left = max(0, self._total - done)
-        eta = context.duration(left / rate) if rate else "?"
+        eta = formats.duration(left / rate) if rate else "?"
         click.echo(
             f"\r\x1b[K{done} of {self._total} items, {summary.failed} failed, {rate:.1f}/s, {eta} to go", err=True, nl=False
         )

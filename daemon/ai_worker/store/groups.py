@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import DatabaseError, UsageError
+from ai_worker.errors import DatabaseError, NotFound, UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 
 LISTED_TASKS: Final = 500  # in a callback's body; of more only the totals
@@ -141,7 +141,7 @@ class Groups:
     def _find(self, name: str) -> Row:
         rows = self._db.query("group_of_name", {"name": name})
         if not rows:
-            raise UsageError(f"there is no group {name!r}; `ai-worker group list` shows those there are")
+            raise NotFound(f"there is no group {name!r}; `ai-worker group list` shows those there are")
         return rows[0]
 
     def rekey(self, seal: Callable[[int, bytes], bytes | None]) -> int:

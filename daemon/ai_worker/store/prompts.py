@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import DatabaseError, UsageError
+from ai_worker.errors import DatabaseError, NotFound, UsageError
 from ai_worker.store.claims import json_object
 
 _DUPLICATE: Final = 1062
@@ -201,7 +201,7 @@ def _retired(name: str, version: int | None, tx: Transaction) -> tuple[Known, Kn
         found = [row for row in rows if row["origin"] == Origin.PUSHED and row["version"] == version]
     if not found:
         which = f"{name!r}" if version is None else f"{name!r} of version {version} that was pushed"
-        raise UsageError(f"there is no prompt {which}; `ai-worker prompt list --all` names those there are")
+        raise NotFound(f"there is no prompt {which}; `ai-worker prompt list --all` names those there are")
     left = [row for row in active if row["id_prompt"] != found[0]["id_prompt"]]
     if not left and found[0]["origin"] == Origin.SHIPPED:
         raise UsageError(f"no other prompt {name!r} would be left for the tasks of this type; push one first")

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row
-from ai_worker.errors import UsageError
+from ai_worker.errors import NotFound
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, TaskStatus
 
 _OPEN: Final = (ItemStatus.PENDING, ItemStatus.IN_PROGRESS, ItemStatus.DEFERRED)
@@ -206,7 +206,7 @@ class Reports:
         """One task, with its items counted and its errors grouped. Raises UsageError when there is none."""
         rows = self._db.query("task_report", {"id_task": id_task})
         if not rows:
-            raise UsageError(f"no task {id_task}; `ai-worker status` lists them")
+            raise NotFound(f"no task {id_task}; `ai-worker status` lists them")
         counts = {row["status_id"]: row["items"] for row in self._db.query("task_counts", {"id_task": id_task})}
         has_reasons = counts.get(ItemStatus.ERROR) or counts.get(ItemStatus.DEFERRED)
         errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import UsageError
+from ai_worker.errors import NotFound, UsageError
 from ai_worker.models import ItemStatus, ReviewStatus
 from ai_worker.store.tasks import no_task
 
@@ -97,7 +97,7 @@ class Reviews:
         """One processed item. Raises UsageError when there is none, or when it has no result."""
         rows = self._db.query("item_to_review", {"id_task_item": id_task_item})
         if not rows:
-            raise UsageError(f"no item {id_task_item}")
+            raise NotFound(f"no item {id_task_item}")
         _refuse_unprocessed(id_task_item, rows[0]["status_id"])
         return _reviewed(rows[0])
 

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from ai_worker.cron import Cron
 from ai_worker.db import Database, Row, Transaction
-from ai_worker.errors import DatabaseError, UsageError, ValueRefused
+from ai_worker.errors import DatabaseError, NotFound, UsageError, ValueRefused
 from ai_worker.models import DEFAULT_QUEUE, Lane
 
 FIRES: Final = 50  # in one step of the upkeep, so that what was missed for long does not hold up the rest
@@ -162,7 +162,7 @@ class Schedules:
         for each in self.all():
             if each.name == name:
                 return each
-        raise UsageError(f"there is no schedule {name!r}; `ai-worker schedule list` shows those there are")
+        raise NotFound(f"there is no schedule {name!r}; `ai-worker schedule list` shows those there are")
 
     def remove(self, name: str) -> None:
         """Takes a schedule away; the tasks that it made stay."""

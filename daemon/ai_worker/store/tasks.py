@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from ai_worker.db import Database, Transaction
-from ai_worker.errors import DatabaseError, UsageError
+from ai_worker.errors import DatabaseError, NotFound, UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.budgets import usd
 from ai_worker.store.groups import check_open
@@ -230,7 +230,7 @@ class Tasks:
 
 def no_task(id_task: int) -> UsageError:
     """The error for a task that is not there."""
-    return UsageError(f"no task {id_task}; `ai-worker status` lists them")
+    return NotFound(f"no task {id_task}; `ai-worker status` lists them")
 
 
 class _Count:

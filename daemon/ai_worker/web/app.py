@@ -1,0 +1,36 @@
+"""The web application, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ai_worker import __version__
+from ai_worker.web.api import health
+from ai_worker.web.options import WebOptions
+from ai_worker.web.problems import add_problems
+from ai_worker.web.services import Services
+
+if TYPE_CHECKING:
+    from ai_worker.db import Database
+
+
+def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
+    """The application, on an open database whose schema has been checked. The database is closed by the caller."""
+    chosen = options or WebOptions()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = services = Services(db, chosen)
+        yield
+        services.close()
+
+    app = FastAPI(title="AI Worker", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(chosen.allowed_hosts))
+    add_problems(app)
+    app.include_router(health.router)
+    return app

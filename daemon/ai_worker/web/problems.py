@@ -1,0 +1,92 @@
+"""Errors over HTTP: problem details (RFC 9457) for programs, a page for people."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from ai_worker.errors import AiWorkerError, DatabaseAway, NotFound, UsageError
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class Refused(AiWorkerError):
+    """A request that cannot be served. `headers` go along with the answer."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.headers = headers or {}
+
+
+class Unauthorised(Refused):
+    """Nobody knows who asks."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, {"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(Refused):
+    """Who asks may not do this."""
+
+    status = HTTPStatus.FORBIDDEN
+
+
+class TooMany(Refused):
+    """Too many wrong tokens from this address."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+
+def add_problems(app: FastAPI) -> None:
+    """Has the application answer every error in one shape."""
+
+    @app.exception_handler(AiWorkerError)
+    async def _of_ours(request: Request, error: Exception) -> Response:
+        status = status_of(error)
+        headers = error.headers if isinstance(error, Refused) else {}
+        detail = (
+            str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, DatabaseAway) else "see the server's log"
+        )
+        return problem(request, status, detail, headers)
+
+    @app.exception_handler(HTTPException)
+    async def _of_starlette(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        return problem(request, HTTPStatus(error.status_code), str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def _of_fields(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        fields = [{"field": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
+        detail = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
+        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, {}, errors=fields)
+
+
+def status_of(error: Exception) -> HTTPStatus:
+    """The HTTP status that says what an error means."""
+    if isinstance(error, Refused):
+        return error.status
+    if isinstance(error, NotFound):
+        return HTTPStatus.NOT_FOUND
+    if isinstance(error, UsageError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    if isinstance(error, DatabaseAway):
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def problem(request: Request, status: HTTPStatus, detail: str, headers: dict[str, str], **more: object) -> Response:
+    """An answer that says what is wrong."""
+    body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, "instance": request.url.path}
+    return JSONResponse({**body, **more}, status.value, headers, media_type=PROBLEM_TYPE)

@@ -1,0 +1,58 @@
+"""What the handlers ask: the verbs of `store`, each in one of a few threads with a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+
+from ai_worker.store.answers import Answers
+from ai_worker.store.reports import Reports
+from ai_worker.store.results import Results
+from ai_worker.store.reviews import Reviews
+from ai_worker.store.schedules import Schedules
+from ai_worker.store.tasks import Tasks
+from ai_worker.store.tokens import Tokens
+from ai_worker.web.options import WebOptions
+
+if TYPE_CHECKING:
+    from ai_worker.db import Database
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Services:
+    """One per process, made before the first request and closed after the last one."""
+
+    def __init__(self, db: Database, options: WebOptions) -> None:
+        self.options = options
+        self.db = db
+        self.answers = Answers(db)
+        self.reports = Reports(db)
+        self.results = Results(db)
+        self.reviews = Reviews(db)
+        self.schedules = Schedules(db)
+        self.tasks = Tasks(db)
+        self.tokens = Tokens(db)
+        self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="ai-worker-web")
+
+    async def ask(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What the verb returns. A request that is broken off leaves its statement to end in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: verb(*arguments, **named))
+
+    def close(self) -> None:
+        """Lets statements under way end. The database is closed by whoever opened it."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Served = Annotated[Services, Depends(_services)]
+"""A handler's parameter of this type is given the process's services."""
