@@ -1460,6 +1460,12 @@ SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options,
        max_in_flight, price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
   FROM ai_model ORDER BY id_ai_model;
 
+-- name: model_list_without_keys
+-- The same for those who may see all of an endpoint but its key: the web's user.
+SELECT id_ai_model, name, provider, model, base_url, options, max_requests_per_minute, max_tokens_per_minute,
+       max_in_flight, price_input, price_cached, price_output, budget_per_day, is_active, stopped_kind, stopped_reason, stopped_at, probe_at
+  FROM ai_model ORDER BY id_ai_model;
+
 -- name: model_lock
 -- One endpoint, locked, so that two people who change different columns do not undo each other's work.
 SELECT id_ai_model, name, provider, model, base_url, api_key_encrypted, options, max_requests_per_minute, max_tokens_per_minute,

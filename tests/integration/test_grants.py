@@ -248,6 +248,7 @@ def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> 
         assert len(reports.tasks()) == 1
         assert reports.workers() == []
         assert reports.stopped_models() == []
+        assert [each.api_key_encrypted for each in Models(db, keys=False).all()] == [None]
         assert len(list(Results(db).of_task(id_task))) == 2
         with users.connect("web") as connection, connection.cursor() as cursor:
             cursor.execute("UPDATE task_item SET review_status_id = 1 WHERE id_task = %s", [id_task])

@@ -16,13 +16,15 @@ from ai_worker.cli import context, order
 from ai_worker.cli.money import Usd
 from ai_worker.cli.queue_options import QueueName
 from ai_worker.cli.status import visible
-from ai_worker.cli.task_options import check, description_of, given, model_of, parameters_of
+from ai_worker.cli.task_options import description_of, given, parameters_of
 from ai_worker.cron import Cron
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE, Lane
+from ai_worker.planning import check, model_of
 from ai_worker.rows import Layout, RowFile, format_of
 from ai_worker.store.health import Health
+from ai_worker.store.models import Models
 from ai_worker.store.new_tasks import NewTask
 from ai_worker.store.schedules import MOST_ITEMS, Missed, NewSchedule, Schedule, Schedules
 from ai_worker.store.tasks import Tasks
@@ -120,10 +122,10 @@ def add(
     times = Cron(cron, zone)
     parameters = parameters_of(params)
     with context.database(settings) as db:
-        model = model_of(db, model_name)
+        model = model_of(Models(db), model_name)
         kind, _ = context.library(settings, db).named(type_name)
         task = NewTask(model.id_ai_model, type_name, description, parameters, priority, lane=lane, budget=budget, queue=queue)
-        check(db, task, [model], kind)
+        check(Models(db), task, [model], kind)
         items = [{"text": text} for text in texts] if file is None else _items(db, file)
         if sum(len(json.dumps(item)) for item in items) > LONGEST_ITEMS:
             raise UsageError(f"the items are longer than {LONGEST_ITEMS:,} characters; `ai-worker submit` takes more, from cron")

@@ -37,10 +37,14 @@ class Changes(TypedDict, total=False):
 
 
 class Models:
-    """All verbs about endpoints. A model is named by its name or, where that is a number, by its `id_ai_model`."""
+    """All verbs about endpoints. A model is named by its name or, where that is a number, by its `id_ai_model`.
 
-    def __init__(self, db: Database) -> None:
+    With `keys` False, nothing is read of their encrypted keys, for users who may not: `all` and `get` alone work then.
+    """
+
+    def __init__(self, db: Database, *, keys: bool = True) -> None:
         self._db = db
+        self._keys = keys
 
     def add(self, model: Model, seal: Callable[[int], bytes] | None = None) -> int:
         """Stores a new model and returns its `id_ai_model`; the one in `model` is ignored.
@@ -67,7 +71,7 @@ class Models:
 
     def all(self) -> list[Model]:
         """All models, the oldest first."""
-        return [_model(row) for row in self._db.query("model_list")]
+        return [_model(row) for row in self._db.query("model_list" if self._keys else "model_list_without_keys")]
 
     def get(self, model: str | int) -> Model:
         """One model. Raises UsageError, naming those there are, when there is no such one."""
@@ -174,7 +178,7 @@ def _find(models: list[Model], wanted: str | int) -> Model:
 
 
 def _model(row: Row) -> Model:
-    values = {name: row[name] for name in _COLUMNS}
+    values = {name: row.get(name) for name in _COLUMNS}
     values["options"] = json.loads(row["options"]) if row["options"] else {}
     values["is_active"] = bool(row["is_active"])
     return Model(**values)
