@@ -42,3 +42,11 @@ def money(value: Decimal | None) -> str:
     if value == 0:
         return "$0"
     return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.4f}" if abs(value) >= Decimal("0.001") else f"${value:.7f}"
+
+
+def plain(value: Decimal | None) -> str | None:
+    """An amount for programs, without the zeros that the column's scale adds: "0.0123"; None for None."""
+    if value is None:
+        return None
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

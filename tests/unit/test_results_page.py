@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from ai_worker.changes import Kind, measure
-from ai_worker.cli.results_page import write_page
 from ai_worker.models import ItemStatus, ReviewStatus, TaskStatus
+from ai_worker.output.page import write_page
 from ai_worker.store.edits import Edits
 from ai_worker.store.reports import TaskReport
 from ai_worker.store.results import ItemResult

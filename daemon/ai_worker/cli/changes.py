@@ -7,14 +7,8 @@ from typing import Any
 
 from ai_worker import formats
 from ai_worker.changes import Kind
+from ai_worker.output.marked import LABELS, percent
 from ai_worker.store.edits import Edits
-
-LABELS = {kind: kind.value.replace("_", " ") for kind in Kind}
-
-
-def percent(ratio: float | None) -> str:
-    """A share as people write it; a dash for None."""
-    return "-" if ratio is None else f"{ratio:.1%}".replace(".0%", "%").replace("%", " %")
 
 
 def as_dict(edits: Edits) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import click
 from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.keys import read_secret
-from ai_worker.cli.status import plain, visible
+from ai_worker.cli.status import visible
 from ai_worker.errors import UsageError
 from ai_worker.log import redacted_text
 from ai_worker.models import ItemStatus, Secret, TaskStatus
@@ -167,7 +167,7 @@ def _as_dict(each: Group) -> dict[str, Any]:
         "tasks": _counts(each.tasks),
         "records_processed": each.records_processed,
         "records_failed": each.records_failed,
-        "cost": plain(each.cost),
+        "cost": formats.plain(each.cost),
         "created_at": each.created_at,
         "closed_at": each.closed_at,
         "ended_at": each.ended_at,

@@ -1,48 +1,14 @@
-"""Files of results on their way out: what is told of them, written into a folder, shown on a page."""
+"""Files of results, written into a folder."""
 
 from __future__ import annotations
 
-import base64
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ai_worker import pictures
 from ai_worker.errors import AiWorkerError, UsageError
 from ai_worker.store.files import FileLost, Files, StoredFile
 from ai_worker.store.results import ItemResult
-
-
-def told(files: Iterable[StoredFile]) -> list[dict[str, Any]]:
-    """What stands in results for files: all that is known but the bytes. `file` is the name that `--files` writes."""
-    return [
-        {
-            "file": file.name,
-            "mime_type": file.mime_type,
-            "size": file.size,
-            "sha256": file.sha256.hex(),
-            "width": file.width,
-            "height": file.height,
-            "path": file.path,
-        }
-        for file in files
-    ]
-
-
-def shown(files: Iterable[StoredFile]) -> list[Mapping[str, str | None]]:
-    """The same for the page: a line on each, and its thumbnail as an address that needs nothing but itself."""
-    return [
-        {
-            "line": pictures.line(file.mime_type, file.size, file.width, file.height),
-            "source": None if file.thumbnail is None else _address(file.thumbnail),
-        }
-        for file in files
-    ]
-
-
-def _address(thumbnail: bytes) -> str:
-    return f"data:{pictures.mime_type(thumbnail) or 'image/png'};base64,{base64.b64encode(thumbnail).decode()}"
 
 
 class Writer:

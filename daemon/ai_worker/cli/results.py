@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import json
 import os
 import stat
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import click
 
-from ai_worker import formats
 from ai_worker.cli import context
-from ai_worker.cli.result_files import Writer, told
-from ai_worker.cli.status import plain
+from ai_worker.cli.result_files import Writer
 from ai_worker.errors import EXIT_DONE, EXIT_ITEMS_FAILED, AiWorkerError, UsageError
 from ai_worker.models import ItemStatus
+from ai_worker.output.tables import Csv, json_lines
 from ai_worker.store.edits import edits_of
 from ai_worker.store.files import Files
 from ai_worker.store.reports import Reports
-from ai_worker.store.results import ItemResult, ItemStep, Results
+from ai_worker.store.results import Results
 
-COLUMNS = (
-    "id_task_item",
-    "external_key",
-    "status",
-    "text_original",
-    "text_corrected",
-    "change_summary",
-    "error",
-    "tokens_input",
-    "tokens_output",
-    "cost",
-    "context",
-    "review",
-    "text_reviewed",
-    "reviewed_by",
-    "reviewed_at",
-    "files",
-)
-# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-STEPS_PAGE = 100  # items whose steps are read together
 NAMED_PROBLEMS = 20  # files that were not written
 
 _ONLY = {"processed": ItemStatus.PROCESSED, "error": ItemStatus.ERROR, "all": None}
@@ -103,13 +77,15 @@ def results(
         items = items if writer is None else writer.of(items)
         with _target(output) as stream:
             if chosen == "csv":
-                guarded = _write_csv(stream, items, raw=raw, bom=bom)
+                table = Csv(items, raw=raw, bom=bom)
+                stream.writelines(table)
+                guarded = table.guarded
             elif chosen == "jsonl":
-                guarded = _write_jsonl(stream, items, results if with_steps else None)
+                stream.writelines(json_lines(items, results if with_steps else None))
             else:
-                from ai_worker.cli.results_page import write_page
+                from ai_worker.output.page import write_page
 
-                guarded = write_page(stream, task, items, edits_of(db, id_task))
+                write_page(stream, task, items, edits_of(db, id_task))
     if writer:
         click.echo(f"note: {writer.count} file{'' if writer.count == 1 else 's'} written to {folder}", err=True)
         for problem in writer.lost[:NAMED_PROBLEMS]:
@@ -134,63 +110,6 @@ def _format_of(output: str | None) -> str:
             return "csv"
         raise UsageError(f"the format is not to be told from {output!r}: name a file in {_ENDINGS}, or give --format")
     return _SUFFIXES[suffix]
-
-
-def _write_csv(stream: IO[str], items: Iterator[ItemResult], *, raw: bool, bom: bool) -> int:
-    """Returns how many cells were changed."""
-    guarded = 0
-
-    def cell(text: str | None) -> str | None:
-        nonlocal guarded
-        if raw or not text or not text.startswith(FORMULA):
-            return text
-        guarded += 1
-        return f"'{text}"
-
-    if bom:
-        stream.write("\ufeff")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for item in items:
-        writer.writerow(
-            (
-                item.id_task_item,
-                cell(item.external_key),
-                item.status.name,
-                cell(item.text_original),
-                cell(item.text_corrected),
-                cell(item.change_summary),
-                cell(item.error),
-                item.tokens_input,
-                item.tokens_output,
-                plain(item.cost),
-                json.dumps(item.context, ensure_ascii=False) if item.context else None,
-                item.review.name,
-                cell(item.text_reviewed),
-                cell(item.reviewed_by),
-                formats.iso(item.reviewed_at),
-                json.dumps(told(item.files)) if item.files else None,
-            )
-        )
-    return guarded
-
-
-def _write_jsonl(stream: IO[str], items: Iterator[ItemResult], steps_of: Results | None) -> int:
-    while page := list(islice(items, STEPS_PAGE)):
-        steps = {} if steps_of is None else steps_of.steps([item.id_task_item for item in page])
-        for item in page:
-            values: dict[str, Any] = {name: getattr(item, name) for name in COLUMNS}
-            values |= {"status": item.status.name, "cost": plain(item.cost), "context": dict(item.context)}
-            values |= {"review": item.review.name, "reviewed_at": formats.iso(item.reviewed_at), "files": told(item.files)}
-            if steps_of is not None:
-                values["steps"] = [_step(step) for step in steps.get(item.id_task_item, ())]
-            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
-    return 0
-
-
-def _step(step: ItemStep) -> dict[str, Any]:
-    times = {"cost": plain(step.cost), "finished_at": formats.iso(step.finished_at)}
-    return {**step._asdict(), "result": dict(step.result), **times}
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
         "records_failed": task.records_failed,
         "tokens_input": task.tokens_input,
         "tokens_output": task.tokens_output,
-        "cost": plain(task.cost),
+        "cost": formats.plain(task.cost),
         "started_at": task.started_at,
         "finished_at": task.finished_at,
         "status_reason": task.status_reason,
@@ -139,8 +139,8 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
         "queue": task.queue,
         "priority": task.priority,
         "max_attempts": task.max_attempts,
-        "budget": plain(task.budget),
-        "reserved": plain(task.reserved),
+        "budget": formats.plain(task.budget),
+        "reserved": formats.plain(task.reserved),
         "resume_at": task.resume_at,
         "fallbacks": list(task.fallbacks),
         "after": [
@@ -165,14 +165,6 @@ def as_dict(task: TaskReport) -> dict[str, Any]:
 
 
 _ITEM_KEYS = ("pending", "in_progress", "deferred", "processed", "error", "cancelled")
-
-
-def plain(cost: Decimal | None) -> str | None:
-    """An amount without the zeros that the column's scale adds: "0.0123"."""
-    if cost is None:
-        return None
-    text = format(cost, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def visible(text: str) -> str:

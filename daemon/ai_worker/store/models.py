@@ -178,7 +178,7 @@ def _find(models: list[Model], wanted: str | int) -> Model:
 
 
 def _model(row: Row) -> Model:
-    values = {name: row.get(name) for name in _COLUMNS}
+    values: dict[str, Any] = {name: row.get(name) for name in _COLUMNS}
     values["options"] = json.loads(row["options"]) if row["options"] else {}
     values["is_active"] = bool(row["is_active"])
     return Model(**values)
