@@ -692,6 +692,10 @@ UPDATE worker FORCE INDEX (PRIMARY)
        in_flight = %(in_flight)s, items_processed = %(items_processed)s, items_failed = %(items_failed)s
  WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL;
 
+-- name: worker_draining
+-- For those who look on: this one finishes what it holds. Nothing else depends on it; the time stays that of the first call.
+UPDATE worker FORCE INDEX (PRIMARY) SET draining_at = COALESCE(draining_at, NOW(6)) WHERE id_worker = %(id_worker)s;
+
 -- name: end_worker
 -- In good order, or by a rescue that has found nothing more of it. Whatever it still owned is an orphan from here on.
 UPDATE worker FORCE INDEX (PRIMARY)
@@ -1862,6 +1866,7 @@ SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_proces
             WHEN ended_at IS NOT NULL THEN 'ended'
             WHEN lease_until < NOW(6) THEN 'lost'
             WHEN TIMESTAMPDIFF(MICROSECOND, heartbeat_at, NOW(6)) * 2 > TIMESTAMPDIFF(MICROSECOND, heartbeat_at, lease_until) THEN 'late'
+            WHEN draining_at IS NOT NULL THEN 'draining'
             ELSE 'alive' END AS state
   FROM worker
  WHERE mode <> 'batch' AND (ended_at IS NULL OR (%(with_ended)s AND ended_at > NOW(6) - INTERVAL 1 DAY))

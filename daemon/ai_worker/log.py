@@ -112,6 +112,13 @@ class Event(Enum):
     RESULTS_EXPIRED = (logging.INFO, "task", "a task's results were cleared, when their time was over")
     # The worker and its database.
     DRAIN = (logging.INFO, "in_flight drain_seconds", "a worker was asked to stop and claims nothing more")
+    RELOADED = (
+        logging.INFO,
+        "changed at_restart",
+        "settings were read anew: those in `changed` are in force, those in `at_restart` with the next start",
+    )
+    RELOAD_REFUSED = (logging.ERROR, "message", "the new settings are wrong; the worker goes on with those that it has")
+    STUCK = (logging.ERROR, "reason", "a worker does not get on, and leaves it to the service manager's watchdog to end it")
     STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")
     HEARTBEAT_LATE = (logging.WARNING, "seconds reason", "no heartbeat could be written for a while; claiming pauses")
     LEASE_LOST = (logging.ERROR, "seconds", "others may have taken this worker's items")

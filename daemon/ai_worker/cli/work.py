@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
 
-from ai_worker import formats
+from ai_worker import formats, notify
 from ai_worker.cli import context
 from ai_worker.cli.preview import preview
 from ai_worker.cli.queue_options import WeightedQueue, distinct
+from ai_worker.cli.reload import Reload
 from ai_worker.config import Settings
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
@@ -59,6 +62,7 @@ def process(
         give_up=db.give_up,
         on_progress=on_progress,
         open_secret=ring.decrypt_group,
+        reload=Reload(settings, concurrency) if forever else None,
     )
     return runtime.run(worker.run())
 
@@ -145,17 +149,38 @@ def daemon(
     """Process what comes, for ever: for systemd, NSSM, or a terminal.
 
     SIGTERM, Ctrl-C or Ctrl-Break: claims nothing more, finishes what it can within AI_WORKER_DRAIN_SECONDS, gives the rest back
-    uncharged, exits 0. A second one stops at once.
+    uncharged, exits 0. A second one stops at once. SIGHUP reads the settings anew.
+
+    Under systemd (Type=notify) it is ready after its first look for work, waits for a database that is away, feeds the watchdog
+    while it gets on, and asks for the time that a drain takes.
     """
     settings = context.settings()
+    if sys.__stderr__ is not None:
+        # A watchdog ends us by SIGABRT: the stack says what hung. The loop's alone: threads that run are not safe to read.
+        faulthandler.enable(sys.__stderr__, all_threads=False)
     try:
-        with context.database(settings) as db:
+        with _connected(settings) as db:
             filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
             db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
             process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
     except KeyboardInterrupt:
         pass  # told to stop before the worker began, or after its end: it holds nothing
     return EXIT_DONE
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[Database]:
+    """The database. A service waits for it, and has its manager know; otherwise DatabaseAway is raised after a while.
+
+    A host that boots starts its services in any order, and those that give up too often are not started again.
+    """
+    from ai_worker import migrate
+
+    patience = {"patience": float("inf")} if notify.is_heard() else {}
+    with context.database(settings, check=False, **patience) as db:
+        with notify.waiting(lambda: "starting: waits for the database" if db.is_away else None):
+            migrate.check(db)
+        yield db
 
 
 def _checked_filters(

@@ -66,6 +66,8 @@ class Database:
         self._preferred = 0
         self._has_been_in = False
         self._given_up = threading.Event()
+        self.is_away = False
+        """Whether a thread waits for a server that cannot be reached."""
 
     def connect(self) -> None:
         """Connects this thread now instead of at its first statement. Raises DatabaseAway or DatabaseRefused."""
@@ -163,6 +165,7 @@ class Database:
 
     def _connect(self) -> Session:
         def note(state: RetryCallState) -> None:
+            self.is_away = True
             if state.attempt_number == 1 and state.outcome is not None:
                 log(Event.DATABASE_AWAY, reason=str(state.outcome.exception()), commit_in_doubt=False)
 
@@ -175,6 +178,7 @@ class Database:
             reraise=True,
         )
         session = retrying(self._connect_once)
+        self.is_away = False
         if retrying.statistics.get("attempt_number", 1) > 1:
             log(Event.DATABASE_BACK, host=name_of(session.host))
         return session

@@ -118,6 +118,10 @@ class Queue:
         numbers = {"in_flight": in_flight, "items_processed": processed, "items_failed": failed}
         return bool(self._db.execute("beat", {"id_worker": id_worker, **numbers, **lease_column(lease_seconds)}))
 
+    def draining(self, id_worker: int) -> None:
+        """The worker claims nothing more, and finishes what it holds."""
+        self._db.execute("worker_draining", {"id_worker": id_worker})
+
     def end_worker(self, id_worker: int, *, processed: int, failed: int) -> None:
         """The worker has stopped in good order and holds nothing."""
         self._db.execute("end_worker", {"id_worker": id_worker, "items_processed": processed, "items_failed": failed})

@@ -113,7 +113,8 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """A worker process. `state` is alive, late (missed a beat), lost (its lease is over) or ended."""
+    """A worker process. `state` is alive, draining (claims nothing more), late (missed a beat), lost (its lease is over)
+    or ended."""
 
     id_worker: int
     state: str

@@ -9,6 +9,6 @@ failing models alone, `room` sums up what limits the claims, `upkeep` does what 
 
 from ai_worker.worker.accounts import Summary
 from ai_worker.worker.loop import Worker
-from ai_worker.worker.options import WorkerOptions
+from ai_worker.worker.options import Reloaded, WorkerOptions
 
-__all__ = ["Summary", "Worker", "WorkerOptions"]
+__all__ = ["Reloaded", "Summary", "Worker", "WorkerOptions"]

@@ -41,6 +41,7 @@ from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import stepwise
 from ai_worker.worker.threads import Threads
 from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
+from ai_worker.worker.under_way import UnderWay
 from ai_worker.worker.upkeep import Upkeep
 
 
@@ -113,6 +114,7 @@ class Assembly:
             WAITING_PER_SLOT * many,
             lease.log,
         )
+        under_way = self.under_way = UnderWay(options.request_timeout)
         caller = Caller(
             endpoints,
             library,
@@ -137,6 +139,7 @@ class Assembly:
                 stopping=draining,
                 breaker=breaker,
             ),
+            under_way,
             lease.log,
         )
         accounts = self.accounts = Accounts(

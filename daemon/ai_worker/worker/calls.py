@@ -39,6 +39,7 @@ from ai_worker.worker.packs import Packs
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
 from ai_worker.worker.twins import TooManyTwinsError, Twins
+from ai_worker.worker.under_way import UnderWay
 
 PUT_OFF_SECONDS = 3.0  # one of too many twins
 PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
@@ -61,6 +62,7 @@ class Caller:
     backgrounds: what is drawn into prompts, for the tasks that ask for it.
     slots: where the call that waits gives its slot away.
     stepwise: takes items through several calls, made of what makes one.
+    under_way: told of each call when it begins and ends.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Caller:
         backgrounds: Backgrounds,
         slots: Slots,
         stepwise: Callable[[Complete], Stepwise],
+        under_way: UnderWay,
         log: Log,
     ) -> None:
         self._endpoints = endpoints
@@ -90,6 +93,7 @@ class Caller:
         self._slots = slots
         self._packs = Packs(self._complete, slots.away)
         self._stepwise = stepwise(self._complete)
+        self._under_way = under_way
         self._log = log
 
     async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911, PLR0912 -- one return per row of the error table
@@ -211,6 +215,7 @@ class Caller:
 
     async def _call(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         model, began = attempt.item.task.id_ai_model, time.monotonic()
+        number = self._under_way.begin(prompt, began)
         try:
             completion = await endpoint.provider.complete(prompt)
         except Transient as error:
@@ -220,6 +225,8 @@ class Caller:
             if isinstance(error, RateLimited):
                 self._learner.refused(attempt.item.task, error, began, self._throttle.of(model).latency)
             raise
+        finally:
+            self._under_way.end(number)
         self._throttle.answered(model, began)
         self._learner.answered(model, completion.limits)
         return completion

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -87,6 +88,14 @@ class Claiming:
         self._draining = draining
         self._on_room = on_room
         self._has_looked_everywhere = False
+        self._came_round = time.monotonic()
+        self.has_looked = asyncio.Event()
+        """Set once a look for work has been made, whatever it found."""
+
+    @property
+    def standstill(self) -> float:
+        """Seconds since the loop came round; 0 while it waits for a call to end: that has a deadline of its own."""
+        return max(0.0, time.monotonic() - self._came_round)
 
     async def run(self) -> None:
         """Until the worker drains, or a `run` has nothing left to do. Raises DatabaseAway when a `run` had to wait too long."""
@@ -108,6 +117,7 @@ class Claiming:
             size = await self._wait_for_slots()
             if size is None:
                 return
+            self._came_round = time.monotonic()
             if not self._lease.may_claim:
                 self._leave_listening(is_busy=False)
                 await self._pause(self._options.lease_seconds / 20)
@@ -122,6 +132,7 @@ class Claiming:
                     raise
                 continue
             away_since = None
+            self.has_looked.set()
             new_item = None
             self._batches.offer(self._picker.taken_for_batches())
             if (seconds := self._queue.limits.new_wait()) is not None:
@@ -155,6 +166,7 @@ class Claiming:
         """How many items may be claimed now; None when no more ever. Waits for a slot, and a moment longer for a few."""
         options, accounts = self._options, self._accounts
         while not self._draining.is_set():
+            self._came_round = time.monotonic()
             left = accounts.left()
             free = self._slots.free(accounts.in_hand)
             if left <= 0:
@@ -164,9 +176,11 @@ class Claiming:
                 self._listener.leave()
                 await self._pause(BATCH_LOOK_SECONDS if has_batches else LOOK_SECONDS)  # what is given back may be claimed again
             elif free <= 0 and self._shared is not None:
+                self._came_round = math.inf
                 if await self._shared.overtakes(self._slots.changed):
                     return min(CLAIM_ROWS, left)
             elif free <= 0:
+                self._came_round = math.inf
                 await self._slots.changed()
             else:
                 if free < min(options.concurrency // 10, left):

@@ -76,6 +76,10 @@ class Lease:
         """No more beats; others tidy up when the lease is over."""
         self._stop.set()
 
+    def say_draining(self, aside: Callable[..., None]) -> None:
+        """Has the worker's row say that it claims nothing more; `aside` does what nobody waits for, see `Thread.aside`."""
+        aside(self.own(self._queue.draining))
+
     def tick(self) -> None:
         """The loop is alive. Called by it, every second or so."""
         self._last_tick = time.monotonic()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from ai_worker import __version__
-from ai_worker.errors import DatabaseAway, DatabaseError
+from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event
 from ai_worker.models import Filters, Secret
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker.accounts import Summary
 from ai_worker.worker.assembly import Assembly
-from ai_worker.worker.options import WorkerOptions
-from ai_worker.worker.signals import stop_signals
+from ai_worker.worker.options import Reloaded, WorkerOptions
+from ai_worker.worker.signals import reload_signal, stop_signals
+from ai_worker.worker.vigil import Vigil
 
 UPKEEP_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.02  # while stopping
@@ -37,6 +40,8 @@ class Worker:
     give_up: ends all waiting for an absent database; called when the drain time is over.
     on_progress: called in the loop after each commit with the summary so far.
     open_secret: turns a group's `secret_encrypted` into what its callback is signed with; see `Keyring.decrypt_group`.
+    reload: reads the settings anew, at SIGHUP, and puts into force what is not the worker's own. Called in a thread. Raises
+        ConfigurationError when they are wrong: then all stays as it is. Without it SIGHUP keeps its meaning.
     """
 
     def __init__(
@@ -50,22 +55,33 @@ class Worker:
         give_up: Callable[[], None] = lambda: None,
         on_progress: Callable[[Summary], None] = lambda _: None,
         open_secret: Callable[[int, bytes, str], Secret] | None = None,
+        reload: Callable[[], Reloaded] | None = None,
     ) -> None:
         self._parts = Assembly(queue, models, decrypt, filters, options, on_progress, open_secret)
         self._options = options
         self._give_up = give_up
+        self._reload = reload
+        self._reloading: asyncio.Task[None] | None = None
         self._log = self._parts.lease.log
         self._draining = self._parts.draining
+        self._drain_until = math.inf
         self._aborting = asyncio.Event()  # wait for nothing more
+        parts = self._parts
+        watched = parts.lease, parts.slots, parts.accounts, parts.claiming, parts.under_way, parts.draining
+        self._vigil = Vigil(*watched, drain_until=lambda: self._drain_until)
         self._has_ended = False
 
     async def run(self) -> Summary:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
         self._parts.threads.start()
         self._parts.pacer.start()
-        with stop_signals(self._on_signal):
-            await self._start()
-            await self._work()
+        with stop_signals(self._on_signal), reload_signal(self._on_reload) if self._reload else contextlib.nullcontext():
+            watched = asyncio.create_task(self._vigil.run())
+            try:
+                await self._start()
+                await self._work()
+            finally:
+                watched.cancel()
         return self._parts.accounts.summary
 
     async def _start(self) -> None:
@@ -140,7 +156,9 @@ class Worker:
         if not self._draining.is_set():
             parts = self._parts
             self._log(Event.DRAIN, in_flight=parts.slots.in_flight, drain_seconds=self._options.drain_seconds)
+            self._drain_until = time.monotonic() + self._options.drain_seconds
             self._draining.set()
+            parts.lease.say_draining(parts.threads.pace.aside)
             parts.listener.leave()
             parts.pacer.stop()
             parts.slots.give_back()
@@ -161,13 +179,35 @@ class Worker:
         else:
             self.drain()
 
+    # ----- other settings
+
+    def _on_reload(self) -> None:
+        """From a signal handler, made safe for the loop. One at a time: what comes meanwhile is about the same settings."""
+        if (self._reloading is None or self._reloading.done()) and not self._draining.is_set():
+            self._reloading = asyncio.create_task(self._read_anew())
+
+    async def _read_anew(self) -> None:
+        if self._reload is None:
+            return
+        self._vigil.reloading()
+        try:
+            new = await asyncio.to_thread(self._reload)
+        except ConfigurationError as error:
+            self._log(Event.RELOAD_REFUSED, message=str(error))
+        else:
+            self._options = replace(self._options, drain_seconds=new.drain_seconds)
+            self._parts.slots.resize(new.concurrency)
+            self._log(Event.RELOADED, changed=new.changed, at_restart=new.at_restart)
+        finally:
+            self._vigil.reloaded()
+
     async def _finish(self, claiming: asyncio.Task[None], committing: asyncio.Task[None]) -> None:
         """Everything after the last claim: wait, break off, give back, store, and end the worker's row."""
         parts, slots = self._parts, self._parts.slots
         failure = next((task.exception() for task in (claiming, committing) if task.done() and task.exception()), None)
         if failure is not None:
             self.drain()
-        deadline = time.monotonic() + self._options.drain_seconds
+        deadline = min(self._drain_until, time.monotonic() + self._options.drain_seconds)
         await self._until(
             lambda: (not slots and claiming.done() and not parts.batches.is_driving) or self._aborting.is_set(),
             deadline - time.monotonic(),

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Reloaded(NamedTuple):
+    """Settings as they were read anew. `changed` names those that are in force from now on, `at_restart` those that were changed
+    too, and are in force with the next start. `concurrency` is at most what the worker began with."""
+
+    drain_seconds: float
+    concurrency: int
+    changed: list[str]
+    at_restart: list[str]
 
 
 @dataclass(frozen=True, slots=True)

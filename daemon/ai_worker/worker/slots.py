@@ -55,7 +55,7 @@ class Slots:
     _may_add: Callable[[Task], bool]
 
     def __init__(self, slots: int, may_start: Callable[[], bool], sharing: Sharing | None = None) -> None:
-        self._slots = slots
+        self._slots = self._most = slots
         self._may_start = may_start
         self._calls: dict[_Call, Item] = {}
         self._away: dict[_Call, asyncio.Future[None] | None] = {}  # what it waits by, once it wants a slot again
@@ -142,6 +142,13 @@ class Slots:
         """Returns when an item has ended, or `wake` was called."""
         self._has_room.clear()
         await self._has_room.wait()
+
+    def resize(self, slots: int) -> None:
+        """From now on so many calls may be in flight; those that are too many go on. No more than it was made with: pools of
+        connections and shares of the fleet's limits are made for that many."""
+        self._slots = min(slots, self._most)
+        self._start()
+        self._has_room.set()
 
     def wake(self) -> None:
         """Something that `free` depends on has changed."""

@@ -1,0 +1,41 @@
+"""Settings that a daemon takes on while it works: what SIGHUP (`systemctl reload`) does."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ai_worker.cli import context
+from ai_worker.config import Settings, variable
+from ai_worker.worker import Reloaded
+
+# In force at once. All others are built into connections, threads and shares when the worker starts.
+LIVE: Final = frozenset({"log_level", "log_format", "drain_seconds", "concurrency"})
+
+
+class Reload:
+    """Reads the settings anew, each time that it is called.
+
+    Parameters
+    ----------
+    settings: those that the worker began with.
+    concurrency: what the worker began with, where the command line said so: it outranks the settings then, too.
+    """
+
+    def __init__(self, settings: Settings, concurrency: int | None) -> None:
+        self._first = self._now = settings
+        self._concurrency = concurrency
+
+    def __call__(self) -> Reloaded:
+        """Raises ConfigurationError for wrong settings, with everything left as it was."""
+        new = context.settings()  # sets up the log, too
+        new.database_url()
+        changed = [variable(name) for name in sorted(LIVE) if getattr(new, name) != getattr(self._now, name)]
+        others = sorted(Settings.model_fields.keys() - LIVE)
+        at_restart = [variable(name) for name in others if getattr(new, name) != getattr(self._first, name)]
+        most = self._concurrency or self._first.concurrency
+        if self._concurrency is not None:
+            changed = [name for name in changed if name != variable("concurrency")]
+        elif new.concurrency > most:
+            at_restart.append(variable("concurrency"))
+        self._now = new
+        return Reloaded(new.drain_seconds, min(self._concurrency or new.concurrency, most), changed, at_restart)
