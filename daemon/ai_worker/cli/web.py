@@ -17,9 +17,11 @@ def web(host: str, port: int) -> int:
         import uvicorn
 
         from ai_worker.web.app import create_app
+        from ai_worker.web.serving import WebServer
     except ImportError as error:
         raise ConfigurationError(f"the web needs more than is installed ({error.name}): pip install 'ai-worker[web]'") from None
     settings = context.settings()
     with context.database(settings) as db:
-        uvicorn.run(create_app(db), host=host, port=port, log_config=None, access_log=False)
+        app = create_app(db)
+        WebServer(app, uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False)).run()
     return EXIT_DONE

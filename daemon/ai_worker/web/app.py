@@ -11,7 +11,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ai_worker import __version__
 from ai_worker.web.api import health
+from ai_worker.web.browsers import BrowserRules
 from ai_worker.web.options import WebOptions
+from ai_worker.web.pages import add_pages, live_of
 from ai_worker.web.problems import add_problems
 from ai_worker.web.services import Services
 
@@ -26,11 +28,15 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services = services = Services(db, chosen)
+        app.state.live = live = live_of(services)
         yield
+        live.close()
         services.close()
 
     app = FastAPI(title="AI Worker", version=__version__, lifespan=lifespan, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(chosen.allowed_hosts))
+    app.add_middleware(BrowserRules)
     add_problems(app)
     app.include_router(health.router)
+    add_pages(app)
     return app

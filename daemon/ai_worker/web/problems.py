@@ -86,7 +86,15 @@ def status_of(error: Exception) -> HTTPStatus:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+def is_page(path: str) -> bool:
+    """Whether people look at what is there, as opposed to programs."""
+    return path == "/" or path.startswith("/ui/")
+
+
 def problem(request: Request, status: HTTPStatus, detail: str, headers: dict[str, str], **more: object) -> Response:
-    """An answer that says what is wrong."""
+    """An answer that says what is wrong: a page where pages are, else problem details."""
+    if is_page(request.url.path):
+        page: Response = request.app.state.error_page(request, status, detail, headers)
+        return page
     body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, "instance": request.url.path}
     return JSONResponse({**body, **more}, status.value, headers, media_type=PROBLEM_TYPE)

@@ -1,0 +1,81 @@
+"""The web on a real port, as browsers meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+import httpx2
+import uvicorn
+
+from ai_worker.database_url import parse_database_url
+from ai_worker.db import Database
+from ai_worker.store.tokens import Scope, Tokens
+from ai_worker.web.access import COOKIE
+from ai_worker.web.app import create_app
+from ai_worker.web.options import WebOptions
+from ai_worker.web.serving import WebServer
+
+_names = count(1)
+
+
+@dataclass
+class Dashboard:
+    """A running web server. `url` has no slash at its end."""
+
+    url: str
+    database: Database
+    clients: list[httpx2.Client] = field(default_factory=list)
+
+    def token(self, *scopes: Scope) -> str:
+        """A new token with these scopes; READ if none is named."""
+        return Tokens(self.database).add(f"token {next(_names)}", scopes or [Scope.READ])
+
+    def cookie(self, *scopes: Scope) -> str:
+        """The secret of a new session with these scopes."""
+        tokens = Tokens(self.database)
+        principal = tokens.principal(self.token(*scopes))
+        assert principal is not None
+        return tokens.log_in(principal)
+
+    def browser(self, *scopes: Scope, anonymous: bool = False) -> httpx2.Client:
+        """A client that is logged in with these scopes (READ if none is named) and follows no redirect."""
+        cookies = {} if anonymous else {COOKIE: self.cookie(*scopes)}
+        client = httpx2.Client(base_url=self.url, cookies=cookies, timeout=20)
+        self.clients.append(client)
+        return client
+
+
+@contextmanager
+def serving(database_url: str, options: WebOptions | None = None) -> Iterator[Dashboard]:
+    """Serves a migrated database until the block ends."""
+    database = Database(parse_database_url(database_url))
+    app = create_app(database, options)
+    server = WebServer(app, uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"))
+    started = threading.Event()
+
+    async def serve() -> None:
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)
+        started.set()
+        await task
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    started.wait(20)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    dashboard = Dashboard(f"http://127.0.0.1:{port}", database)
+    try:
+        yield dashboard
+    finally:
+        server.should_exit = True
+        for client in dashboard.clients:
+            client.close()
+        thread.join(20)
+        database.close()
+        assert not thread.is_alive(), "the web server does not end"
