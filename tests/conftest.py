@@ -12,6 +12,7 @@ import pytest
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 from tests import servers
+from tests.dashboard import Dashboard, serving
 from tests.promtool import Promtool
 from tests.servers import Programs, TestDatabase, TestServer
 
@@ -94,6 +95,13 @@ def programs(database_url: str, tmp_path: Path) -> Iterator[Programs]:
     programs = Programs(database_url, tmp_path)
     yield programs
     programs.close()
+
+
+@pytest.fixture
+def dashboard(database_url: str) -> Iterator[Dashboard]:
+    """The web on a real port, on the test's database."""
+    with serving(database_url) as dashboard:
+        yield dashboard
 
 
 @pytest.fixture(scope="session")

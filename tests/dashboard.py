@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,24 +50,26 @@ class Dashboard:
         return client
 
 
+class _Server(WebServer):
+    """Tells when it listens."""
+
+    is_up: threading.Event
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+
 @contextmanager
 def serving(database_url: str, options: WebOptions | None = None) -> Iterator[Dashboard]:
     """Serves a migrated database until the block ends."""
     database = Database(parse_database_url(database_url))
     app = create_app(database, options)
-    server = WebServer(app, uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"))
-    started = threading.Event()
-
-    async def serve() -> None:
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():
-            await asyncio.sleep(0.005)
-        started.set()
-        await task
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    server = _Server(app, uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"))
+    server.is_up = threading.Event()
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    started.wait(20)
+    assert server.is_up.wait(20), "the web server does not start"
     port = server.servers[0].sockets[0].getsockname()[1]
     dashboard = Dashboard(f"http://127.0.0.1:{port}", database)
     try:

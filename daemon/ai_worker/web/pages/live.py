@@ -46,8 +46,8 @@ class Topic:
     ----------
     name: of the topic, in its address.
     fragments: gives `{element id: HTML of that element}`; is handed the services, `may` of the templates, and the key. All
-        watchers with the same scopes see the same, so it must depend on nothing else. Raises NotFound where there is nothing to see
-        any more: the pages are then loaded anew.
+        watchers with the same scopes see the same, so it must depend on nothing else. Raises NotFound where there is
+        nothing to see any more: the pages are then loaded anew.
     seconds: between two looks.
     """
 
