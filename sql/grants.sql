@@ -1,4 +1,4 @@
--- AI Worker: three users who may do what they need and no more. For a DBA to read, adapt and run, after the first `migrate`:
+-- AI Worker: four users who may do what they need and no more. For a DBA to read, adapt and run, after the first `migrate`:
 --
 --   * replace the passwords;
 --   * replace '%' by the hosts that they come from, and add REQUIRE SSL where that is a network;
@@ -129,3 +129,38 @@ GRANT SELECT ON ai_worker.callback TO ai_worker_app@'%';
 GRANT SELECT, INSERT (context_key, fact), DELETE ON ai_worker.context_fact TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_item_step TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.task_item_file TO ai_worker_app@'%';
+
+-- ===== ai_worker_prune: the machine that deletes what ended long ago (`ai-worker prune`, and nothing else) =====
+
+CREATE USER IF NOT EXISTS ai_worker_prune@'%' IDENTIFIED BY 'CHANGE-ME-prune-1';
+
+GRANT SELECT ON ai_worker.schema_migration TO ai_worker_prune@'%';
+GRANT SELECT (id_ai_model) ON ai_worker.ai_model TO ai_worker_prune@'%';
+-- It deletes whole rows. Of what is left of a task it changes the counters alone.
+GRANT SELECT, DELETE, UPDATE (records_processed, records_failed, tokens_input, tokens_output, cost) ON ai_worker.task TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_item TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_item_step TO ai_worker_prune@'%';
+GRANT SELECT (id_task_item, position, path), DELETE ON ai_worker.task_item_file TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_item_review TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_item_export TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_attempt TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_fallback TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.task_dependency TO ai_worker_prune@'%';
+GRANT SELECT (id_task), DELETE ON ai_worker.task_source TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.batch TO ai_worker_prune@'%';
+GRANT SELECT (id_task_group, ended_at), DELETE ON ai_worker.task_group TO ai_worker_prune@'%';
+GRANT SELECT (id_callback, id_task_group, due_at), DELETE ON ai_worker.callback TO ai_worker_prune@'%';
+GRANT SELECT (id_context_fact, context_key, id_task_item), DELETE ON ai_worker.context_fact TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.result_cache TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.schedule_fire TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.worker TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.ai_model_share TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.worker_minute TO ai_worker_prune@'%';
+-- What old workers have counted is added up, not lost.
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.worker_counter TO ai_worker_prune@'%';
+-- No token, session or answer can it read.
+GRANT SELECT (id_api_token, expire_at, revoked_at), DELETE ON ai_worker.api_token TO ai_worker_prune@'%';
+GRANT SELECT (id_api_token, expire_at), DELETE ON ai_worker.web_session TO ai_worker_prune@'%';
+GRANT SELECT (id_api_token, idempotency_key, expire_at), DELETE ON ai_worker.web_request TO ai_worker_prune@'%';
+GRANT SELECT, DELETE ON ai_worker.web_failure TO ai_worker_prune@'%';
+GRANT SELECT (id_run_request, id_worker, created_at, ended_at), DELETE ON ai_worker.run_request TO ai_worker_prune@'%';

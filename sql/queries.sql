@@ -2257,6 +2257,309 @@ DELETE FROM web_session WHERE session_hash = %(session_hash)s;
 -- At each login, a few at a time.
 DELETE FROM web_session WHERE expire_at <= UTC_TIMESTAMP(6) LIMIT 100;
 
+-- ===== pruning: what has ended long ago goes, in small transactions =====
+-- Selections read an index alone, without locks; what is then deleted is named by key, locked and looked at again.
+
+-- name: prune_before
+-- The end of what goes, by the database's clock, once for a whole run.
+SELECT NOW(6) - INTERVAL %(seconds)s SECOND AS age, NOW(6) - INTERVAL %(minutes_seconds)s SECOND AS minutes_age;
+
+-- name: prune_tasks_page
+-- Up the key, from the oldest: after a page with none that was made before the time in question comes no other.
+SELECT id_task, task_type, created_at < %(before)s AS is_old, status_id IN (2, 3, 5) AND finished_at < %(before)s AS is_over
+  FROM task FORCE INDEX (PRIMARY)
+ WHERE id_task > %(after)s
+ ORDER BY id_task
+ LIMIT %(size)s;
+
+-- name: prune_look
+-- Whether something still hangs on tasks that have ended. Open items: an application has inserted them since. Whoever waits for a task
+-- that is gone waits no more, also where it had failed. A group's callback tells of all its tasks.
+SELECT t.id_task,
+       t.status_id <> 5 AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim)
+                              WHERE i.id_task = t.id_task AND i.status_id = 0 LIMIT 1) IS NOT NULL
+       OR (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim)
+            WHERE i.id_task = t.id_task AND i.status_id = 2 LIMIT 1) IS NOT NULL
+       OR t.status_id <> 5 AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim)
+                                 WHERE i.id_task = t.id_task AND i.status_id = 4 LIMIT 1) IS NOT NULL
+       OR (SELECT b.id_batch FROM batch b FORCE INDEX (k_batch_task)
+            WHERE b.id_task = t.id_task AND b.ended_at IS NULL LIMIT 1) IS NOT NULL AS is_open,
+       (SELECT w.id_task FROM task_dependency d FORCE INDEX (k_task_dependency_after)
+          STRAIGHT_JOIN task w FORCE INDEX (PRIMARY) ON w.id_task = d.id_task
+         WHERE d.after_id_task = t.id_task AND w.status_id NOT IN (2, 3) LIMIT 1) IS NOT NULL AS is_waited_for,
+       (SELECT g.id_task_group FROM task_group g FORCE INDEX (PRIMARY)
+         WHERE g.id_task_group = t.id_task_group AND g.ended_at IS NULL) IS NOT NULL AS is_in_open_group,
+       (SELECT s.id_task FROM task_source s FORCE INDEX (PRIMARY) WHERE s.id_task = t.id_task) IS NOT NULL AS has_source
+  FROM task t FORCE INDEX (PRIMARY)
+ WHERE t.id_task IN %(tasks)s;
+
+-- name: prune_items
+-- The items of a few tasks, off the claim index alone, in its order.
+SELECT id_task, id_task_item
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task IN %(tasks)s
+ ORDER BY id_task, status_id, id_task_item
+ LIMIT %(size)s;
+
+-- name: lock_pruned_items
+-- Items first, tasks after them, as in a commit: nobody waits for us while we wait for him. With what the counters are to lose.
+SELECT id_task_item, id_task, status_id, tokens_input, tokens_output, cost
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item
+   FOR UPDATE;
+
+-- name: lock_pruned_tasks
+-- Those that are still over: whoever brings one back afterwards waits, and finds what is left of it.
+SELECT id_task
+  FROM task FORCE INDEX (PRIMARY)
+ WHERE id_task IN %(tasks)s AND status_id IN (2, 3, 5) AND finished_at < %(before)s
+ ORDER BY id_task
+   FOR UPDATE;
+
+-- name: paths_of_items
+-- Files of theirs that lie in a folder.
+SELECT path FROM task_item_file FORCE INDEX (PRIMARY) WHERE id_task_item IN %(items)s AND path IS NOT NULL;
+
+-- name: prune_rejected_facts
+-- A fact out of a rejected result is drawn by nobody as long as the item says so, and goes with it. Others are the subject's, and stay.
+DELETE f
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id AND i.review_status_id = 2
+  STRAIGHT_JOIN context_fact f FORCE INDEX (k_context_fact_newest) ON f.context_key = i.context_key AND f.id_task_item = i.id_task_item;
+
+-- name: prune_attempts
+-- The ledger of these items; what a model's day has cost stays in ai_model_day.
+DELETE a
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_attempt a FORCE INDEX (k_task_attempt_item) ON a.id_task_item = r.id;
+
+-- name: prune_reviews
+-- The history of their reviews.
+DELETE v
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_item_review v FORCE INDEX (k_task_item_review_item) ON v.id_task_item = r.id;
+
+-- name: prune_exports
+-- The audit of their exports.
+DELETE e
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_item_export e FORCE INDEX (k_task_item_export_item) ON e.id_task_item = r.id;
+
+-- name: prune_these_items
+-- The items themselves, after what hangs on them.
+DELETE i
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = r.id;
+
+-- name: uncount_pruned
+-- The counters of a task that is only half gone say what is left of it: they equal its items at any moment.
+UPDATE JSON_TABLE(%(rows)s, '$[*]' COLUMNS (
+         id BIGINT UNSIGNED PATH '$.id', processed INT UNSIGNED PATH '$.pr', failed INT UNSIGNED PATH '$.fa',
+         tokens_input BIGINT UNSIGNED PATH '$.ti', tokens_output BIGINT UNSIGNED PATH '$.to', cost DECIMAL(18,9) PATH '$.co')) r
+STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id
+   SET t.records_processed = t.records_processed - LEAST(t.records_processed, r.processed),
+       t.records_failed = t.records_failed - LEAST(t.records_failed, r.failed),
+       t.tokens_input = t.tokens_input - LEAST(t.tokens_input, r.tokens_input),
+       t.tokens_output = t.tokens_output - LEAST(t.tokens_output, r.tokens_output),
+       t.cost = t.cost - COALESCE(r.cost, 0);
+
+-- name: tasks_without_items
+-- Of these the ones that are quite empty.
+SELECT t.id_task
+  FROM task t FORCE INDEX (PRIMARY)
+ WHERE t.id_task IN %(tasks)s
+   AND (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task LIMIT 1) IS NULL;
+
+-- name: prune_fallbacks
+-- What belongs to a task alone goes with it.
+DELETE f
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_fallback f FORCE INDEX (PRIMARY) ON f.id_task = r.id;
+
+-- name: prune_dependencies
+-- What it had waited for.
+DELETE d
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_dependency d FORCE INDEX (PRIMARY) ON d.id_task = r.id;
+
+-- name: prune_dependents
+-- And who had waited for it, and has ended.
+DELETE d
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_dependency d FORCE INDEX (k_task_dependency_after) ON d.after_id_task = r.id;
+
+-- name: prune_sources
+-- Where it was imported from.
+DELETE s
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_source s FORCE INDEX (PRIMARY) ON s.id_task = r.id;
+
+-- name: prune_batches
+-- Its batches, all of which have ended.
+DELETE b
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN batch b FORCE INDEX (k_batch_task) ON b.id_task = r.id;
+
+-- name: prune_these_tasks
+-- The tasks themselves, last: a run that was cut short finds them again.
+DELETE t
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = r.id;
+
+-- name: prune_count
+-- What would go with these tasks: counted off indexes, for --dry-run.
+SELECT (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task IN %(tasks)s) AS task_item,
+       (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim)
+          STRAIGHT_JOIN task_attempt a FORCE INDEX (k_task_attempt_item) ON a.id_task_item = i.id_task_item
+         WHERE i.id_task IN %(tasks)s) AS task_attempt,
+       (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim)
+          STRAIGHT_JOIN task_item_step s FORCE INDEX (PRIMARY) ON s.id_task_item = i.id_task_item
+         WHERE i.id_task IN %(tasks)s) AS task_item_step,
+       (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim)
+          STRAIGHT_JOIN task_item_file f FORCE INDEX (PRIMARY) ON f.id_task_item = i.id_task_item
+         WHERE i.id_task IN %(tasks)s) AS task_item_file,
+       (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim)
+          STRAIGHT_JOIN task_item_review v FORCE INDEX (k_task_item_review_item) ON v.id_task_item = i.id_task_item
+         WHERE i.id_task IN %(tasks)s) AS task_item_review,
+       (SELECT COUNT(*) FROM task_item i FORCE INDEX (k_task_item_claim)
+          STRAIGHT_JOIN task_item_export e FORCE INDEX (k_task_item_export_item) ON e.id_task_item = i.id_task_item
+         WHERE i.id_task IN %(tasks)s) AS task_item_export;
+
+-- name: prune_groups_page
+-- Groups that have ended long ago, with all of their tasks gone and nobody to be told of it any more.
+SELECT g.id_task_group,
+       g.ended_at < %(before)s
+       AND (SELECT t.id_task FROM task t FORCE INDEX (k_task_group) WHERE t.id_task_group = g.id_task_group LIMIT 1) IS NULL
+       AND (SELECT c.due_at FROM callback c FORCE INDEX (u_callback_group) WHERE c.id_task_group = g.id_task_group) IS NULL AS is_over
+  FROM task_group g FORCE INDEX (PRIMARY)
+ WHERE g.id_task_group > %(after)s
+ ORDER BY g.id_task_group
+ LIMIT %(size)s;
+
+-- name: prune_groups
+-- Not one that was given a task since the look.
+DELETE g
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN task_group g FORCE INDEX (PRIMARY) ON g.id_task_group = r.id
+  LEFT JOIN task t FORCE INDEX (k_task_group) ON t.id_task_group = g.id_task_group
+ WHERE t.id_task IS NULL;
+
+-- name: prune_callbacks
+-- Delivered or given up, of groups that are gone by now.
+DELETE c
+  FROM JSON_TABLE(%(rows)s, '$[*]' COLUMNS (id BIGINT UNSIGNED PATH '$.id')) r
+  STRAIGHT_JOIN callback c FORCE INDEX (u_callback_group) ON c.id_task_group = r.id
+  LEFT JOIN task_group g FORCE INDEX (PRIMARY) ON g.id_task_group = r.id
+ WHERE g.id_task_group IS NULL;
+
+-- name: lock_pruned_workers
+-- Rows of workers that ended long ago: no item names one of them as its owner, and no lease can come back.
+SELECT id_worker FROM worker FORCE INDEX (k_worker_lease) WHERE ended_at < %(before)s ORDER BY ended_at LIMIT %(size)s FOR UPDATE;
+
+-- name: fold_pruned_counters
+-- What they have counted stays counted: sums over all rows must never shrink.
+INSERT INTO worker_counter (id_worker, name, id_ai_model, label, value)
+SELECT 0, gone.name, gone.id_ai_model, gone.label, gone.value
+  FROM (SELECT name, id_ai_model, label, SUM(value) AS value FROM worker_counter
+         WHERE id_worker IN %(workers)s GROUP BY name, id_ai_model, label) gone
+ON DUPLICATE KEY UPDATE value = worker_counter.value + gone.value;
+
+-- name: prune_counters
+-- In the transaction that has added them up.
+DELETE FROM worker_counter WHERE id_worker IN %(workers)s;
+
+-- name: prune_shares
+-- A share counts as long as its worker's lease.
+DELETE s
+  FROM ai_model m
+  STRAIGHT_JOIN ai_model_share s FORCE INDEX (PRIMARY) ON s.id_ai_model = m.id_ai_model
+ WHERE s.id_worker IN %(workers)s;
+
+-- name: prune_workers
+-- The rows that were locked.
+DELETE FROM worker WHERE id_worker IN %(workers)s;
+
+-- name: prune_minutes
+-- The charts' past, from its beginning.
+DELETE FROM worker_minute WHERE minute_at < %(before)s ORDER BY minute_at, id_worker, id_ai_model LIMIT %(size)s;
+
+-- name: prune_sessions
+-- Logins that have expired long ago.
+DELETE FROM web_session WHERE expire_at < %(before)s ORDER BY expire_at LIMIT %(size)s;
+
+-- name: prune_requests
+-- Answers that nobody will ask for again.
+DELETE FROM web_request WHERE expire_at < %(before)s ORDER BY expire_at LIMIT %(size)s;
+
+-- name: prune_failures
+-- Wrong tokens count for minutes.
+DELETE FROM web_failure WHERE minute_at < %(before)s ORDER BY minute_at LIMIT %(size)s;
+
+-- name: prune_tokens
+-- Of no use any more since then; few, so that the table is read whole.
+DELETE FROM api_token WHERE (revoked_at < %(before)s OR expire_at < %(before)s) LIMIT %(size)s;
+
+-- name: prune_runs
+-- What was asked for over HTTP and has ended.
+DELETE FROM run_request WHERE ended_at < %(before)s ORDER BY ended_at LIMIT %(size)s;
+
+-- name: prune_dead_runs
+-- And what never will: nothing was heard of it since.
+DELETE FROM run_request WHERE ended_at IS NULL AND created_at < %(before)s
+   AND (id_worker IS NULL OR id_worker NOT IN (SELECT id_worker FROM worker WHERE ended_at IS NULL)) LIMIT %(size)s;
+
+-- name: schedules_with_fires
+-- Also those that were removed; the ends of ranges of the key.
+SELECT DISTINCT id_schedule FROM schedule_fire;
+
+-- name: prune_fires
+-- Of one schedule, but the last that made a task, which the list shows. That a time was fired is only asked while it is due.
+DELETE FROM schedule_fire WHERE id_schedule = %(id_schedule)s AND due_at < %(before)s AND due_at < %(last)s ORDER BY due_at LIMIT %(size)s;
+
+-- name: last_fire
+-- The last that made a task; without one nothing is kept.
+SELECT due_at FROM schedule_fire FORCE INDEX (PRIMARY) WHERE id_schedule = %(id_schedule)s AND id_task IS NOT NULL
+ ORDER BY due_at DESC LIMIT 1;
+
+-- name: prune_answers_page
+-- Keys of answers, and whether the item that holds them is gone; a walk over the whole of the cache's key.
+SELECT c.cache_key, i.id_task_item IS NULL AND c.stored_at < %(before)s AS is_over
+  FROM result_cache c FORCE INDEX (PRIMARY)
+  LEFT JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = c.id_task_item
+ WHERE c.cache_key > %(after)s
+ ORDER BY c.cache_key
+ LIMIT %(size)s;
+
+-- name: prune_answers
+-- Not one that was found anew since the look.
+DELETE c FROM result_cache c FORCE INDEX (PRIMARY) WHERE c.cache_key IN %(keys)s AND c.stored_at < %(before)s;
+
+-- name: prune_attempts_page
+-- Attempts at items that are gone, as a person has deleted them: keys begin with the time, and the walk ends at the age.
+SELECT a.operation_uuid, i.id_task_item IS NULL AND a.finished_at < %(before)s AS is_over
+  FROM task_attempt a FORCE INDEX (PRIMARY)
+  LEFT JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = a.id_task_item
+ WHERE a.operation_uuid > %(after)s AND a.operation_uuid < %(until)s
+ ORDER BY a.operation_uuid
+ LIMIT %(size)s;
+
+-- name: prune_these_attempts
+-- Rows of the ledger that no item stands for, by key. By the keys alone, both servers would read a small table whole.
+DELETE a FROM task_attempt a FORCE INDEX (PRIMARY) WHERE a.operation_uuid IN %(operations)s AND a.finished_at < %(before)s;
+
+-- name: prune_count_rest
+-- What would go of the rest, for --dry-run.
+SELECT (SELECT COUNT(*) FROM worker FORCE INDEX (k_worker_lease) WHERE ended_at < %(before)s) AS worker,
+       (SELECT COUNT(*) FROM worker_minute WHERE minute_at < %(minutes_before)s) AS worker_minute,
+       (SELECT COUNT(*) FROM web_session WHERE expire_at < %(before)s) AS web_session,
+       (SELECT COUNT(*) FROM web_request WHERE expire_at < %(before)s) AS web_request,
+       (SELECT COUNT(*) FROM web_failure WHERE minute_at < %(before)s) AS web_failure,
+       (SELECT COUNT(*) FROM api_token WHERE revoked_at < %(before)s OR expire_at < %(before)s) AS api_token,
+       (SELECT COUNT(*) FROM run_request WHERE ended_at < %(before)s) AS run_request,
+       (SELECT COUNT(*) FROM schedule_fire f WHERE f.due_at < %(before)s
+           AND f.due_at < (SELECT MAX(l.due_at) FROM schedule_fire l FORCE INDEX (PRIMARY)
+                            WHERE l.id_schedule = f.id_schedule AND l.id_task IS NOT NULL)) AS schedule_fire;
 
 -- ===== health =====
 

@@ -21,6 +21,7 @@ from ai_worker.store.groups import Groups
 from ai_worker.store.imports import Imports
 from ai_worker.store.models import Models
 from ai_worker.store.new_tasks import NewItem, NewTask
+from ai_worker.store.pruning import Pruning
 from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
 from ai_worker.store.results import Results
@@ -29,6 +30,7 @@ from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
 from ai_worker.store.steps import Finished, Place
 from ai_worker.store.tasks import Tasks
 from tests.conftest import Sql
+from tests.integration.old_rows import fill_with_old_rows
 from tests.integration.source_tables import shop
 from tests.servers import TestServer
 
@@ -38,7 +40,7 @@ PASSWORD = "Test.1-zxcvb"
 
 @dataclass(frozen=True)
 class Users:
-    """The three users on the test's database, under names of the test's own."""
+    """The four users on the test's database, under names of the test's own."""
 
     server: TestServer
     database: str
@@ -54,9 +56,10 @@ class Users:
 @pytest.fixture
 def users(server: TestServer, database_url: str) -> Iterator[Users]:
     users = Users(server, parse_database_url(database_url).database, f"ai_test_{os.getpid()}_")
-    names = {role: f"{users.prefix}{role}@'%'" for role in ("worker", "web", "app")}
+    names = {role: f"{users.prefix}{role}@'%'" for role in ("worker", "web", "app", "prune")}
     text = (sql_folder() / "grants.sql").read_text(encoding="utf-8").replace(" ai_worker.", f" {users.database}.")
-    for role, original in (("worker", "ai_worker@'%'"), ("web", "ai_worker_web@'%'"), ("app", "ai_worker_app@'%'")):
+    originals = {"worker": "ai_worker@'%'", **{role: f"ai_worker_{role}@'%'" for role in ("web", "app", "prune")}}
+    for role, original in originals.items():
         text = text.replace(f" {original}", f" {names[role]}").replace(f"CHANGE-ME-{role}-1", PASSWORD)
     statements = migrate.split(text)
     try:
@@ -331,9 +334,42 @@ def test_the_application_cannot(users: Users, statement: str) -> None:
         refused(cursor, statement)
 
 
+def test_who_prunes_can_prune(users: Users, sql: Sql, id_ai_model: int) -> None:
+    """Every verb of it; that nothing is left of what was old shows that each has done its work."""
+    id_task = fill_with_old_rows(sql, id_ai_model)
+    db = users.database_of("prune")
+    try:
+        migrate.check(db)
+        assert Pruning(db).run(3600, dry_run=True).rows["task_item"] == 1
+        assert Pruning(db).run(3600).rows["task"] == 1
+    finally:
+        db.close()
+    assert not sql("SELECT id_task FROM task WHERE id_task = %s", [id_task])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT api_key_encrypted FROM ai_model",
+        "SELECT token_hash FROM api_token",
+        "SELECT body FROM web_request",
+        "SELECT secret_encrypted FROM task_group",
+        "UPDATE task SET status_id = 2, finished_at = NOW(6)",
+        "UPDATE task_item SET text_corrected = 'x'",
+        "DELETE FROM ai_model_day",
+        "DELETE FROM ai_model",
+        "DELETE FROM prompt",
+        "DROP TABLE task",
+    ],
+)
+def test_who_prunes_cannot(users: Users, statement: str) -> None:
+    with users.connect("prune") as connection, connection.cursor() as cursor:
+        refused(cursor, statement)
+
+
 def test_nobody_reaches_another_database(users: Users) -> None:
     with users.server.new_database() as other:
-        for role in ("worker", "web", "app"):
+        for role in ("worker", "web", "app", "prune"):
             with users.connect(role) as connection, connection.cursor() as cursor:
                 cursor.execute("SHOW DATABASES")
                 assert other not in {row["Database"] for row in cursor.fetchall()}

@@ -167,6 +167,36 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "open_tasks_without_open_items": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
     "finished_tasks_page": {"t": (PRIMARY, 1000), "i": (CLAIM, ITEMS)},
     "others_at_work": {"w": (LEASE, 300), "t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+    # prune: looks in pages up a key or off an index alone, deletions by key
+    "prune_tasks_page": {"task": (PRIMARY, 100)},
+    "prune_look": {
+        "t": (PRIMARY, 4),
+        "i": (CLAIM, ITEMS),
+        "b": ("k_batch_task", 5),
+        "d": ("k_task_dependency_after", 5),
+        "w": (PRIMARY, 1),
+        "g": (PRIMARY, 1),
+        "s": (PRIMARY, 1),
+    },
+    "prune_items": {"task_item": (CLAIM, 4 * ITEMS + 500)},
+    "lock_pruned_items": {"task_item": (PRIMARY, 250)},
+    "lock_pruned_tasks": {"task": (PRIMARY, 4)},
+    "paths_of_items": {"task_item_file": (PRIMARY, 500)},
+    "prune_rejected_facts": {"i": (PRIMARY, 1), "f": ("k_context_fact_newest", 400)},
+    "prune_attempts": {"a": ("k_task_attempt_item", 10)},
+    "prune_reviews": {"v": ("k_task_item_review_item", 10)},
+    "prune_exports": {"e": (EXPORT, 10)},
+    "prune_these_items": {"i": (PRIMARY, 1)},
+    "uncount_pruned": {"t": (PRIMARY, 1)},
+    "tasks_without_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
+    "prune_these_tasks": {"t": (PRIMARY, 1)},
+    "prune_groups_page": {"g": (PRIMARY, 300), "t": ("k_task_group", 5), "c": ("u_callback_group", 1)},
+    "lock_pruned_workers": {"worker": (LEASE, 300)},
+    "prune_minutes": {"worker_minute": (PRIMARY, 10)},
+    "prune_answers_page": {"c": (PRIMARY, 5000), "i": (PRIMARY, 1)},
+    "prune_answers": {"c": (PRIMARY, 250)},
+    "prune_attempts_page": {"a": (PRIMARY, 100), "i": (PRIMARY, 1)},
+    "prune_these_attempts": {"a": (PRIMARY, 250)},
 }
 WORKER = "host, pid, version, mode, concurrency, lease_until"
 OF_ONE_TASK = {
@@ -181,7 +211,8 @@ OF_ONE_TASK = {
 SORTS = {"open_tasks_without_open_items"}
 # Statements that name rows by key must lock these alone, also where the table is small.
 LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
-WAITING = {"wait_for_items", "wait_for_item"}
+PRUNING = [name for name in EXPECTED if "prune" in name]
+WAITING = {"wait_for_items", "wait_for_item", "prune_minutes"}  # not by key: what comes, and the past
 BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and name not in WAITING]
 
 
@@ -354,6 +385,10 @@ def test_plan(busy: Busy, name: str) -> None:
         values = {"item": busy.items[0]}
     elif name == "claim_new_item":
         values = {"any_type": True}
+    elif name in PRUNING:
+        values = {"before": "2026-01-01", "until": b"\xff"}
+        if name in {"prune_answers_page", "prune_attempts_page"}:
+            values["after"] = b""
     seen = set()
     for row in explain(busy.server, busy.name, name, **values):
         extra = row["Extra"] or ""
@@ -378,6 +413,7 @@ def test_plan(busy: Busy, name: str) -> None:
         "lock_pending_item",
         "claimed_new_item",
         "lock_queue_limit",
+        "prune_these_attempts",
     }
 
 
@@ -427,6 +463,8 @@ def test_rows_named_by_key_are_found_by_key_in_small_tables_too(
     values["led"] = [(key_of(each), each) for each in values["items"]]
     keys = [1, 2, 3, 4] if name == "settle_tasks" else values["items"]
     values["rows"] = json.dumps([{"id": key, "at": 0} for key in keys])
+    if name in PRUNING:
+        values["before"] = "2026-01-01"
     plan = explain(server, parse_database_url(database_url).database, name, **values)
     rows = [row for row in plan if row["table"] != "r" and not row["table"].startswith("<")]
     assert [row["key"] for row in rows] == [PRIMARY]

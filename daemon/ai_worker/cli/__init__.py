@@ -44,6 +44,7 @@ COMMANDS = {
     "group": ("group", "Tasks with a common end, and the callback that tells of it."),
     "schedule": ("schedule", "Tasks that come again and again."),
     "queue": ("queue", "Limits of queues and task types, and what waits in them."),
+    "prune": ("prune", "Delete what ended long ago, in small batches."),
     "keygen": ("keys", "Print a new master key."),
     "rekey": ("keys", "Encrypt all API keys anew."),
     "doctor": ("doctor", "Find what is wrong, and say what to do."),

@@ -80,7 +80,7 @@ class Exports:
         results: list[Exported] = []
         left: list[Row] = []
         for row in rows:
-            is_done = row["outcome"] in _DONE and row["target"] in {row["hash_after"], None}
+            is_done = is_written(row)
             if is_done or row["target"] is None:
                 outcome = ExportOutcome(row["outcome"]) if is_done else ExportOutcome.EXPIRED
                 results.append(Exported(row["id_task_item"], row["external_key"], outcome, is_news=not is_done))
@@ -112,6 +112,11 @@ class Exports:
         if not dry_run:
             self._db.transaction(partial(_record, id_task, by, entries))
         return results + [entry.result() for entry in entries]
+
+
+def is_written(row: Row) -> bool:
+    """Whether the source has what this row of `accepted_items` stands for, or has had what was cleared since."""
+    return row["outcome"] in _DONE and row["target"] in {row["hash_after"], None}
 
 
 @dataclass(slots=True)

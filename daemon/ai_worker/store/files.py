@@ -111,6 +111,24 @@ def to_folder(folder: Path, outcomes: Iterable[Outcome]) -> None:
                 raise DatabaseError(f"{path} cannot be written to {_FOLDER} {folder}: {error.strerror or error}") from None
 
 
+def remove_from_folder(folder: Path, path: str) -> bool:
+    """Deletes a file whose row is about to go; whether it was there."""
+    try:
+        place = _within(folder, path)
+        _refuse_link(place.parent)
+        place.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def remove_folders(folder: Path, tasks: Iterable[int]) -> None:
+    """Deletes the folders of these tasks as far as they are empty."""
+    for id_task in tasks:
+        with contextlib.suppress(OSError):
+            (folder / str(id_task)).rmdir()
+
+
 def write_files(tx: Transaction, outcomes: Sequence[Outcome], *, in_folder: bool) -> None:
     """The rows of these outcomes' files instead of those that their items have had; with their bytes, where not `in_folder`.
 
