@@ -51,9 +51,9 @@ GRANT SELECT, UPDATE (next_at, message) ON ai_worker.schedule TO ai_worker@'%';
 GRANT SELECT, INSERT ON ai_worker.schedule_fire TO ai_worker@'%';
 GRANT INSERT ON ai_worker.task TO ai_worker@'%';
 GRANT INSERT ON ai_worker.task_item TO ai_worker@'%';
--- What it counts: its own rows only.
+-- What it counts: its own rows only; at its end its counters are added to those of workers that are no longer there.
 GRANT SELECT, INSERT, UPDATE ON ai_worker.worker_minute TO ai_worker@'%';
-GRANT SELECT, INSERT, UPDATE ON ai_worker.worker_counter TO ai_worker@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON ai_worker.worker_counter TO ai_worker@'%';
 -- `ai-worker run` on behalf of the web.
 GRANT SELECT, UPDATE (id_worker, exit_code, summary, message, started_at, ended_at) ON ai_worker.run_request TO ai_worker@'%';
 

@@ -373,6 +373,38 @@ VALUES (%s, UTC_DATE(), %s, %s, %s, %s, %s, %s, %s)
        tokens_reasoning = tokens_reasoning + VALUES(tokens_reasoning),
        cost = IF(VALUES(cost) IS NULL, cost, COALESCE(cost, 0) + VALUES(cost));
 
+-- name: write_minutes
+-- What one worker has done in the present minute so far, in place of what it wrote last: its own rows, which nobody else writes.
+INSERT INTO worker_minute (minute_at, id_worker, id_ai_model, processed, failed, retried, tokens_input, tokens_output, cost, latencies)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ON DUPLICATE KEY UPDATE
+       processed = VALUES(processed), failed = VALUES(failed), retried = VALUES(retried), tokens_input = VALUES(tokens_input),
+       tokens_output = VALUES(tokens_output), cost = VALUES(cost), latencies = VALUES(latencies);
+
+-- name: write_counters
+-- The counters of one worker that have changed, as they stand now: a repeat does no harm.
+INSERT INTO worker_counter (id_worker, name, id_ai_model, label, value)
+VALUES (%s, %s, %s, %s, %s)
+    ON DUPLICATE KEY UPDATE value = VALUES(value);
+
+-- name: lock_counters
+-- The counters of workers that are no longer there, before they are added up: whoever comes second finds none.
+SELECT name, id_ai_model, label, value
+  FROM worker_counter FORCE INDEX (PRIMARY)
+ WHERE id_worker IN %(workers)s
+   FOR UPDATE;
+
+-- name: add_counters
+-- The same, added to the sums of worker 0, in one order, so that two workers that end do not wait for each other in a circle.
+INSERT INTO worker_counter (id_worker, name, id_ai_model, label, value)
+VALUES (%s, %s, %s, %s, %s)
+    ON DUPLICATE KEY UPDATE value = value + VALUES(value);
+
+-- name: delete_counters
+-- The same, taken away where they were, in that transaction.
+DELETE FROM worker_counter
+ WHERE id_worker IN %(workers)s;
+
 -- name: item_steps
 -- What earlier attempts at an item have finished, read at the beginning of the next one.
 SELECT step, part, digest, operation_uuid, result, text

@@ -20,6 +20,7 @@ from tests.acceptance.fleet import plain_sql
 from tests.conftest import Sql
 from tests.fake_provider import FAULTS, FakeProvider, Rule, Tokens, correct, tokens_for
 from tests.fake_provider.faults import CONDITIONAL
+from tests.integration.counted import assert_counted
 from tests.integration.worker_runs import (
     APIS,
     STRETCHED,
@@ -218,6 +219,10 @@ def table(laboratory: tuple[Sql, str, FakeProvider]) -> tuple[Look, Look]:
         third |= experiment.look()
         sql("UPDATE task_item SET status_id = 5, available_at = NULL WHERE status_id = 4")  # out of the next part's way
     return first, third
+
+
+def test_the_table_is_counted_as_the_ledger_has_it(table: object, laboratory: tuple[Sql, str, FakeProvider]) -> None:
+    assert_counted(laboratory[0])
 
 
 ROWS = pytest.mark.parametrize("row", TABLE, ids=[row.fault for row in TABLE])

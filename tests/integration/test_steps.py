@@ -32,6 +32,7 @@ from ai_worker.worker import steps as stepping
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Request, Rule, correct
 from tests.integration.commands import Commands
+from tests.integration.counted import assert_counted
 from tests.integration.lifecycle import Application, assert_ledger, register
 from tests.integration.proxy import Proxy
 from tests.integration.worker_runs import (
@@ -60,6 +61,7 @@ def _ledger_at_the_end(sql: Sql) -> Iterator[None]:
     """Whatever a test did, all tables agree with each other at its end."""
     yield
     assert_ledger(sql)
+    assert_counted(sql)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class World:
     timers: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
 
     def learner(self, hold: Callable[[int, float], None] = lambda *_: None) -> Learner:
-        return Learner(self.store, hold, lambda _: self.in_flight, self.later, lambda: self.now)
+        return Learner(self.store, hold, lambda _: self.in_flight, later=self.later, clock=lambda: self.now)
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (self.now + seconds, len(self.timers), action))

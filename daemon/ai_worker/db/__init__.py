@@ -68,6 +68,10 @@ class Database:
         self._given_up = threading.Event()
         self.is_away = False
         """Whether a thread waits for a server that cannot be reached."""
+        self.conflicts = 0
+        """How many transactions were run again after a deadlock or a lock timeout."""
+        self.losses = 0
+        """How many connections were lost."""
 
     def connect(self) -> None:
         """Connects this thread now instead of at its first statement. Raises DatabaseAway or DatabaseRefused."""
@@ -107,6 +111,12 @@ class Database:
         """Runs `work` in one transaction and returns what it returns. `work` may be run several times: see the module's text."""
         return self._repeat(work, autocommit=False)
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open now."""
+        with self._lock:
+            return len(self._sessions)
+
     def give_up(self) -> None:
         """From now on nobody waits for a database that is away, nor for an answer; callable from any thread."""
         self._given_up.set()
@@ -136,11 +146,15 @@ class Database:
                     raise DatabaseAway(f"{name_of(session.host)}: given up: {error}") from error
                 in_doubt = in_doubt or isinstance(error, CommitLostError)
                 losses += 1
+                with self._lock:
+                    self.losses += 1
                 log(Event.DATABASE_AWAY, host=name_of(session.host), reason=str(error), commit_in_doubt=in_doubt)
                 if losses >= MAX_LOSSES:
                     raise DatabaseAway(f"{name_of(session.host)}: the connection was lost {losses} times: {error}") from error
             except ConflictError as error:
                 conflicts += 1
+                with self._lock:
+                    self.conflicts += 1
                 log(Event.CONFLICT, attempt=conflicts, reason=str(error))
                 if conflicts >= MAX_CONFLICTS:
                     raise DatabaseAway(f"gave up after {conflicts} conflicts: {error}", 1213) from error

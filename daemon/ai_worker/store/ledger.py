@@ -340,21 +340,23 @@ def settle(
 _NO_CHANGE: Final = Counters()
 
 
-def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list[EndedTask]]:
-    """Takes items from their dead owners: pending again, or set aside, or cancelled with their task. How many, and what ended.
+def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[dict[int, int], list[EndedTask]]:
+    """Takes items from their dead owners: pending again, or set aside, or cancelled with their task. How many, by model, and what
+    ended.
 
     `candidates` names the dead owner of each item: one that a living worker has claimed since is left to it.
     """
     if not candidates:
-        return 0, []
+        return {}, []
     locked = tx.query("lock_lost_items", {"items": list(candidates)})
     rows = [row for row in locked if row["id_worker"] == candidates[row["id_task_item"]]]
     if not rows:
-        return 0, []
+        return {}, []
     tasks = {row["id_task"]: row for row in tx.query("task_states", {"tasks": sorted({row["id_task"] for row in rows})})}
     groups: dict[str, list[int]] = {"give_back_lost": [], "bury_lost": [], "cancel_lost": []}
     counters: dict[int, Counters] = {}
     attempts: list[tuple[Any, ...]] = []
+    models: dict[int, int] = {}
     for row in rows:
         task = tasks.get(row["id_task"])
         if task is None or task["status_id"] == TaskStatus.CANCELLED:
@@ -367,6 +369,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
         groups[verb].append(row["id_task_item"])
         operation = uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"]))
         id_ai_model = row["id_ai_model"] or (task["id_ai_model"] if task else 0)
+        models[id_ai_model] = models.get(id_ai_model, 0) + 1
         attempts.append(
             (
                 *(operation, row["id_task"], row["id_task_item"], row["attempt"], row["id_worker"], id_ai_model),
@@ -380,7 +383,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[int, list
             tx.execute(verb, {"items": items})
     tx.execute_many("insert_attempts", attempts)
     given_back = {row["id_task_item"]: row["id_task"] for row in rows if row["id_task_item"] in groups["give_back_lost"]}
-    return len(rows), settle(tx, counters, tasks, given_back)
+    return models, settle(tx, counters, tasks, given_back)
 
 
 def _columns(result: Result) -> tuple[str | None, str | None, str]:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ai_worker.counts import Metric
 from ai_worker.db import Database, Transaction
 from ai_worker.models import Filters, Item, ItemStatus, Outcome, OutcomeKind, Task, TaskStatus
 from ai_worker.store.background import Backgrounds
@@ -44,12 +45,13 @@ RESCUE_ROWS: Final = 500  # in one step; the LIMIT of `items_of_worker` and `orp
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What one step of a rescue did. `more` says that there may be more to do at once."""
+    """What one step of a rescue did. `more` says that there may be more to do at once; `models` counts the items by model."""
 
     id_worker: int | None = None
     items: int = 0
     more: bool = False
     ended: list[EndedTask] = field(default_factory=list)
+    models: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ class Queue:
         self.steps: Final = Steps(db)
         self.backgrounds: Final = Backgrounds(db)
         self.prompts: Final = Prompts(db)
+
+    def counters(self) -> Mapping[Metric, float]:
+        """What the database itself counts for this process: transactions run again, connections lost."""
+        return {Metric.DEADLOCKS: self._db.conflicts, Metric.DATABASE_LOST: self._db.losses}
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""
@@ -234,12 +240,13 @@ class Queue:
             id_worker = stale[0]["id_worker"]
             tx.execute("mark_worker_lost", {"id_worker": id_worker})
             candidates = {row["id_task_item"]: id_worker for row in tx.query("items_of_worker", {"id_worker": id_worker})}
-            count, ended = give_back(tx, candidates)
+            models, ended = give_back(tx, candidates)
+            count = sum(models.values())
             is_through = len(candidates) < RESCUE_ROWS
             if is_through:
                 tx.execute("end_lost_worker", {"id_worker": id_worker})
             # Where all candidates are locked by others, trying again at once would be a loop without a pause.
-            return Rescued(id_worker, count, is_through or count > 0, ended)
+            return Rescued(id_worker, count, is_through or count > 0, ended, models)
 
         return self._db.transaction(work)
 
@@ -248,8 +255,9 @@ class Queue:
         candidates = {row["id_task_item"]: row["id_worker"] for row in self._db.query("orphaned_items")}
         if not candidates:
             return Rescued()
-        count, ended = self._db.transaction(lambda tx: give_back(tx, candidates))
-        return Rescued(None, count, count > 0 and len(candidates) == RESCUE_ROWS, ended)
+        models, ended = self._db.transaction(lambda tx: give_back(tx, candidates))
+        count = sum(models.values())
+        return Rescued(None, count, count > 0 and len(candidates) == RESCUE_ROWS, ended, models)
 
     def uptime(self) -> float:
         """Seconds since the database server started."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
+from ai_worker.counts import Counts
 from ai_worker.errors import DatabaseError
 from ai_worker.log import ERROR, Event, of_item
 from ai_worker.models import NO_USAGE, Item, Outcome, OutcomeKind
@@ -68,6 +69,7 @@ class Accounts:
         throttle: Throttle,
         twins: Twins,
         estimates: Estimates,
+        counts: Counts,
         *,
         work_seen: asyncio.Event,
         on_room: Callable[[], None],
@@ -83,6 +85,7 @@ class Accounts:
         self._throttle = throttle
         self._twins = twins
         self._estimates = estimates
+        self._counts = counts
         self._work_seen = work_seen
         self._on_room = on_room
         self._on_progress = on_progress
@@ -123,7 +126,9 @@ class Accounts:
 
     def fetched(self, counts: Mapping[int, int]) -> None:
         """So many items were claimed, by task; into a slot or into a batch."""
-        self._claimed += sum(counts.values())
+        items = sum(counts.values())
+        self._claimed += items
+        self._counts.claimed(items)
         self._log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
 
     # ----- what goes out
@@ -160,6 +165,7 @@ class Accounts:
     def tell(self, committed: Committed) -> None:
         """Counts and logs what was stored, of a slot's or of a batch's items."""
         summary, log = self.summary, self._log
+        self._counts.attempted(committed.stored, committed.lost)
         released = 0
         done: list[dict[str, Any]] = []
         for outcome in committed.stored:

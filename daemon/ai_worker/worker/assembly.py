@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from ai_worker.counts import Counts, Metric
 from ai_worker.library import Library
 from ai_worker.models import Filters, Secret
 from ai_worker.store.batches import Batches
+from ai_worker.store.counters import Counters
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker.accounts import Accounts, Summary
@@ -33,6 +35,7 @@ from ai_worker.worker.listener import Listener
 from ai_worker.worker.options import WorkerOptions
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.picker import Picker
+from ai_worker.worker.reporter import Reporter
 from ai_worker.worker.room import Room
 from ai_worker.worker.shared_picker import SharedPicker
 from ai_worker.worker.shares import Shares
@@ -65,6 +68,7 @@ class Assembly:
         on_models = Bell[[]]()  # other models may be used than before
 
         # What others are made of: a right to claims, threads to ask the database in, slots for calls.
+        counts = self.counts = Counts(queue.counters)
         threads = self.threads = Threads()
         lease = self.lease = Lease(
             queue, lease_seconds=options.lease_seconds, mode=options.mode, concurrency=many, name=options.name
@@ -93,6 +97,7 @@ class Assembly:
             lambda verb, *subject, **values: threads.pace.aside(getattr(queue.pace, verb), *subject, **values),
             on_pause,
             slots.held,
+            lambda id_ai_model: counts.add(Metric.RATE_LIMITED, 1, id_ai_model),
         )
         pacer = self.pacer = Pacer(
             threads.pace.doing(queue.pace.lease),
@@ -138,12 +143,13 @@ class Assembly:
                 saw=pacer.saw,
                 stopping=draining,
                 breaker=breaker,
+                counts=counts,
             ),
             under_way,
             lease.log,
         )
         accounts = self.accounts = Accounts(
-            threads.commit.doing(lease.own(queue.commit)),
+            threads.commit.doing(counts.timed(Metric.COMMIT_DURATION, lease.own(queue.commit))),
             queue.limits.has_freed,
             options,
             lease,
@@ -153,6 +159,7 @@ class Assembly:
             throttle,
             twins,
             estimates,
+            counts,
             work_seen=work_seen,
             on_room=on_room,
             on_progress=on_progress,
@@ -176,8 +183,14 @@ class Assembly:
         # What is done for the whole fleet.
         self.courier = Courier(queue.callbacks, threads.upkeep, open_secret, lease)
         upkeep = self.upkeep = Upkeep(
-            queue, lease, options.lease_seconds, threads.in_loop(work_seen.set), threads.in_loop(self.courier.wake)
+            queue,
+            lease,
+            options.lease_seconds,
+            threads.in_loop(work_seen.set),
+            threads.in_loop(self.courier.wake),
+            counts.rescued,
         )
+        self.reporter = Reporter(counts, Counters(queue.db), lambda: lease.id_worker)
 
         # Where the items come from.
         listener = self.listener = Listener(queue.turns(), filters, room.busy_models, polls=not options.forever)
@@ -186,7 +199,7 @@ class Assembly:
         if sharing is not None:
             above = heavier(filters)
             if above.queues and options.forever and options.max_items is None:
-                claim = threads.express.doing(lease.own(queue.claim_new))
+                claim = threads.express.doing(counts.timed(Metric.CLAIM_DURATION, lease.own(queue.claim_new)))
                 express = Express(
                     above,
                     Listener(queue.turns(), above, room.busy_models),
@@ -219,6 +232,7 @@ class Assembly:
             listener,
             express,
             upkeep,
+            counts,
             work_seen=work_seen,
             draining=draining,
             on_room=on_room,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ai_worker.counts import Counts, Metric
 from ai_worker.errors import DatabaseAway
 from ai_worker.models import Filters, Item
 from ai_worker.store.queue import Queue, Waiting
@@ -64,6 +65,7 @@ class Claiming:
         listener: Listener,
         express: Express | None,
         upkeep: Upkeep,
+        counts: Counts,
         *,
         work_seen: asyncio.Event,
         draining: asyncio.Event,
@@ -80,6 +82,7 @@ class Claiming:
         self._accounts = accounts
         self._batches = batches
         self._picker = picker
+        self._take = counts.timed(Metric.CLAIM_DURATION, picker.take)
         self._shared = picker if isinstance(picker, SharedPicker) else None
         self._listener = listener
         self._express = express
@@ -125,7 +128,7 @@ class Claiming:
             self._work_seen.clear()  # what is seen from here on may be missed by this look, and leads to another
             try:
                 with self._room.being_claimed():
-                    items = await self._thread(self._picker.take, self._lease.id_worker, size, new_item)
+                    items = await self._thread(self._take, self._lease.id_worker, size, new_item)
             except DatabaseAway:
                 away_since = away_since or time.monotonic()
                 if self._may_wait_no_longer(away_since):

@@ -68,6 +68,7 @@ class Learner:
     store: does one of the verbs of `store.pace.Pace` in the background: `store(verb's name, id_ai_model, **its parameters)`.
     hold: lets no call of a model begin in this worker for so many seconds.
     held: how many calls of a model are under way, about.
+    on_refused: told the model of each call that was refused.
     later: calls a function after some seconds.
     """
 
@@ -76,12 +77,14 @@ class Learner:
         store: Callable[..., None],
         hold: Callable[[int, float], None],
         held: Callable[[int], int],
+        on_refused: Callable[[int], None] = lambda _: None,
         later: Callable[[float, Callable[[], None]], Any] = lambda *after: asyncio.get_running_loop().call_later(*after),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._hold = hold
         self._held = held
+        self._on_refused = on_refused
         self._later = later
         self._clock = clock
         self._known: dict[int, _Known] = {}
@@ -146,6 +149,7 @@ class Learner:
     def refused(self, task: Task, error: RateLimited, began: float, latency: float) -> None:
         """A call that began then was answered with a 429; calls take so many seconds."""
         id_ai_model, now = task.id_ai_model, self._clock()
+        self._on_refused(id_ai_model)
         known = self._of(id_ai_model)
         if error.limits is not None:
             self._told(id_ai_model, error.limits)

@@ -32,6 +32,7 @@ class Lease:
 
     _load: Callable[[], tuple[int, int, int]]
     _on_lost: Callable[[], None]
+    _on_beat: Callable[[], None]
 
     def __init__(
         self,
@@ -55,13 +56,19 @@ class Lease:
         self.log = Log()
         """One object for good, whose lines carry the present `id_worker`."""
 
-    def start(self, load: Callable[[], tuple[int, int, int]], on_lost: Callable[[], None] = lambda: None) -> None:
+    def start(
+        self,
+        load: Callable[[], tuple[int, int, int]],
+        on_lost: Callable[[], None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """Registers the worker and begins to beat.
 
-        `load` gives (in flight, processed, failed) for the worker's row, and `on_lost` is told that others may have taken the
-        worker's items. Both are called from the heartbeat's thread.
+        `load` gives (in flight, processed, failed) for the worker's row, `on_lost` is told that others may have taken the
+        worker's items, `on_beat` of each beat, also one that only found the lease lost. All are called from the heartbeat's
+        thread, which they must not hold up.
         """
-        self._load, self._on_lost = load, on_lost
+        self._load, self._on_lost, self._on_beat = load, on_lost, on_beat
         self._register()
         self._thread.start()
 
@@ -132,6 +139,7 @@ class Lease:
             if began - self._last_beat > 2.5 * interval or time.monotonic() - began > interval:
                 self._has_had_gap, self._steady_since = True, time.monotonic()
             self._last_beat = began
+            self._on_beat()
 
     def _beat(self) -> None:
         in_flight, processed, failed = self._load()

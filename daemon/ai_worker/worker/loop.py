@@ -10,9 +10,11 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from ai_worker import __version__
+from ai_worker.counts import Metric
 from ai_worker.errors import ConfigurationError, DatabaseAway, DatabaseError
 from ai_worker.log import ERROR, Event
 from ai_worker.models import Filters, Secret
@@ -87,8 +89,10 @@ class Worker:
     async def _start(self) -> None:
         parts, options = self._parts, self._options
         await parts.threads.claim(parts.library.open)
-        on_lost = parts.threads.in_loop(parts.slots.give_back)
-        await parts.threads.claim(parts.lease.start, parts.accounts.load, on_lost)
+        on_lost = parts.threads.in_loop(self._on_lost)
+        # In a thread of its own: what cannot be written now must not hold up the heartbeat.
+        on_beat = partial(parts.threads.counts.aside, parts.reporter.report)
+        await parts.threads.claim(parts.lease.start, parts.accounts.load, on_lost, on_beat)
         self._log(
             Event.START,
             host=parts.lease.host,
@@ -127,6 +131,10 @@ class Worker:
             await parts.endpoints.aclose()
             await parts.listener.aclose()
             parts.threads.close()
+
+    def _on_lost(self) -> None:
+        self._parts.counts.add(Metric.LEASES_LOST)
+        self._parts.slots.give_back()
 
     # ----- what goes on all the time
 
@@ -229,6 +237,7 @@ class Worker:
         with contextlib.suppress(TimeoutError, DatabaseError):  # the row is tidied up by others when its lease is over
             await asyncio.wait_for(asyncio.to_thread(parts.lease.stop), timeout=STORE_SECONDS)
             self._has_ended = True
+            await asyncio.wait_for(asyncio.to_thread(parts.reporter.close), timeout=STORE_SECONDS)
         done = parts.accounts.summary
         self._log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
         if failure is not None:

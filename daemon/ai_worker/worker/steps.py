@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, TypeVar
 
 from ai_worker import prices
+from ai_worker.counts import Counts
 from ai_worker.errors import DatabaseError, ItemRejected, ValueRefused
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, Prompt, Result, Step, StepResult, Task
 from ai_worker.store.budgets import SetAside
@@ -100,6 +101,7 @@ class Stepwise:
     parts: does parts side by side.
     stopping: no step or part begins any more.
     on_answer: told of an item that tried a stopped model, and has its answer.
+    on_booked: told of each finished step, when what it cost is on the books.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Stepwise:
         parts: Parts,
         stopping: asyncio.Event,
         on_answer: Callable[[Item], None],
+        on_booked: Callable[[Finished], None],
     ) -> None:
         self._complete = complete
         self._begin = begin
@@ -121,6 +124,7 @@ class Stepwise:
         self._parts = parts
         self._stopping = stopping
         self._on_answer = on_answer
+        self._on_booked = on_booked
 
     async def outcome(self, attempt: Attempt, endpoint: Endpoint, work: Parted | Stepped) -> Outcome:
         """How the item's attempt ends that succeeds; raises what a single call would.
@@ -236,12 +240,17 @@ class Stepwise:
             lane=attempt.lane,
             operation=new_operation(attempt.item),
         )
+
+        def booked() -> None:
+            attempt.clear()
+            self._on_booked(done)
+
         while True:
             try:
-                return await _to_its_end(self._store(done), attempt.clear)
+                return await _to_its_end(self._store(done), booked)
             except ClaimLostError as lost:
                 if lost.is_booked:
-                    attempt.clear()
+                    booked()
                 raise GivenBackError("late") from None
             except (ValueRefused, TypeError, ValueError) as error:
                 raise Unstorable(f"the database refused the result: {error}") from None
@@ -263,6 +272,7 @@ def stepwise(
     saw: Callable[[Iterable[Task]], None],
     stopping: asyncio.Event,
     breaker: Breaker,
+    counts: Counts,
 ) -> Stepwise:
     """A worker's, of its own pieces. `thread` stores the steps."""
 
@@ -287,6 +297,7 @@ def stepwise(
         Parts(slots.beside, slots.away),
         stopping,
         breaker.answered,
+        lambda done: counts.booked(done.item.task.id_ai_model, done.usage, done.cost),
     )
 
 

@@ -51,8 +51,9 @@ class Threads:
     """One thread for each kind of database work, so that a slow commit never holds up a claim."""
 
     def __init__(self) -> None:
-        names = ("claim", "express", "commit", "upkeep", "pace", "cache")
-        self._all = self.claim, self.express, self.commit, self.upkeep, self.pace, self.cache = [Thread(name) for name in names]
+        names = ("claim", "express", "commit", "upkeep", "pace", "cache", "counts")
+        self._all = [Thread(name) for name in names]
+        self.claim, self.express, self.commit, self.upkeep, self.pace, self.cache, self.counts = self._all
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from ai_worker.errors import DatabaseAway, DatabaseError
@@ -29,12 +29,14 @@ class Upkeep:
         lease_seconds: float,
         on_work: Callable[[], None],
         on_callback: Callable[[], None] = lambda: None,
+        on_rescue: Callable[[int, Mapping[int, int]], None] = lambda _, __: None,
     ) -> None:
         self._queue = queue
         self._lease = lease
         self._seconds = lease_seconds
         self._on_work = on_work  # told when items have become claimable
         self._on_callback = on_callback  # told when a callback is to be sent
+        self._on_rescue = on_rescue  # told how many items were rescued, in all and by model
         self._keeping_time = threading.Lock()  # who looks for what is left must see what another thread is just making
         self._page: int | None = None
         self._round = 0
@@ -120,6 +122,7 @@ class Upkeep:
         if rescued.id_worker is not None or rescued.items:
             self._lease.log(Event.RESCUE, lost_worker=rescued.id_worker, count=rescued.items)
         if rescued.items:
+            self._on_rescue(rescued.items, rescued.models)
             self._on_work()
         log_ended(self._lease.log, rescued.ended)
         return rescued.more
