@@ -61,7 +61,8 @@ def _ledger_at_the_end(sql: Sql) -> Iterator[None]:
     """Whatever a test did, all tables agree with each other at its end."""
     yield
     assert_ledger(sql)
-    assert_counted(sql)
+    if not sql("SELECT 1 FROM worker WHERE ended_at IS NULL OR lost_at IS NOT NULL LIMIT 1"):
+        assert_counted(sql)  # whoever is killed takes with him what he has counted since his last heartbeat
 
 
 @pytest.fixture

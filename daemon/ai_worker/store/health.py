@@ -25,11 +25,6 @@ _NEEDED: Final = (
     ("SELECT", "worker", "SELECT * FROM worker WHERE id_worker = 0"),
     ("INSERT", "worker", "INSERT INTO worker (host) VALUES ('')"),
     ("UPDATE", "worker", "UPDATE worker SET heartbeat_at = heartbeat_at WHERE id_worker = 0"),
-    ("INSERT", "worker_minute", "INSERT INTO worker_minute (id_worker) VALUES (0)"),
-    ("UPDATE", "worker_minute", "UPDATE worker_minute SET failed = failed WHERE id_worker = 0"),
-    ("INSERT", "worker_counter", "INSERT INTO worker_counter (id_worker) VALUES (0)"),
-    ("UPDATE", "worker_counter", "UPDATE worker_counter SET value = value WHERE id_worker = 0"),
-    ("DELETE", "worker_counter", "DELETE FROM worker_counter WHERE id_worker = 0"),
 )
 
 

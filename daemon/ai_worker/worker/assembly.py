@@ -190,7 +190,7 @@ class Assembly:
             threads.in_loop(self.courier.wake),
             counts.rescued,
         )
-        self.reporter = Reporter(counts, Counters(queue.db), lambda: lease.id_worker)
+        self.reporter = Reporter(counts, Counters(queue.db), lambda: lease.id_worker, lease.log)
 
         # Where the items come from.
         listener = self.listener = Listener(queue.turns(), filters, room.busy_models, polls=not options.forever)

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Final
 
 from ai_worker.counts import Counts, Key, Reading, Work
+from ai_worker.errors import DatabaseAway
+from ai_worker.log import WARNING, Event, Log
 from ai_worker.store.counters import Counters, Minute
 
 WAIT_SECONDS: Final = 2.0  # for a report that is under way
@@ -21,7 +23,7 @@ class Reporter:
     id_worker: the worker's present id. With another one than before, what has been counted so far is the former's.
     """
 
-    def __init__(self, counts: Counts, counters: Counters, id_worker: Callable[[], int]) -> None:
+    def __init__(self, counts: Counts, counters: Counters, id_worker: Callable[[], int], log: Log) -> None:
         self._counts = counts
         self._counters = counters
         self._present = id_worker
@@ -32,14 +34,24 @@ class Reporter:
         self._minutes: dict[Minute, Work] = {}  # of the latest minute, and of any that is not yet written
         self._unwritten: set[Minute] = set()
         self._lock = threading.Lock()
+        self._log = log
+        self._is_refused = False
 
     def report(self) -> None:
-        """Writes what has changed; nothing while another thread is at it. Raises DatabaseError."""
-        if self._lock.acquire(blocking=False):
-            try:
-                self._report()
-            finally:
-                self._lock.release()
+        """Writes what has changed; nothing while another thread is at it. What goes wrong is logged, once, and never raised."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._report()
+            self._is_refused = False
+        except DatabaseAway:
+            pass  # said by whoever lost the connection
+        except Exception as error:  # noqa: BLE001 -- a right that was not granted, say: work is done without being counted
+            if not self._is_refused:
+                self._log(Event.LIBRARY, level=WARNING, exc_info=error, logger="counters", message=str(error))
+            self._is_refused = True
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Writes what is left, for the last time, and adds the counters to those of workers that are no longer there.
