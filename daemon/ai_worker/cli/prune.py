@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
+from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.order import seconds_of
 from ai_worker.errors import UsageError
@@ -57,7 +58,7 @@ def prune(older_than: str, task_types: Sequence[str], with_unexported: bool, dry
 
 
 def _show(pruned: Pruned, dry_run: bool) -> None:
-    rows = [(table, context.number(count)) for table, count in sorted(pruned.rows.items()) if count]
+    rows = [(table, formats.number(count)) for table, count in sorted(pruned.rows.items()) if count]
     if rows:
         context.emit_table(("table", "would be deleted" if dry_run else "deleted"), rows, right=(1,))
     else:
@@ -67,18 +68,18 @@ def _show(pruned: Pruned, dry_run: bool) -> None:
         remedy = "; `ai-worker export` writes them, --with-unexported deletes them" if reason == NOT_EXPORTED else ""
         click.echo(f"kept: {_tasks(len(tasks))} {reason} ({names}){remedy}")
     if pruned.files_removed:
-        click.echo(f"files deleted in the folder: {context.number(pruned.files_removed)}")
+        click.echo(f"files deleted in the folder: {formats.number(pruned.files_removed)}")
     if pruned.files_missing:
-        click.echo(f"files that were not in the folder of this host: {context.number(pruned.files_missing)}")
+        click.echo(f"files that were not in the folder of this host: {formats.number(pruned.files_missing)}")
     if pruned.files_left:
         click.echo(
-            f"files left in a folder that this host does not know: {context.number(pruned.files_left)}; "
+            f"files left in a folder that this host does not know: {formats.number(pruned.files_left)}; "
             "set AI_WORKER_FILES_FOLDER where prune runs"
         )
 
 
 def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{context.number(count)} tasks"
+    return "1 task" if count == 1 else f"{formats.number(count)} tasks"
 
 
 def _progress() -> Callable[[Pruned | None], None]:
@@ -94,8 +95,8 @@ def _progress() -> Callable[[Pruned | None], None]:
                 click.echo("\r\x1b[K", nl=False, err=True)
         elif now - shown >= (0.2 if on_terminal else _INTERVAL):
             shown = now
-            total = context.number(sum(pruned.rows.values()))
-            text = f"{_tasks(pruned.rows['task'])}, {context.number(pruned.rows['task_item'])} items, {total} rows in all"
+            total = formats.number(sum(pruned.rows.values()))
+            text = f"{_tasks(pruned.rows['task'])}, {formats.number(pruned.rows['task_item'])} items, {total} rows in all"
             click.echo(f"\r\x1b[K{text}" if on_terminal else text, nl=not on_terminal, err=True)
 
     return tell
