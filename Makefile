@@ -29,10 +29,11 @@ test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST
 	@$(BIN)/pytest $(PYTEST)
 
 .PHONY: lint
-lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import contracts
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict (as on Linux and as on Windows), import contracts
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file tests/mypy-windows.ini
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: bench

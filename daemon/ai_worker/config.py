@@ -14,6 +14,7 @@ An empty variable counts as not set.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -151,6 +152,16 @@ def env_file() -> Path | None:
     return None
 
 
+def encoding_of(path: Path) -> str:
+    """How a small text file of a person's is encoded: as its byte order mark says, else in UTF-8. Raises OSError.
+
+    Windows' Notepad may put a mark before UTF-8, which would be taken for a part of the first name or of a password; `>` and
+    Out-File of Windows PowerShell 5.1 write UTF-16.
+    """
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def _complaint(field: str, value: object) -> str:
     places = origins().get(field)
     where = f" (from {places[0]})" if places else ""
@@ -167,8 +178,7 @@ def _sources(settings_cls: type[BaseSettings]) -> list[tuple[str, PydanticBaseSe
     ]
     if path := env_file():
         values = _env_values(path)
-        # utf-8-sig: Windows' Notepad puts a byte order mark in front, which would spoil the first variable's name.
-        dotenv = DotEnvSettingsSource(settings_cls, env_file=path, env_file_encoding="utf-8-sig")
+        dotenv = DotEnvSettingsSource(settings_cls, env_file=path, env_file_encoding=encoding_of(path))
         sources += [
             (str(path), dotenv),
             (f"a file named in {path}", _FilesSource(settings_cls, _named_in(values))),
@@ -179,10 +189,11 @@ def _sources(settings_cls: type[BaseSettings]) -> list[tuple[str, PydanticBaseSe
 def _env_values(path: Path) -> dict[str, str | None]:
     """What stands in a `.env`. Raises ConfigurationError when it, or a line of it, cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        encoding = encoding_of(path)
+        with path.open(encoding=encoding) as file:
             broken = _broken_lines(file)
         if not broken:
-            return dotenv_values(path, encoding="utf-8-sig")
+            return dotenv_values(path, encoding=encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
     where = f"line {broken[0]}" if len(broken) == 1 else f"lines {', '.join(map(str, broken))}"
@@ -227,7 +238,7 @@ class _FilesSource(PydanticBaseSettingsSource):
             return None, field_name, False
         name, path = found
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding=encoding_of(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigurationError(f"{name} names {str(path)!r}, which cannot be read: {reason}") from None

@@ -55,6 +55,15 @@ _OPTIONS_MARIADB = ("--innodb-log-file-size=48M",)
 _OPTIONS_MYSQL = ("--mysqlx=OFF", "--skip-log-bin", "--secure-file-priv=NULL")
 
 
+def require() -> None:
+    """Raises ConfigurationError where there can be no private server: Python has neither `flock` nor Unix sockets on Windows."""
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "a private server (embedded://, quickstart) is not to be had on Windows; set AI_WORKER_DB_URL to a database that you "
+            "have: mysql://user:password@host:3306/ai_worker"
+        )
+
+
 @contextmanager
 def running(folder: Path, options: Sequence[str] = (), *, program: str | None = None) -> Iterator[str]:
     """A private server in `folder`, for the length of the block; yields its database URL.
@@ -70,8 +79,7 @@ def running(folder: Path, options: Sequence[str] = (), *, program: str | None = 
 
     Raises ConfigurationError when there is no server program or it cannot work here, DatabaseAway when it does not come up.
     """
-    if sys.platform == "win32":
-        raise ConfigurationError("a private server is not to be had on Windows; set AI_WORKER_DB_URL to the database to use")
+    require()
     server = Server(folder, program)
     with _locked(server.folder / "users.lock", fcntl.LOCK_SH) as users:
         try:

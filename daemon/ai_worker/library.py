@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, Protocol
 
+from ai_worker.config import encoding_of
 from ai_worker.errors import ConfigurationError, UsageError
 from ai_worker.models import Task
 from ai_worker.store.prompts import SOURCE_AT_MOST, Known, NewPrompt, Origin, Stored
@@ -242,7 +243,7 @@ def checked(brought: Brought) -> NewPrompt:
 def read_source(path: Path) -> str:
     """The text of a prompt file. Raises ConfigurationError when it cannot be one."""
     try:
-        source = path.read_text(encoding="utf-8-sig")
+        source = path.read_text(encoding=encoding_of(path))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +24,14 @@ STOPPING: Final = "STOPPING=1"
 
 def is_heard() -> bool:
     """Whether a service manager listens to this process."""
-    return bool(os.environ.get("NOTIFY_SOCKET"))
+    return sys.platform != "win32" and bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def tell(*lines: str) -> bool:
     """Sends these assignments, `READY` and the like, in one message; whether it was taken. Never raises: a service manager that
     is being replaced must not stop the work."""
     address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
+    if sys.platform == "win32" or not address:  # the protocol is Linux's; Python has no Unix sockets on Windows
         return False
     if address.startswith("@"):  # an abstract socket
         address = "\0" + address[1:]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 from ai_worker.cli.findings import Finding, ok, problem, warning
-from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, env_file, origins, variable
+from ai_worker.config import ENV_FILE_VARIABLE, PREFIX, Settings, encoding_of, env_file, origins, variable
 from ai_worker.database_url import parse_database_url
 from ai_worker.errors import ConfigurationError
 
@@ -29,7 +30,7 @@ def check_settings() -> Iterator[Finding]:
             message = f"{variable(field)} is set in {' and in '.join(places)}; {places[0]} wins"
             yield warning("settings", message, "Set it in one place only, so that a change cannot be without effect.")
     path = env_file()
-    names = set(os.environ) | (set(dotenv_values(path, encoding="utf-8-sig")) if path else set())
+    names = set(os.environ) | (set(dotenv_values(path, encoding=encoding_of(path))) if path else set())
     known = {variable(field) for field in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known} | {ENV_FILE_VARIABLE}
     unknown = sorted(name for name in names if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known)
@@ -44,7 +45,7 @@ def check_settings() -> Iterator[Finding]:
 
 
 def _check_env_file(path: Path) -> Iterator[Finding]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = path.read_text(encoding=encoding_of(path))
     if os.name == "posix" and path.stat().st_mode & 0o077 and _holds_secrets(path):
         message = f"{path} holds secrets and can be read by others (mode {path.stat().st_mode & 0o777:04o})"
         yield problem(".env", message, f"chmod 600 {path}")
@@ -52,14 +53,19 @@ def _check_env_file(path: Path) -> Iterator[Finding]:
     for number, line in enumerate(text.splitlines(), 1):
         if reason := _drift(line):
             drift = True
-            remedy = 'Write KEY="value" without export, comments after the value, $ and backslashes.'
+            remedy = (
+                "Write paths without quotation marks: KEY=C:\\folder\\file."
+                if sys.platform == "win32"
+                else 'Write KEY="value" without export, comments after the value, $ and backslashes.'
+            )
             yield warning(".env", f"{path}, line {number}: {reason}", remedy)
     if not drift:
-        yield ok(".env", f"{path} is read alike by AI Worker and by systemd's EnvironmentFile=")
+        others = "" if sys.platform == "win32" else " alike by AI Worker and by systemd's EnvironmentFile="
+        yield ok(".env", f"{path} is read{others}")
 
 
 def _holds_secrets(path: Path) -> bool:
-    values = dotenv_values(path, encoding="utf-8-sig")
+    values = dotenv_values(path, encoding=encoding_of(path))
     if any(values.get(name) for name in _SECRETS):
         return True
     urls = [url for field in ("db_url", "source_url") if (url := values.get(variable(field)))]
@@ -86,10 +92,17 @@ _DRIFT = tuple(
     )
 )
 
+# Windows has no systemd to read them otherwise; but its paths have backslashes.
+_DRIFT_WINDOWS = (
+    (re.compile(r"[^=]*$"), "there is no = in it: it has no effect"),
+    (re.compile(r"""[^=]+=\s*["'].*\\"""), r"within quotation marks a backslash may begin an escape: \n becomes a line end"),
+)
+
 
 def _drift(line: str) -> str | None:
     """Why a line is not read alike by everybody, None when it is. Never shows the value."""
     line = line.strip()
     if not line or line.startswith("#"):
         return None
-    return next((why for pattern, why in _DRIFT if pattern.match(line)), None)
+    rules = _DRIFT_WINDOWS if sys.platform == "win32" else _DRIFT
+    return next((why for pattern, why in rules if pattern.match(line)), None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ai_worker.cli import context
-from ai_worker.config import PREFIX
+from ai_worker.config import PREFIX, encoding_of
 from ai_worker.errors import ConfigurationError, UsageError
 from ai_worker.models import Secret
 
@@ -96,7 +96,7 @@ def _anew(ring: Keyring, number: int, value: bytes, name: str) -> bytes | None:
 def read_secret(path: Path) -> str:
     """A secret from a file, without the line end that editors put there. Raises UsageError when there is none in it."""
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding=encoding_of(path)).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if not text:

@@ -49,6 +49,7 @@ def quickstart(folder: Path | None, rows: int | None) -> int:
     from ai_worker import embedded, migrate
     from ai_worker.db import Database
 
+    embedded.require()
     # A plain SIGTERM would end us on the spot and leave the server running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = (folder or _default_folder()).expanduser().resolve()
