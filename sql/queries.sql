@@ -1737,6 +1737,10 @@ SELECT COUNT(*) AS items FROM task_item FORCE INDEX (k_task_item_claim) WHERE id
 -- How a task stands, without a lock.
 SELECT status_id FROM task WHERE id_task = %(id_task)s;
 
+-- name: hold_for_a_person
+-- In the transaction that makes it: a task that waits for a person's word before anybody claims from it.
+UPDATE task SET status_id = 4, status_reason = %(reason)s WHERE id_task = %(id_task)s;
+
 -- name: lock_task
 -- Before a person changes it. Items were locked before, never after: the commits' order.
 SELECT status_id, budget, cost, records_processed FROM task WHERE id_task = %(id_task)s FOR UPDATE;
@@ -1793,6 +1797,14 @@ UPDATE task_item FORCE INDEX (PRIMARY)
 UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 0, is_single = 0
  WHERE id_task_item IN %(items)s AND status_id = 5;
+
+-- name: failed_items_of_kind
+-- The next batch of what failed for one kind of reason; which kind, stands in the row.
+SELECT id_task_item
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 3 AND id_task_item > %(after)s AND error_kind = %(error_kind)s
+ ORDER BY id_task_item
+ LIMIT %(size)s;
 
 -- name: retry_items
 -- Dead letters begin anew. Without their claim token no late result is taken; tokens and cost were paid and stay.
@@ -2037,6 +2049,198 @@ SELECT id_task, id_task_item, %(review_status_id)s, %(text_reviewed)s, %(note)s,
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s;
 
+-- ===== browsing: what people look through in the dashboard; each bounded, however much there is =====
+
+-- name: search_tasks
+-- Among the newest tasks, so many of them: their keys first, off the primary key, then the rows. A text is looked for where people
+-- have written; what they wrote as a number is a task's key, too.
+SELECT t.id_task
+  FROM (SELECT id_task FROM task FORCE INDEX (PRIMARY) WHERE id_task < %(before)s ORDER BY id_task DESC LIMIT %(scan)s) s
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = s.id_task
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+ WHERE (%(status_id)s IS NULL OR t.status_id = %(status_id)s)
+   AND (%(task_type)s IS NULL OR t.task_type = %(task_type)s)
+   AND (%(model)s IS NULL OR m.name = %(model)s)
+   AND (%(queue)s IS NULL OR t.queue = %(queue)s)
+   AND (%(text)s IS NULL OR LOCATE(%(text)s, t.description) > 0 OR LOCATE(%(text)s, t.submit_key) > 0 OR t.id_task = %(id_task)s)
+ ORDER BY t.id_task DESC
+ LIMIT %(size)s;
+
+-- name: end_of_search
+-- Where a search of tasks goes on: the last one that it has looked at; nothing where there are no more.
+SELECT id_task FROM task FORCE INDEX (PRIMARY) WHERE id_task < %(before)s ORDER BY id_task DESC LIMIT 1 OFFSET %(offset)s;
+
+-- name: task_choices
+-- What the filters offer: types and queues of the newest tasks.
+SELECT DISTINCT t.task_type, t.queue
+  FROM (SELECT id_task FROM task FORCE INDEX (PRIMARY) ORDER BY id_task DESC LIMIT %(scan)s) s
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = s.id_task;
+
+-- name: task_reports_of
+-- Tasks by their keys, each with its model, the newest first.
+SELECT t.id_task, t.status_id, t.status_reason, t.task_type, t.description, t.priority, t.scheduled_at, t.max_attempts,
+       t.records_processed, t.records_failed, t.tokens_input, t.tokens_output, t.cost, t.created_at, t.started_at, t.finished_at,
+       TIMESTAMPDIFF(MICROSECOND, t.started_at, COALESCE(t.finished_at, NOW(6))) / 1000000 AS seconds,
+       t.scheduled_at > NOW(6) AS is_ahead, m.name AS model, m.stopped_kind, m.stopped_reason, t.budget, t.resume_at, t.queue,
+       IF(t.budget IS NULL, NULL, (SELECT SUM(i.reserved) FROM task_item i FORCE INDEX (k_task_item_claim)
+                                    WHERE i.id_task = t.id_task AND i.status_id = 2)) AS reserved
+  FROM task t FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+ WHERE t.id_task IN %(tasks)s
+ ORDER BY t.id_task DESC;
+
+-- name: few_items
+-- How many items of a task wait, are in progress, deferred or cancelled, as far as a short run of the claim index goes.
+SELECT 0 AS status_id, COUNT(*) AS items FROM (SELECT 1 FROM task_item FORCE INDEX (k_task_item_claim)
+        WHERE id_task = %(id_task)s AND status_id = 0 LIMIT %(most)s) pending
+UNION ALL
+SELECT 2, COUNT(*) FROM (SELECT 1 FROM task_item FORCE INDEX (k_task_item_claim)
+        WHERE id_task = %(id_task)s AND status_id = 2 LIMIT %(most)s) in_progress
+UNION ALL
+SELECT 4, COUNT(*) FROM (SELECT 1 FROM task_item FORCE INDEX (k_task_item_claim)
+        WHERE id_task = %(id_task)s AND status_id = 4 LIMIT %(most)s) deferred
+UNION ALL
+SELECT 5, COUNT(*) FROM (SELECT 1 FROM task_item FORCE INDEX (k_task_item_claim)
+        WHERE id_task = %(id_task)s AND status_id = 5 LIMIT %(most)s) cancelled;
+
+-- name: first_errors
+-- Why items failed or wait, by kind, each with its first item as the example: of the first failed and the first deferred ones.
+SELECT g.status_id, g.error_kind, g.items, i.id_task_item, i.error_message,
+       TIMESTAMPDIFF(MICROSECOND, NOW(6), g.due_at) / 1000000 AS due_seconds
+  FROM (SELECT r.status_id, r.error_kind, COUNT(*) AS items, MIN(r.id_task_item) AS id_task_item, MIN(r.available_at) AS due_at
+          FROM ((SELECT status_id, error_kind, id_task_item, available_at FROM task_item FORCE INDEX (k_task_item_claim)
+                  WHERE id_task = %(id_task)s AND status_id = 3 ORDER BY id_task_item LIMIT %(most)s)
+                UNION ALL
+                (SELECT status_id, error_kind, id_task_item, available_at FROM task_item FORCE INDEX (k_task_item_claim)
+                  WHERE id_task = %(id_task)s AND status_id = 4 ORDER BY id_task_item LIMIT %(most)s)) r
+         GROUP BY r.status_id, r.error_kind) g
+  STRAIGHT_JOIN task_item i FORCE INDEX (PRIMARY) ON i.id_task_item = g.id_task_item
+ ORDER BY g.status_id, g.items DESC;
+
+-- name: matching_items
+-- Items in one status that a filter lets through, by their keys alone, among the next so many of the claim index.
+SELECT s.id_task_item
+  FROM (SELECT id_task_item, review_status_id, error_kind FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item > %(after)s
+         ORDER BY id_task_item LIMIT %(scan)s) s
+ WHERE (%(review_status_id)s IS NULL OR s.review_status_id = %(review_status_id)s)
+   AND (%(error_kind)s IS NULL OR s.error_kind = %(error_kind)s)
+ ORDER BY s.id_task_item
+ LIMIT %(size)s;
+
+-- name: matching_items_before
+-- The same downwards, from an item on.
+SELECT s.id_task_item
+  FROM (SELECT id_task_item, review_status_id FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item < %(before)s
+         ORDER BY id_task DESC, status_id DESC, id_task_item DESC LIMIT %(scan)s) s
+ WHERE (%(review_status_id)s IS NULL OR s.review_status_id = %(review_status_id)s)
+ ORDER BY s.id_task_item DESC
+ LIMIT %(size)s;
+
+-- name: end_of_matching
+-- Where a search of items goes on: the last one that it has looked at; nothing where there are no more.
+SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = %(status_id)s AND id_task_item > %(after)s
+ ORDER BY id_task_item LIMIT 1 OFFSET %(offset)s;
+
+-- name: next_items
+-- A page of a task's items in any status, by their keys: six short runs of the claim index, merged.
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 0 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+UNION ALL
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 1 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+UNION ALL
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 2 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+UNION ALL
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 3 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+UNION ALL
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 4 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+UNION ALL
+(SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+  WHERE id_task = %(id_task)s AND status_id = 5 AND id_task_item > %(after)s ORDER BY id_task_item LIMIT %(size)s)
+ORDER BY id_task_item LIMIT %(size)s;
+
+-- name: item_lines
+-- Items as they stand in a list: the beginnings of their texts, and how much of the text a correction has changed.
+SELECT id_task_item, external_key, status_id, attempt, error_kind, LEFT(error_message, 300) AS error_message, cost,
+       LEFT(text_original, %(characters)s) AS text_original, LEFT(text_corrected, %(characters)s) AS text_corrected,
+       review_status_id, reviewed_by, JSON_EXTRACT(result, '$.changes.ratio') AS ratio
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s
+ ORDER BY id_task_item;
+
+-- name: edit_ratios
+-- How much of their texts corrections have changed: to look at the most edited ones first.
+SELECT id_task_item, JSON_EXTRACT(result, '$.changes.ratio') AS ratio
+  FROM task_item FORCE INDEX (PRIMARY)
+ WHERE id_task_item IN %(items)s;
+
+-- name: item_in_full
+-- One item with its task, for the page that shows all of it; of texts so many characters, and how many there are.
+SELECT i.id_task_item, i.id_task, i.status_id, i.attempt, i.lost_count, i.external_key, i.context_key, i.error_kind, i.error_message,
+       i.created_at, i.finished_at, i.available_at, i.tokens_input, i.tokens_output, i.cost, i.steps_done, i.steps_total,
+       LEFT(i.text_original, %(characters)s) AS text_original, CHAR_LENGTH(i.text_original) AS original_length,
+       LEFT(i.text_corrected, %(characters)s) AS text_corrected, CHAR_LENGTH(i.text_corrected) AS corrected_length,
+       LEFT(i.text_reviewed, %(characters)s) AS text_reviewed, CHAR_LENGTH(i.text_reviewed) AS reviewed_length,
+       IF(LENGTH(i.context) > %(bytes)s, NULL, i.context) AS context, IF(LENGTH(i.result) > %(bytes)s, NULL, i.result) AS result,
+       i.change_summary, i.review_status_id, i.reviewed_by, i.reviewed_at, t.task_type, t.max_attempts, t.status_id AS task_status_id,
+       m.name AS model
+  FROM task_item i FORCE INDEX (PRIMARY)
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = i.id_task
+  STRAIGHT_JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = t.id_ai_model
+ WHERE i.id_task_item = %(id_task_item)s;
+
+-- name: attempts_of_item
+-- The ledger of one item, in the order in which its attempts ended.
+SELECT a.attempt, a.outcome, a.error_kind, a.error_message, a.tokens_input, a.tokens_output, a.tokens_cached, a.cost, a.latency_ms,
+       a.finished_at, a.lane, a.step, m.name AS model
+  FROM task_attempt a FORCE INDEX (k_task_attempt_item)
+  LEFT JOIN ai_model m FORCE INDEX (PRIMARY) ON m.id_ai_model = a.id_ai_model
+ WHERE a.id_task_item = %(id_task_item)s
+ ORDER BY a.finished_at, a.attempt, a.step
+ LIMIT %(most)s;
+
+-- name: reviews_of_item
+-- What people have said of one item, the latest first.
+SELECT review_status_id, LEFT(text_reviewed, 2000) AS text_reviewed, note, reviewed_by, reviewed_at
+  FROM task_item_review FORCE INDEX (k_task_item_review_item)
+ WHERE id_task_item = %(id_task_item)s
+ ORDER BY id_task_item_review DESC
+ LIMIT %(most)s;
+
+-- name: latest_verdict
+-- Where a task's review was left off: two look-ups from the index's end, by verdict.
+(SELECT id_task_item, id_task_item_review FROM task_item_review FORCE INDEX (k_task_item_review_task)
+  WHERE id_task = %(id_task)s AND review_status_id = 1
+  ORDER BY id_task DESC, review_status_id DESC, id_task_item_review DESC LIMIT 1)
+UNION ALL
+(SELECT id_task_item, id_task_item_review FROM task_item_review FORCE INDEX (k_task_item_review_task)
+  WHERE id_task = %(id_task)s AND review_status_id = 2
+  ORDER BY id_task DESC, review_status_id DESC, id_task_item_review DESC LIMIT 1)
+ORDER BY id_task_item_review DESC;
+
+-- name: ends_of_task
+-- The first and the last pending item, off the claim index: between them lie samples.
+SELECT (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim) WHERE id_task = %(id_task)s AND status_id = 0
+         ORDER BY id_task, status_id, id_task_item LIMIT 1) AS first_item,
+       (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim) WHERE id_task = %(id_task)s AND status_id = 0
+         ORDER BY id_task DESC, status_id DESC, id_task_item DESC LIMIT 1) AS last_item;
+
+-- name: task_in_words
+-- What was asked for, beside the numbers: parameters, prompt, lane and the like, of one task.
+SELECT t.parameters, t.lane, t.pack, t.cache_seconds, t.result_seconds, t.expire_at, t.submit_key, t.id_prompt, p.version, p.origin,
+       p.name AS prompt, g.name AS task_group, s.table_name AS source
+  FROM task t
+  LEFT JOIN prompt p ON p.id_prompt = t.id_prompt
+  LEFT JOIN task_group g ON g.id_task_group = t.id_task_group
+  LEFT JOIN task_source s ON s.id_task = t.id_task
+ WHERE t.id_task = %(id_task)s;
+
 -- ===== clients: who waits for results =====
 
 -- name: item_states
@@ -2173,7 +2377,7 @@ SELECT s.url, s.table_name, s.key_column, s.text_column, s.finished_at
   FROM task t LEFT JOIN task_source s ON s.id_task = t.id_task
  WHERE t.id_task = %(id_task)s;
 
--- name: hold_task
+-- name: hold_for_a_person
 -- In the transaction that makes it, so that no worker ever sees it waiting.
 UPDATE task SET status_id = 4, status_reason = %(reason)s WHERE id_task = %(id_task)s;
 

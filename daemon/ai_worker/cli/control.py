@@ -10,6 +10,7 @@ import click
 from ai_worker import formats
 from ai_worker.cli import context
 from ai_worker.cli.money import Usd
+from ai_worker.errors import UsageError
 from ai_worker.models import ItemStatus, TaskStatus
 from ai_worker.store.reports import Reports
 from ai_worker.store.tasks import Change, Tasks
@@ -21,16 +22,20 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print what changed
 @click.command()
 @_ID
 @click.option("--item", "id_task_item", type=int, help="Only this item.")
+@click.option("--kind", metavar="KIND", help="Only those that failed for this kind of reason, as `status ID` names them.")
 @_JSON
-def retry(id_task: int, id_task_item: int | None, as_json: bool) -> None:
+def retry(id_task: int, id_task_item: int | None, kind: str | None, as_json: bool) -> None:
     """Bring back items that ended in ERROR, with their attempts counted anew.
 
     A task that had ended goes on.
     """
+    if id_task_item is not None and kind is not None:
+        raise UsageError("--item and --kind: give one of them")
     with context.database() as db:
-        items = Tasks(db).retry(id_task, id_task_item)
+        items = Tasks(db).retry(id_task, id_task_item, kind=kind)
         after = Reports(db).task(id_task).status
-    _tell(id_task, after, items, as_json, f"{_items(items)} brought back, now {after.name}" if items else "no item is in ERROR")
+    nothing = "no item is in ERROR" if kind is None else f"no item is in ERROR for {kind!r}"
+    _tell(id_task, after, items, as_json, f"{_items(items)} brought back, now {after.name}" if items else nothing)
 
 
 @click.command()

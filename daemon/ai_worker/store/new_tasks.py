@@ -26,7 +26,8 @@ class NewTask:
 
     `fallbacks` are further models, in order; `pack` items go into one call at most; `cache_seconds` is how old an answer to the
     same work may be; `budget` is in USD. It begins when the tasks `after` which it comes have ended as needed; its results are
-    kept for `result_seconds` after its end, None: for good.
+    kept for `result_seconds` after its end, None: for good. With a `held` reason it is PAUSED from its first moment on, until a
+    person resumes it.
     """
 
     id_ai_model: int
@@ -47,6 +48,7 @@ class NewTask:
     id_task_group: int | None = None
     result_seconds: int | None = None
     after: Mapping[int, Need] = field(default_factory=dict)
+    held: str | None = None
 
     def as_task(self) -> Task:
         """The task as a worker will see it, but for its id: to be checked, or shown, before it is made."""
@@ -96,6 +98,8 @@ def write_task(tx: Transaction, task: NewTask, key: str, id_task: int | None = N
     if task.after:
         waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
         tx.execute_many("insert_dependencies", waits)
+    if task.held is not None:
+        tx.execute("hold_for_a_person", {"id_task": id_task, "reason": task.held})
     return id_task
 
 

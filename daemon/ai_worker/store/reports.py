@@ -212,9 +212,9 @@ class Reports:
         has_reasons = counts.get(ItemStatus.ERROR) or counts.get(ItemStatus.DEFERRED)
         errors = self._db.query("task_errors", {"id_task": id_task}) if has_reasons else []
         fallbacks = tuple(row["name"] for row in self._db.query("fallbacks_of_task", {"id_task": id_task}))
-        after = tuple(_dependency(row) for row in self._db.query("dependencies_of_task", {"id_task": id_task}))
+        after = tuple(dependency_of(row) for row in self._db.query("dependencies_of_task", {"id_task": id_task}))
         steps = self._steps(id_task) if counts.get(ItemStatus.IN_PROGRESS) else None
-        report = _task(rows[0], counts, [_error(row) for row in errors])
+        report = report_of(rows[0], counts, [error_of(row) for row in errors])
         return replace(report, fallbacks=fallbacks, after=after, steps=steps)
 
     def _steps(self, id_task: int) -> StepProgress | None:
@@ -232,7 +232,7 @@ class Reports:
         }
         for row in self._db.query("open_counts", {"tasks": list(counts)}):
             counts[row["id_task"]][row["status_id"]] = row["items"]
-        return [_task(row, counts[row["id_task"]], []) for row in rows]
+        return [report_of(row, counts[row["id_task"]], []) for row in rows]
 
     def workers(self, *, with_ended: bool = False) -> list[WorkerReport]:
         """Workers that run or should run; with those that ended within the last day, if asked for."""
@@ -274,7 +274,8 @@ class Reports:
         return [BatchReport(**row) for row in self._db.query("batches_of_task", {"id_task": id_task})]
 
 
-def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> TaskReport:
+def report_of(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> TaskReport:
+    """A row of `task_report` or its like, with the items counted by status."""
     return TaskReport(
         id_task=row["id_task"],
         status=TaskStatus(row["status_id"]),
@@ -305,7 +306,8 @@ def _task(row: Row, counts: Mapping[int, int], errors: list[ErrorGroup]) -> Task
     )
 
 
-def _dependency(row: Row) -> Dependency:
+def dependency_of(row: Row) -> Dependency:
+    """A row of `dependencies_of_task`."""
     status = None if row["status_id"] is None else TaskStatus(row["status_id"])
     return Dependency(row["after_id_task"], Need(row["needs"]), status, bool(row["is_met"]))
 
@@ -330,7 +332,8 @@ def _model(row: Row) -> ModelReport:
     )
 
 
-def _error(row: Row) -> ErrorGroup:
+def error_of(row: Row) -> ErrorGroup:
+    """A row of `task_errors` or its like."""
     due = row["due_seconds"]
     return ErrorGroup(
         status=ItemStatus(row["status_id"]),

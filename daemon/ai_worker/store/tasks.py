@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseError, NotFound, UsageError
@@ -128,14 +128,21 @@ class Tasks:
 
     # ----- change what is there
 
-    def retry(self, id_task: int, id_task_item: int | None = None) -> int:
-        """Brings items back from ERROR, all or one, with their attempts counted anew; how many. A finished task goes on."""
+    def retry(self, id_task: int, id_task_item: int | None = None, *, kind: str | None = None) -> int:
+        """Brings items back from ERROR, with their attempts counted anew; how many. A finished task goes on.
+
+        All of them, or one, or those that failed for one `kind` of reason (`task_item.error_kind`).
+        """
         self._refuse_cancelled(id_task, self._state(id_task))
         if id_task_item is not None:
             count = self._db.transaction(partial(self._retry, id_task, [id_task_item]))
             if not count:
                 raise self._not_retried(id_task, id_task_item)
             return count
+        if kind is not None:
+            return self._batch_by_batch(
+                "failed_items_of_kind", {"id_task": id_task, "error_kind": kind}, partial(self._retry, id_task)
+            )
         return self._in_batches(id_task, ItemStatus.ERROR, partial(self._retry, id_task))
 
     def _retry(self, id_task: int, items: list[int], tx: Transaction) -> int:
@@ -217,11 +224,14 @@ class Tasks:
         return TaskStatus(rows[0]["status_id"])
 
     def _in_batches(self, id_task: int, status: ItemStatus, change: Callable[[list[int], Transaction], int]) -> int:
-        """Applies `change` to all items in a status, batch by batch up the key; how many it changed."""
+        """Applies `change` to all items in a status; how many it changed."""
+        return self._batch_by_batch("items_in_status", {"id_task": id_task, "status_id": int(status)}, change)
+
+    def _batch_by_batch(self, name: str, where: dict[str, Any], change: Callable[[list[int], Transaction], int]) -> int:
+        """Applies `change` to the items that a named SELECT gives, batch by batch up the key; how many it changed."""
         total = after = 0
         while True:
-            where = {"id_task": id_task, "status_id": int(status), "after": after, "size": BATCH}
-            items = [row["id_task_item"] for row in self._db.query("items_in_status", where)]
+            items = [row["id_task_item"] for row in self._db.query(name, {**where, "after": after, "size": BATCH})]
             if not items:
                 return total
             total += self._db.transaction(partial(change, items))
