@@ -1737,10 +1737,6 @@ SELECT COUNT(*) AS items FROM task_item FORCE INDEX (k_task_item_claim) WHERE id
 -- How a task stands, without a lock.
 SELECT status_id FROM task WHERE id_task = %(id_task)s;
 
--- name: hold_for_a_person
--- In the transaction that makes it: a task that waits for a person's word before anybody claims from it.
-UPDATE task SET status_id = 4, status_reason = %(reason)s WHERE id_task = %(id_task)s;
-
 -- name: lock_task
 -- Before a person changes it. Items were locked before, never after: the commits' order.
 SELECT status_id, budget, cost, records_processed FROM task WHERE id_task = %(id_task)s FOR UPDATE;
@@ -2377,7 +2373,7 @@ SELECT s.url, s.table_name, s.key_column, s.text_column, s.finished_at
   FROM task t LEFT JOIN task_source s ON s.id_task = t.id_task
  WHERE t.id_task = %(id_task)s;
 
--- name: hold_for_a_person
+-- name: hold_task
 -- In the transaction that makes it, so that no worker ever sees it waiting.
 UPDATE task SET status_id = 4, status_reason = %(reason)s WHERE id_task = %(id_task)s;
 

@@ -99,7 +99,7 @@ def write_task(tx: Transaction, task: NewTask, key: str, id_task: int | None = N
         waits = [{"id_task": id_task, "after_id_task": each, "needs": need.value} for each, need in task.after.items()]
         tx.execute_many("insert_dependencies", waits)
     if task.held is not None:
-        tx.execute("hold_for_a_person", {"id_task": id_task, "reason": task.held})
+        tx.execute("hold_task", {"id_task": id_task, "reason": task.held})
     return id_task
 
 
