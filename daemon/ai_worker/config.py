@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug, info, warning or error")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto, json or console")
+    traces: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     source_url: SecretStr | None = Field(
         default=None, description="the URL of the database that `import` reads and `export` writes, like AI_WORKER_DB_URL"
     )
@@ -82,7 +83,7 @@ class Settings(BaseSettings):
 
     prompt_folder: Path | None = Field(default=None, description="a folder with the team's own prompts, files NAME.md")
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "traces", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -18,6 +18,7 @@ from ai_worker.retry import attempt_delay
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.worker import Summary, Worker, WorkerOptions, attempt, calls, learning
+from ai_worker.worker.tracing import OFF, Tracing
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider
 
@@ -78,13 +79,22 @@ class Run:
         decrypt: Callable[[int, bytes], Secret] = lambda _, value: Secret(value.decode()),
         meanwhile: Callable[[Worker, asyncio.AbstractEventLoop], None] | None = None,
         files_folder: Path | None = None,
+        tracing: Tracing = OFF,
         **options: Any,
     ) -> None:
         settings = WorkerOptions(**{"forever": False, "concurrency": 300, "name": "test", **options})
         with closing(Database(parse_database_url(url))) as db:
             queue = CountingQueue(db)
             queue.keep_files_in(files_folder)
-            worker = Worker(queue, Models(db), decrypt, filters=filters or Filters(), options=settings, give_up=db.give_up)
+            worker = Worker(
+                queue,
+                Models(db),
+                decrypt,
+                filters=filters or Filters(),
+                options=settings,
+                give_up=db.give_up,
+                tracing=tracing,
+            )
 
             async def work() -> Summary:
                 if meanwhile is not None:

@@ -21,11 +21,12 @@ from ai_worker.cli.reload import Reload
 from ai_worker.config import Settings
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, EXIT_FAILED, EXIT_ITEMS_FAILED, ConfigurationError, UsageError
+from ai_worker.log import Log
 from ai_worker.models import Filters, ItemStatus, QueueShare
 from ai_worker.store.batches import Batches
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
-from ai_worker.worker import Summary, Worker, WorkerOptions, runtime
+from ai_worker.worker import Summary, Worker, WorkerOptions, runtime, tracing
 
 HELD_SHOWN: Final = 5  # tasks that wait for others
 
@@ -44,6 +45,7 @@ def process(
     queue = Queue(db)
     queue.keep_files_in(_files_folder(settings))
     ring = context.keyring(settings)
+    traces = tracing.begin(settings.traces, db.url.database, Log())
     worker = Worker(
         queue,
         Models(db),
@@ -63,8 +65,12 @@ def process(
         on_progress=on_progress,
         open_secret=ring.decrypt_group,
         reload=Reload(settings, concurrency) if forever else None,
+        tracing=traces,
     )
-    return runtime.run(worker.run())
+    try:
+        return runtime.run(worker.run())
+    finally:
+        traces.close(min(tracing.FLUSH_SECONDS, settings.drain_seconds))
 
 
 def _files_folder(settings: Settings) -> Path | None:

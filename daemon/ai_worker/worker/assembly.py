@@ -43,6 +43,7 @@ from ai_worker.worker.sharing import Sharing
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import stepwise
 from ai_worker.worker.threads import Threads
+from ai_worker.worker.tracing import Tracing
 from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
 from ai_worker.worker.under_way import UnderWay
 from ai_worker.worker.upkeep import Upkeep
@@ -60,6 +61,7 @@ class Assembly:
         options: WorkerOptions,
         on_progress: Callable[[Summary], None],
         open_secret: Callable[[int, bytes, str], Secret] | None,
+        tracing: Tracing,
     ) -> None:
         many = options.concurrency
         draining = self.draining = asyncio.Event()  # claim nothing more
@@ -131,6 +133,7 @@ class Assembly:
             twins,
             Backgrounds(threads.cache.doing(queue.backgrounds.draw)),
             slots,
+            tracing,
             partial(
                 stepwise,
                 steps=queue.steps,
@@ -149,7 +152,7 @@ class Assembly:
             lease.log,
         )
         accounts = self.accounts = Accounts(
-            threads.commit.doing(counts.timed(Metric.COMMIT_DURATION, lease.own(queue.commit))),
+            threads.commit.doing(tracing.commits(counts.timed(Metric.COMMIT_DURATION, lease.own(queue.commit)))),
             queue.limits.has_freed,
             options,
             lease,
@@ -164,7 +167,7 @@ class Assembly:
             on_room=on_room,
             on_progress=on_progress,
         )
-        slots.serve(caller.outcome, accounts.settle, accounts.defect, room.may_add)
+        slots.serve(tracing.attempts(caller.outcome), accounts.settle, accounts.defect, room.may_add)
         batches = self.batches = BatchLane(
             Batches(queue),
             filters,
@@ -199,7 +202,8 @@ class Assembly:
         if sharing is not None:
             above = heavier(filters)
             if above.queues and options.forever and options.max_items is None:
-                claim = threads.express.doing(counts.timed(Metric.CLAIM_DURATION, lease.own(queue.claim_new)))
+                timed = counts.timed(Metric.CLAIM_DURATION, lease.own(queue.claim_new))
+                claim = threads.express.doing(tracing.claims(timed))
                 express = Express(
                     above,
                     Listener(queue.turns(), above, room.busy_models),
@@ -233,6 +237,7 @@ class Assembly:
             express,
             upkeep,
             counts,
+            tracing,
             work_seen=work_seen,
             draining=draining,
             on_room=on_room,

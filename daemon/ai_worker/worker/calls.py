@@ -38,6 +38,7 @@ from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
+from ai_worker.worker.tracing import Tracing
 from ai_worker.worker.twins import TooManyTwinsError, Twins
 from ai_worker.worker.under_way import UnderWay
 
@@ -61,6 +62,7 @@ class Caller:
     twins: whether a call need be made at all.
     backgrounds: what is drawn into prompts, for the tasks that ask for it.
     slots: where the call that waits gives its slot away.
+    tracing: told of each call.
     stepwise: takes items through several calls, made of what makes one.
     under_way: told of each call when it begins and ends.
     """
@@ -77,6 +79,7 @@ class Caller:
         twins: Twins,
         backgrounds: Backgrounds,
         slots: Slots,
+        tracing: Tracing,
         stepwise: Callable[[Complete], Stepwise],
         under_way: UnderWay,
         log: Log,
@@ -91,6 +94,7 @@ class Caller:
         self._throttle = throttle
         self._learner = learner
         self._slots = slots
+        self._one_call = tracing.calls(self._call)
         self._packs = Packs(self._complete, slots.away)
         self._stepwise = stepwise(self._complete)
         self._under_way = under_way
@@ -203,7 +207,7 @@ class Caller:
             if attempt.item.task.id_ai_model in self._pacer:
                 return await self._send_in_turn(attempt, endpoint, prompt)
             self._check(attempt)
-            return await self._call(attempt, endpoint, prompt)
+            return await self._one_call(attempt, endpoint, prompt)
         except Shed:
             if prompt.lane is Lane.ONLINE:
                 raise
@@ -240,7 +244,7 @@ class Caller:
             raise GivenBackError("drained")
         try:
             self._check(attempt)
-            completion = await self._call(attempt, endpoint, prompt)
+            completion = await self._one_call(attempt, endpoint, prompt)
             usage = completion.usage
         except ProviderError as error:
             usage = error.usage

@@ -25,6 +25,7 @@ from ai_worker.worker.room import Room
 from ai_worker.worker.shared_picker import SharedPicker
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.threads import Thread
+from ai_worker.worker.tracing import Tracing
 from ai_worker.worker.upkeep import Upkeep
 
 CLAIM_ROWS: Final = 500
@@ -66,6 +67,7 @@ class Claiming:
         express: Express | None,
         upkeep: Upkeep,
         counts: Counts,
+        tracing: Tracing,
         *,
         work_seen: asyncio.Event,
         draining: asyncio.Event,
@@ -82,7 +84,7 @@ class Claiming:
         self._accounts = accounts
         self._batches = batches
         self._picker = picker
-        self._take = counts.timed(Metric.CLAIM_DURATION, picker.take)
+        self._take = tracing.claims(counts.timed(Metric.CLAIM_DURATION, picker.take))
         self._shared = picker if isinstance(picker, SharedPicker) else None
         self._listener = listener
         self._express = express

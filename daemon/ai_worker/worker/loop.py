@@ -24,6 +24,7 @@ from ai_worker.worker.accounts import Summary
 from ai_worker.worker.assembly import Assembly
 from ai_worker.worker.options import Reloaded, WorkerOptions
 from ai_worker.worker.signals import reload_signal, stop_signals
+from ai_worker.worker.tracing import OFF, Tracing
 from ai_worker.worker.vigil import Vigil
 
 UPKEEP_SECONDS: Final = 1.0
@@ -44,6 +45,7 @@ class Worker:
     open_secret: turns a group's `secret_encrypted` into what its callback is signed with; see `Keyring.decrypt_group`.
     reload: reads the settings anew, at SIGHUP, and puts into force what is not the worker's own. Called in a thread. Raises
         ConfigurationError when they are wrong: then all stays as it is. Without it SIGHUP keeps its meaning.
+    tracing: told of attempts, calls, claims and commits; see `tracing.begin`.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class Worker:
         on_progress: Callable[[Summary], None] = lambda _: None,
         open_secret: Callable[[int, bytes, str], Secret] | None = None,
         reload: Callable[[], Reloaded] | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
-        self._parts = Assembly(queue, models, decrypt, filters, options, on_progress, open_secret)
+        self._parts = Assembly(queue, models, decrypt, filters, options, on_progress, open_secret, tracing)
         self._options = options
         self._give_up = give_up
         self._reload = reload
