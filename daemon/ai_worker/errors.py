@@ -4,7 +4,7 @@ AiWorkerError                     a message for people; `exit_code` for the shel
 ├── UsageError              2     the command line, or a file named on it, is wrong
 │   └── NotFound            2     what it names is not there
 ├── ConfigurationError     78     settings, keys or the server's set-up are wrong: a restart does not help
-│   └── SchemaMismatch     78     the database's schema is older or newer than this version
+│   └── SchemaMismatch     78     the database's schema is too old or too new for this version
 ├── DatabaseError           1     the server refused a statement
 │   ├── ValueRefused        1     because of a value in it: too long, of the wrong kind, against a CHECK
 │   ├── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
@@ -67,7 +67,7 @@ class ConfigurationError(AiWorkerError):
 
 
 class SchemaMismatch(ConfigurationError):
-    """The database's schema is older or newer than the one this version was written for."""
+    """The database's schema is older than the one this version was written for, or newer and not compatible with it."""
 
 
 class DatabaseError(AiWorkerError):

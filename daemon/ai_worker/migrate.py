@@ -3,6 +3,10 @@
 A migration is a file sql/migrations/NNNN_name.sql that a DBA may as well apply with the plain `mysql` client: its last statement
 enters it into `schema_migration`. DDL commits by itself, so every statement may be repeated; one that was cut short is
 simply run again from its start. A migration is never changed once it was applied anywhere: its checksum is kept with it.
+
+Migrations only add, so that programs written for an earlier schema go on beside later ones. One that takes something away says
+in a line at its top for which schema a program must have been written at least: `-- compatible from: 7`. That is kept in the
+database, for programs that do not have the file.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ _LOCK_SLICE = 10
 _SESSION = "SET SESSION lock_wait_timeout = 15"
 # One lock per database, of all those on the server. Lock names have at most 64 characters; MySQL 9.6 dropped MD5 and SHA1.
 _LOCK = f"SELECT GET_LOCK(CONCAT('ai_worker_migrate_', LEFT(SHA2(DATABASE(), 256), 32)), {_LOCK_SLICE}) AS got"
-_APPLIED = "SELECT version, name, checksum FROM schema_migration ORDER BY version"
+# All columns: `compatible_from` has been there since 0004.
+_APPLIED = "SELECT * FROM schema_migration ORDER BY version"
 
 _NO_SUCH_DATABASE = 1049
 _NO_SUCH_TABLE = 1146
 _DENIED = frozenset({1044, 1142, 1143, 1227, 1370, 1410})
 _RIGHTS = "CREATE, ALTER, DROP, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
+
+_COMPATIBLE = re.compile(r"^-- compatible from:(.*)$", re.MULTILINE)
 
 # The pieces of an SQL text, so that a semicolon inside of a string, a name or a comment does not end a statement.
 _TOKEN = re.compile(
@@ -43,11 +50,15 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of sql/migrations. `checksum` is the SHA-256 of its text with `\\n` line ends, in hex."""
+    """One file of sql/migrations. `checksum` is the SHA-256 of its text with `\\n` line ends, in hex.
+
+    `compatible_from`: programs written for the schema of this version, or a later one, can work with what it makes.
+    """
 
     version: int
     name: str
     text: str
+    compatible_from: int = 1
 
     @property
     def label(self) -> str:
@@ -66,10 +77,21 @@ def migrations(folder: Path | None = None) -> list[Migration]:
         match = re.fullmatch(r"(\d{4})_([a-z0-9_]+)\.sql", path.name)
         if match is None or int(match[1]) != len(found) + 1:
             raise ConfigurationError(f"{path}: migrations are named NNNN_name.sql and numbered 0001, 0002, … without a gap")
-        found.append(Migration(int(match[1]), match[2], path.read_text(encoding="utf-8")))  # reads \r\n as \n
+        text = path.read_text(encoding="utf-8")  # reads \r\n as \n
+        found.append(Migration(int(match[1]), match[2], text, _compatible_from(path, text, int(match[1]))))
     if not found:
         raise ConfigurationError(f"no migrations in {folder}: the installation is incomplete")
     return found
+
+
+def _compatible_from(path: Path, text: str, version: int) -> int:
+    declared = _COMPATIBLE.findall(text)
+    if not declared:
+        return 1
+    number = declared[0].strip()
+    if len(declared) > 1 or not (number.isascii() and number.isdigit() and 0 < int(number) <= version):
+        raise ConfigurationError(f"{path}: `-- compatible from: N` stands once, and N is the number of a schema up to {version}")
+    return int(number)
 
 
 def split(text: str) -> list[str]:
@@ -84,28 +106,31 @@ def split(text: str) -> list[str]:
 
 
 def check(db: Database, folder: Path | None = None) -> int:
-    """The version of the database's schema, which is the one that this version of AI Worker was written for.
+    """The version of the database's schema: the one that this version of AI Worker was written for, or a later one that it can
+    work with.
 
-    Raises SchemaMismatch when it is not: older, newer, or made by another text of a migration.
+    Raises SchemaMismatch when it cannot: where the schema is older, newer and not compatible, or made by another text of a
+    migration.
     """
     known = migrations(folder)
     try:
-        pending = _pending(known, db.transaction(_applied))
+        applied = db.transaction(_applied)
     except DatabaseError as error:
         raise _explained(error, db) from error
+    pending = _pending(known, applied)
     if pending:
         have = pending[0].version - 1
         state = f"is at version {have}" if have else "is not there yet"
         raise SchemaMismatch(f"the schema in {db.url} {state}, this version needs {known[-1].version}: run `ai-worker migrate`")
-    return known[-1].version
+    return _newest(applied)
 
 
 def migrate(db: Database, folder: Path | None = None) -> list[str]:
     """Brings the schema up to date and returns what it applied, as in `["0001_core"]`; makes the database where there is none.
 
     May be called by any number of hosts at once: one does the work, the others wait and find it done. Raises SchemaMismatch
-    when the database is ahead or holds another text of a migration, ConfigurationError when the user may not change the
-    schema, DatabaseAway when the server cannot be reached or the lock is not to be had.
+    when the database is ahead and not compatible, or holds another text of a migration, ConfigurationError when the user may
+    not change the schema, DatabaseAway when the server cannot be reached or the lock is not to be had.
     """
     known = migrations(folder)
 
@@ -172,10 +197,16 @@ def _applied(transaction: Transaction) -> list[Row]:
 
 
 def _pending(known: list[Migration], applied: list[Row]) -> list[Migration]:
-    """The migrations still to be applied. Raises SchemaMismatch when the database has some that are not ours."""
-    newest = max((row["version"] for row in applied), default=0)
-    if newest > known[-1].version:
-        raise SchemaMismatch(f"this version knows schema {known[-1].version}, the database has {newest}: upgrade ai-worker")
+    """The migrations still to be applied. Raises SchemaMismatch when the database has some that are not ours and that we cannot
+    work with."""
+    ours = known[-1].version
+    # A row without the column comes from a time when nobody could say so.
+    needed = max((row.get("compatible_from", row["version"]) for row in applied if row["version"] > ours), default=0)
+    if needed > ours:
+        raise SchemaMismatch(
+            f"this version knows schema {ours}, the database has {_newest(applied)}, where programs for schema {needed} or later"
+            " can work: upgrade ai-worker"
+        )
     by_version = {row["version"]: row for row in applied}
     for migration in known:
         row = by_version.get(migration.version)
@@ -187,9 +218,15 @@ def _pending(known: list[Migration], applied: list[Row]) -> list[Migration]:
     return [migration for migration in known if migration.version not in by_version]
 
 
+def _newest(applied: list[Row]) -> int:
+    return max((row["version"] for row in applied), default=0)
+
+
 def _sign(migration: Migration) -> str:
+    compatible = f", compatible_from = {migration.compatible_from}" if migration.compatible_from > 1 else ""
     return (
-        f"UPDATE schema_migration SET checksum = '{migration.checksum}' WHERE version = {migration.version} AND checksum IS NULL"  # noqa: S608 -- hex digits and a number
+        f"UPDATE schema_migration SET checksum = '{migration.checksum}'{compatible} "  # noqa: S608 -- hex digits and numbers
+        f"WHERE version = {migration.version} AND checksum IS NULL"
     )
 
 

@@ -162,14 +162,44 @@ def test_check_of_a_database_without_tables(empty: Database) -> None:
     assert caught.value.exit_code == 78
 
 
-def test_a_database_that_is_ahead_is_refused(empty: Database) -> None:
+def test_a_database_that_is_ahead_is_taken_as_long_as_it_was_only_added_to(empty: Database) -> None:
     migrate.migrate(empty)
-    rows(empty, "INSERT INTO schema_migration (version, name) VALUES (99, 'future')")
-    message = f"knows schema {NEWEST}, the database has 99: upgrade ai-worker"
-    with pytest.raises(SchemaMismatch, match=message):
+    rows(empty, "INSERT INTO schema_migration (version, name) VALUES (98, 'future')")
+    assert migrate.check(empty) == 98
+    assert migrate.migrate(empty) == []
+    rows(empty, f"INSERT INTO schema_migration (version, name, compatible_from) VALUES (99, 'more', {NEWEST})")
+    assert migrate.check(empty) == 99
+    rows(
+        empty,
+        "INSERT INTO schema_migration (version, name, compatible_from) VALUES (100, 'a', 97), (101, 'b', 98), (102, 'c', 1)",
+    )
+    message = f"knows schema {NEWEST}, the database has 102, where programs for schema 98 or later can work: upgrade ai-worker"
+    for refuse in (migrate.check, migrate.migrate):
+        with pytest.raises(SchemaMismatch, match=message) as caught:
+            refuse(empty)
+        assert caught.value.exit_code == 78
+
+
+def test_a_migration_that_takes_something_away_says_so_in_the_database(empty: Database, folder: Path) -> None:
+    migrate.migrate(empty)
+    for version, header in ((NEWEST + 1, ""), (NEWEST + 2, f"-- Drops a table.\n-- compatible from: {NEWEST + 1}\n")):
+        text = f"{header}INSERT IGNORE INTO schema_migration (version, name) VALUES ({version}, 'm');\n"
+        (folder / f"{version:04}_m.sql").write_text(text)
+    assert migrate.migrate(empty, folder) == [f"{NEWEST + 1:04}_m", f"{NEWEST + 2:04}_m"]
+    kept = rows(empty, f"SELECT version, compatible_from FROM schema_migration WHERE version >= {NEWEST}")
+    assert [row["compatible_from"] for row in kept] == [1, 1, NEWEST + 1]
+    with pytest.raises(SchemaMismatch, match=f"programs for schema {NEWEST + 1} or later"):
         migrate.check(empty)
-    with pytest.raises(SchemaMismatch, match=message):
-        migrate.migrate(empty)
+    (folder / f"{NEWEST + 2:04}_m.sql").unlink()
+    assert migrate.check(empty, folder) == NEWEST + 2  # the version between
+
+
+@pytest.mark.parametrize("declared", ["", "0", "3", "x", "1\n-- compatible from: 1"])
+def test_a_declaration_that_cannot_be_is_refused(tmp_path: Path, declared: str) -> None:
+    (tmp_path / "0001_core.sql").write_text("SELECT 1;")
+    (tmp_path / "0002_more.sql").write_text(f"-- compatible from: {declared}\nSELECT 1;")
+    with pytest.raises(ConfigurationError, match="compatible from"):
+        migrate.migrations(tmp_path)
 
 
 def test_another_text_of_a_migration_is_refused(empty: Database, folder: Path) -> None:
@@ -278,6 +308,64 @@ def test_the_command_in_json(fresh: Programs) -> None:
     assert json.loads(fresh.run("migrate", "--check", "--json").stdout) == {"version": None, "needed": NEWEST, "applied": []}
     assert json.loads(fresh.run("migrate", "--json").stdout) == {"version": NEWEST, "needed": NEWEST, "applied": LABELS}
     assert json.loads(fresh.run("migrate", "--check", "--json").stdout) == {"version": NEWEST, "needed": NEWEST, "applied": []}
+
+
+def test_the_command_on_a_newer_schema(fresh: Programs, empty: Database) -> None:
+    migrate.migrate(empty)
+    rows(empty, "INSERT INTO schema_migration (version, name) VALUES (98, 'future')")
+    ended = fresh.run("migrate", "--check")
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        f"schema is newer (98) than this version of ai-worker ({NEWEST}), which can work with it\n",
+    )
+    assert json.loads(fresh.run("migrate", "--json").stdout) == {"version": 98, "needed": NEWEST, "applied": []}
+
+
+def test_workers_and_versions(fresh: Programs, empty: Database, folder: Path) -> None:
+    """A worker does not begin on a schema before its own. It goes on while a later one that only adds is put under it, and others
+    of its version begin on that one; on one that takes something away they do not."""
+    for path in sorted(folder.glob("*.sql"))[NEWEST - 1 :]:
+        path.rename(path.with_suffix(".later"))
+    migrate.migrate(empty, folder)
+    refused = fresh.run("run")
+    assert refused.returncode == 78
+    assert f"at version {NEWEST - 1}, this version needs {NEWEST}: run `ai-worker migrate`" in refused.stderr
+    migrate.migrate(empty)
+
+    def insert(count: int) -> None:
+        rows(empty, "INSERT IGNORE INTO ai_model (id_ai_model, name, provider) VALUES (1, 'echo', 'echo')")
+        rows(empty, "INSERT INTO task (id_ai_model) VALUES (1)")
+        text = ", ".join(["(LAST_INSERT_ID(), 'x')"] * count)
+        rows(empty, f"INSERT INTO task_item (id_task, text_original) VALUES {text}")
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 20
+        while rows(empty, "SELECT COUNT(*) AS n FROM task_item WHERE status_id = 1")[0]["n"] < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    insert(5)
+    daemon = fresh.start("daemon")
+    wait_for(5)
+    for path in folder.glob("*.later"):
+        path.rename(path.with_suffix(".sql"))
+    (folder / f"{NEWEST + 1:04}_more.sql").write_text(
+        "ALTER TABLE task_item ADD COLUMN note VARCHAR(10) NULL;\nALTER TABLE task ADD COLUMN colour INT NOT NULL DEFAULT 1;\n"
+        "CREATE TABLE more (id_more INT PRIMARY KEY);\n"
+        f"INSERT IGNORE INTO schema_migration (version, name) VALUES ({NEWEST + 1}, 'more');\n"
+    )
+    insert(50)
+    assert migrate.migrate(empty, folder) == [f"{NEWEST + 1:04}_more"]
+    insert(5)
+    wait_for(60)
+    daemon.process.terminate()
+    assert daemon.wait(30) == 0
+    insert(3)
+    assert json.loads(fresh.run("run", "--json").stdout)["processed"] == 3
+    rows(empty, f"INSERT INTO schema_migration (version, name, compatible_from) VALUES ({NEWEST + 2}, 'less', {NEWEST + 1})")
+    too_old = fresh.run("run")
+    assert too_old.returncode == 78
+    assert f"programs for schema {NEWEST + 1} or later can work: upgrade ai-worker" in too_old.stderr
 
 
 def test_the_command_without_a_server(tmp_path: Path) -> None:

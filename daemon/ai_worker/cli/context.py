@@ -37,7 +37,7 @@ def database(found: Settings | None = None, *, patience: float = 10.0, check: bo
     """The database of the settings, closed at the end; a private server (`embedded://`) runs as long as it is needed.
 
     `patience` is how many seconds to wait for a server that is away. Unless `check` is False, raises SchemaMismatch when the
-    schema is not the one that this version was written for.
+    schema is not one that this version can work with.
     """
     from ai_worker.db import Database  # the driver and its cryptography: not for commands that need no database
 

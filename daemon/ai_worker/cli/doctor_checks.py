@@ -20,6 +20,7 @@ from ai_worker.db import Database
 from ai_worker.errors import EXIT_TEMPORARY, ConfigurationError, DatabaseAway, DatabaseError, DatabaseRefused
 from ai_worker.keys import Keyring
 from ai_worker.migrate import check as check_schema
+from ai_worker.migrate import migrations
 from ai_worker.models import Model, Secret
 from ai_worker.providers import provider_class
 from ai_worker.store.health import Health, Server
@@ -138,7 +139,14 @@ def _check_encryption(server: Server, url: DatabaseUrl) -> Iterator[Finding]:
 
 def _check_rows(db: Database, ring: Keyring, *, offline: bool) -> Iterator[Finding]:
     try:
-        yield ok("schema", f"at version {check_schema(db)}, as this version needs it")
+        version, needed = check_schema(db), migrations()[-1].version
+        if version == needed:
+            yield ok("schema", f"at version {version}, as this version needs it")
+        else:
+            yield ok(
+                "schema",
+                f"at version {version}, newer than this version's {needed}, and compatible: upgrade this host when you can",
+            )
     except ConfigurationError as error:
         yield misconfigured("schema", str(error), "Upgrade whichever is behind; take a backup of the database before.")
         return

@@ -14,6 +14,8 @@ from ai_worker.errors import EXIT_CONFIGURATION, EXIT_DONE, SchemaMismatch
 def migrate(check: bool, as_json: bool) -> int:
     """Create the tables, or bring them up to date; make the database too where there is none.
 
+    A database that is ahead of this version fits, too, as long as what came since only added to it.
+
     Safe while workers run, and when many hosts start at once: one does the work, the others wait. Needs a user that may change
     the schema; a DBA may as well apply the files of sql/migrations with the mysql client.
     """
@@ -33,6 +35,8 @@ def migrate(check: bool, as_json: bool) -> int:
     elif applied:
         for label in applied:
             click.echo(f"applied {label}")
+    elif version is not None and version > needed:
+        click.echo(f"schema is newer ({version}) than this version of ai-worker ({needed}), which can work with it")
     else:
         click.echo(f"schema is up to date ({version})")
-    return EXIT_DONE if version == needed else EXIT_CONFIGURATION
+    return EXIT_CONFIGURATION if version is None else EXIT_DONE
