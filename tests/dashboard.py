@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
 import httpx2
 import uvicorn
+from fastapi import FastAPI
 
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
@@ -18,6 +20,7 @@ from ai_worker.store.tokens import Scope, Tokens
 from ai_worker.web.access import COOKIE
 from ai_worker.web.app import create_app
 from ai_worker.web.options import WebOptions
+from ai_worker.web.pages.live import Live
 from ai_worker.web.serving import WebServer
 
 _names = count(1)
@@ -29,7 +32,22 @@ class Dashboard:
 
     url: str
     database: Database
+    app: FastAPI
     clients: list[httpx2.Client] = field(default_factory=list)
+
+    @property
+    def live(self) -> Live:
+        """Who watches."""
+        live: Live = self.app.state.live
+        return live
+
+    @staticmethod
+    def until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+        """Waits until something is so that happens in the server by itself."""
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.01)
 
     def token(self, *scopes: Scope) -> str:
         """A new token with these scopes; READ if none is named."""
@@ -42,9 +60,9 @@ class Dashboard:
         assert principal is not None
         return tokens.log_in(principal)
 
-    def browser(self, *scopes: Scope, anonymous: bool = False) -> httpx2.Client:
-        """A client that is logged in with these scopes (READ if none is named) and follows no redirect."""
-        cookies = {} if anonymous else {COOKIE: self.cookie(*scopes)}
+    def browser(self, *scopes: Scope, anonymous: bool = False, session: str | None = None) -> httpx2.Client:
+        """A client that is logged in with these scopes (READ if none is named), or has this session, and follows no redirect."""
+        cookies = {} if anonymous else {COOKIE: session or self.cookie(*scopes)}
         client = httpx2.Client(base_url=self.url, cookies=cookies, timeout=20)
         self.clients.append(client)
         return client
@@ -71,7 +89,7 @@ def serving(database_url: str, options: WebOptions | None = None) -> Iterator[Da
     thread.start()
     assert server.is_up.wait(20), "the web server does not start"
     port = server.servers[0].sockets[0].getsockname()[1]
-    dashboard = Dashboard(f"http://127.0.0.1:{port}", database)
+    dashboard = Dashboard(f"http://127.0.0.1:{port}", database, app)
     try:
         yield dashboard
     finally:

@@ -131,6 +131,7 @@ class Event(Enum):
     CONFLICT = (logging.DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
     MIGRATED = (logging.INFO, "version name seconds", "a schema migration was applied")
     NO_TRACES = (logging.WARNING, "message", "traces are asked for and cannot be made; the worker goes on without")
+    LIVE_FAILED = (logging.ERROR, "topic message", "a page of the dashboard cannot be kept up to date")
     LIBRARY = (logging.WARNING, "logger message", "a library had something to say")
 
     def __init__(self, level: int, fields: str, says: str) -> None:

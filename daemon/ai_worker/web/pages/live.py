@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from fastapi.sse import format_sse_event
 
 from ai_worker.errors import AiWorkerError, NotFound
+from ai_worker.log import Event, Log
 from ai_worker.web.access import Reader, principal
 from ai_worker.web.pages.rendering import environment, permits
 from ai_worker.web.problems import Refused, TooMany
@@ -36,6 +37,7 @@ May = Callable[[str], bool]
 Fragments = Callable[[Services, May, str], Awaitable[Mapping[str, str]]]
 
 router = APIRouter(include_in_schema=False)
+_log = Log()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,14 @@ class _Channel:
         self._task: asyncio.Task[None] | None = None
         self.watchers: set[Watcher] = set()
 
+    @property
+    def is_looking(self) -> bool:
+        return self._task is not None and not self._task.done()
+
     def join(self) -> Watcher:
         watcher = Watcher(self)
         self.watchers.add(watcher)
-        if self._task is None or self._task.done():
+        if not self.is_looking:
             self._shown.clear()
             self._task = asyncio.create_task(self._look_on())
         else:
@@ -124,6 +130,10 @@ class _Channel:
             except AiWorkerError as error:
                 self._is_away = True
                 self._tell_all("away", str(error))
+            except Exception as error:  # noqa: BLE001 -- a mistake in a page: the log tells it, and those who watch are not left waiting
+                _log(Event.LIVE_FAILED, topic=self._topic.name, message=str(error), exc_info=error)
+                self._is_away = True
+                self._tell_all("away", "this page cannot be kept up to date; see the server's log")
             else:
                 if self._is_away:
                     self._is_away = False
@@ -157,6 +167,11 @@ class Live:
     def watchers(self) -> int:
         """How many browsers are connected."""
         return sum(len(channel.watchers) for channel in self._channels.values())
+
+    @property
+    def looking(self) -> int:
+        """How many topics are being looked at."""
+        return sum(channel.is_looking for channel in self._channels.values())
 
     def watch(self, name: str, key: str, who: Principal) -> Watcher:
         """A new watcher. Raises NotFound for a topic that is none, and Refused while there are too many or none is wanted."""
