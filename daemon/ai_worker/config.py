@@ -6,7 +6,9 @@ One setting may be given in several places. The first of these that has it wins:
 2. a file named in the environment: `AI_WORKER_DB_PASSWORD_FILE=/run/secrets/db` (one trailing newline is dropped)
 3. a systemd credential: `$CREDENTIALS_DIRECTORY/ai_worker_db_password`
 4. `.env` in the working directory, or the file that `AI_WORKER_ENV_FILE` names; `..._FILE` works in there too
-5. the default
+5. what `ai-worker service install` has written to /etc/ai-worker, for whoever may read it, where nothing above names a database
+   and there is no `.env`: an administrator's commands work with the services' settings
+6. the default
 
 Credentials stand above `.env`, unlike in pydantic-settings' own order, so that a forgotten `.env` never beats a rotated secret.
 An empty variable counts as not set.
@@ -36,6 +38,9 @@ from ai_worker.database_url import DatabaseUrl, is_file, parse_database_url
 from ai_worker.errors import ConfigurationError
 
 PREFIX = "AI_WORKER_"
+SERVICE_FOLDER = Path("/etc/ai-worker")
+SERVICE_ENV_FILE = "ai-worker.env"
+SERVICE_CREDENTIALS = {"db_password": "credentials/db-password", "master_key": "credentials/master-key"}
 ENV_FILE_VARIABLE = PREFIX + "ENV_FILE"
 
 
@@ -143,14 +148,17 @@ def origins() -> dict[str, list[str]]:
 
 
 def env_file() -> Path | None:
-    """The `.env` in use, None when there is none. Raises ConfigurationError when AI_WORKER_ENV_FILE names a missing file."""
+    """The `.env` in use, or the services' own; None when there is none. Raises ConfigurationError when AI_WORKER_ENV_FILE names
+    a missing file."""
     named = os.environ.get(ENV_FILE_VARIABLE)
     path = Path(named or ".env")
     if is_file(path):
         return path
     if named:
         raise ConfigurationError(f"{ENV_FILE_VARIABLE} names {named!r}, which is not a file")
-    return None
+    services = SERVICE_FOLDER / SERVICE_ENV_FILE
+    names_a_database = any(os.environ.get(PREFIX + name) for name in ("DB_URL", "DB_URL_FILE"))
+    return services if not names_a_database and os.access(services, os.R_OK) else None
 
 
 def encoding_of(path: Path) -> str:
@@ -178,16 +186,18 @@ def _sources(settings_cls: type[BaseSettings]) -> list[tuple[str, PydanticBaseSe
         ("a systemd credential", _FilesSource(settings_cls, _credential)),
     ]
     if path := env_file():
-        values = _env_values(path)
+        values = env_values(path)
         dotenv = DotEnvSettingsSource(settings_cls, env_file=path, env_file_encoding=encoding_of(path))
         sources += [
             (str(path), dotenv),
             (f"a file named in {path}", _FilesSource(settings_cls, _named_in(values))),
         ]
+        if path == SERVICE_FOLDER / SERVICE_ENV_FILE:
+            sources.append((f"a credential in {SERVICE_FOLDER}", _FilesSource(settings_cls, _service_credential)))
     return sources
 
 
-def _env_values(path: Path) -> dict[str, str | None]:
+def env_values(path: Path) -> dict[str, str | None]:
     """What stands in a `.env`. Raises ConfigurationError when it, or a line of it, cannot be read."""
     try:
         encoding = encoding_of(path)
@@ -224,6 +234,11 @@ def _credential(field: str) -> tuple[str, Path] | None:
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder or "", f"ai_worker_{field}")
     return (f"the systemd credential {path.name}", path) if folder and is_file(path) else None
+
+
+def _service_credential(field: str) -> tuple[str, Path] | None:
+    path = SERVICE_FOLDER / SERVICE_CREDENTIALS[field] if field in SERVICE_CREDENTIALS else None
+    return (f"the services' credential {path.name}", path) if path and os.access(path, os.R_OK) else None
 
 
 class _FilesSource(PydanticBaseSettingsSource):

@@ -45,13 +45,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sql = {f"ai_worker/sql/{path.relative_to(sql_folder())}" for path in sql_folder().rglob("*.sql")}
+    systemd = {f"ai_worker/{path.relative_to(ROOT)}" for path in (ROOT / "systemd").rglob("*") if path.is_file()}
     package = {
         f"ai_worker/{path.relative_to(ROOT / 'daemon' / 'ai_worker')}"
         for path in (ROOT / "daemon" / "ai_worker").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "ai_worker/sql/migrations/0001_core.sql" in sql
-    assert {name for name in names if ".dist-info/" not in name} == sql | package
+    assert {name for name in names if ".dist-info/" not in name} == sql | systemd | package
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

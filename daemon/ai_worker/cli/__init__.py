@@ -45,6 +45,7 @@ COMMANDS = {
     "schedule": ("schedule", "Tasks that come again and again."),
     "queue": ("queue", "Limits of queues and task types, and what waits in them."),
     "prune": ("prune", "Delete what ended long ago, in small batches."),
+    "service": ("service", "AI Worker under systemd: install, status, uninstall."),
     "keygen": ("keys", "Print a new master key."),
     "rekey": ("keys", "Encrypt all API keys anew."),
     "doctor": ("doctor", "Find what is wrong, and say what to do."),
