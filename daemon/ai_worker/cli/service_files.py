@@ -117,8 +117,8 @@ class Host:
             self.folder(absolute.parent)
             new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
-                os.fchmod(file.fileno(), mode)
                 file.write(text)
+            new.chmod(mode)  # whatever the umask says
             new.replace(path)
         return True
 
@@ -190,7 +190,7 @@ def check_host(root: Path | None, *, writes: bool) -> None:
         raise UsageError(f"there is no systemd on this host (no systemctl){hint}")
     if root is None and not Path("/run/systemd/system").is_dir():
         raise UsageError("systemd does not run this host, a container perhaps; --root DIR writes into an image")
-    if writes and root is None and os.geteuid() != 0:
+    if sys.platform != "win32" and writes and root is None and os.geteuid() != 0:
         raise UsageError("this needs root: run it with sudo, or look with --dry-run")
 
 
