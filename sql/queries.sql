@@ -2489,6 +2489,18 @@ DELETE FROM web_session WHERE session_hash = %(session_hash)s;
 -- At each login, a few at a time.
 DELETE FROM web_session WHERE expire_at <= UTC_TIMESTAMP(6) LIMIT 100;
 
+-- name: count_web_failure
+-- One statement for a wrong token, which also says how many there were in these ten minutes (none: it was the first). Nothing is counted
+-- any more for an address that is over the limit.
+INSERT INTO web_failure (address, minute_at, failures)
+VALUES (%(address)s, FROM_UNIXTIME(UNIX_TIMESTAMP() DIV 600 * 600), 1)
+    ON DUPLICATE KEY UPDATE failures = LAST_INSERT_ID(failures + 1);
+
+-- name: delete_old_web_failures
+-- At an address's first failure, a few at a time: this table is for now only.
+DELETE FROM web_failure WHERE minute_at < UTC_TIMESTAMP() - INTERVAL 1 HOUR LIMIT 100;
+
+
 -- ===== pruning: what has ended long ago goes, in small transactions =====
 -- Selections read an index alone, without locks; what is then deleted is named by key, locked and looked at again.
 

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Final, Literal
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -42,6 +44,9 @@ SERVICE_FOLDER = Path("/etc/ai-worker")
 SERVICE_ENV_FILE = "ai-worker.env"
 SERVICE_CREDENTIALS = {"db_password": "credentials/db-password", "master_key": "credentials/master-key"}
 ENV_FILE_VARIABLE = PREFIX + "ENV_FILE"
+
+_HOST: Final = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]+\]?")
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -88,16 +93,47 @@ class Settings(BaseSettings):
 
     prompt_folder: Path | None = Field(default=None, description="a folder with the team's own prompts, files NAME.md")
 
+    web_host: str = Field(default="127.0.0.1", description="the address that `ai-worker web` listens on")
+    web_port: int = Field(
+        default=8080, ge=0, le=65535, description="the port that it listens on, 0 to 65535; 0 takes any free one"
+    )
+    web_allowed_hosts: str = Field(
+        default="", description="host names under which browsers and programs reach the web, with commas between them"
+    )
+    web_cors_origins: str = Field(
+        default="", description="origins like https://shop.example whose pages may call the HTTP API, with commas between them"
+    )
+    web_proxies: str = Field(
+        default="", description="addresses or networks of the proxies in front of the web, with commas between them"
+    )
+    web_runs: int = Field(
+        default=2, ge=0, le=100, description="the number of runs that one web process keeps going at once, 0 to 100"
+    )
+    run_env_file: Path | None = Field(
+        default=None, description="an absolute path of a .env with the workers' settings, for what `POST /task/run` starts"
+    )
+
     @field_validator("log_level", "log_format", "traces", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("files_folder")
+    @field_validator("web_allowed_hosts", "web_cors_origins", "web_proxies")
+    @classmethod
+    def _well_formed(cls, value: str, info: ValidationInfo) -> str:
+        pattern = {"web_allowed_hosts": _HOST, "web_cors_origins": _ORIGIN}.get(info.field_name or "")
+        for each in listed(value):
+            if pattern is None:
+                ip_network(each, strict=False)
+            elif not pattern.fullmatch(each):
+                raise ValueError(f"{each!r} cannot be one")
+        return value
+
+    @field_validator("files_folder", "run_env_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():
-            raise ValueError("a relative folder would be another one in each working directory")
+            raise ValueError("a relative path would be another one in each working directory")
         return value
 
     @classmethod
@@ -130,6 +166,11 @@ def load_settings() -> Settings:
         lines = [_complaint(str(each["loc"][0]), each["input"]) for each in error.errors(include_url=False)]
     # Outside of the handler: pydantic's error holds the raw values and must not travel along as context.
     raise ConfigurationError("; ".join(lines))
+
+
+def listed(value: str) -> tuple[str, ...]:
+    """The parts of a setting that may name several, without blanks."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def variable(field: str) -> str:

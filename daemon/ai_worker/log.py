@@ -16,9 +16,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -132,6 +135,21 @@ class Event(Enum):
     MIGRATED = (logging.INFO, "version name seconds", "a schema migration was applied")
     NO_TRACES = (logging.WARNING, "message", "traces are asked for and cannot be made; the worker goes on without")
     LIVE_FAILED = (logging.ERROR, "topic message", "a page of the dashboard cannot be kept up to date")
+    # The web.
+    WEB_START = (logging.INFO, "host pid version address", "the web listens")
+    WEB_EXPOSED = (
+        logging.WARNING,
+        "address message",
+        "the web listens on more than this machine's loopback address",
+    )
+    WEB_STOP = (logging.INFO, "seconds", "the web has ended")
+    REQUEST = (
+        logging.INFO,
+        "method path status ms request_id by",
+        "a request was answered; a warning or an error where the server is to blame; of health checks at DEBUG",
+    )
+    RUN_STARTED = (logging.INFO, "run pid", "an `ai-worker run` was started for POST /task/run")
+    RUN_ENDED = (logging.INFO, "run pid exit_code", "it has ended")
     LIBRARY = (logging.WARNING, "logger message", "a library had something to say")
 
     def __init__(self, level: int, fields: str, says: str) -> None:
@@ -165,17 +183,31 @@ class Log:
             return
         if exc_info is not None:
             fields["exc_info"] = exc_info
-        _state.write(_LEVEL_NAMES[number], {"event": event.name, **self._context}, [fields])
+        _state.write(_LEVEL_NAMES[number], {"event": event.name, **_bound.get(), **self._context}, [fields])
 
     def each(self, event: Event, rows: Sequence[Mapping[str, object]]) -> None:
         """Writes one line per row of fields, all in one go: what thousands of lines a second would else cost in system calls."""
         if event.level >= _state.level and rows:
-            _state.write(_LEVEL_NAMES[event.level], {"event": event.name, **self._context}, rows)
+            _state.write(_LEVEL_NAMES[event.level], {"event": event.name, **_bound.get(), **self._context}, rows)
 
     @staticmethod
     def enabled(level: int) -> bool:
         """Whether a line of this level would be written: spares the work of building its fields."""
         return level >= _state.level
+
+
+_bound: ContextVar[Mapping[str, object]] = ContextVar("ai_worker_log", default=MappingProxyType({}))
+
+
+@contextmanager
+def bound(**fields: object) -> Iterator[None]:
+    """Adds these fields to each line that is written within the block, by whichever log: also by tasks that begin in it, and by
+    threads that are given its context."""
+    token = _bound.set({**_bound.get(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
 
 
 def of_item(item: Item, model: str) -> dict[str, Any]:
@@ -296,7 +328,7 @@ class _LibraryHandler(logging.Handler):
         fields: EventDict = {"logger": record.name, "message": message}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
-        _state.write(_LEVEL_NAMES[level], {"event": Event.LIBRARY.name}, [fields])
+        _state.write(_LEVEL_NAMES[level], {"event": Event.LIBRARY.name, **_bound.get()}, [fields])
 
 
 def _utc_time(level: str) -> EventDict:

@@ -36,6 +36,7 @@ COMMANDS = {
     "review": ("review", "Accept, reject or edit results."),
     "export": ("sources", "Write accepted results back to that table."),
     "web": ("web", "The HTTP API and the dashboard."),
+    "token": ("token", "Who may use the web, and for what."),
     "retry": ("control", "Bring back items that ended in ERROR."),
     "pause": ("control", "Stop claiming items of a task."),
     "resume": ("control", "Go on with a paused or cancelled task."),

@@ -14,11 +14,12 @@ from ai_worker.web.services import Served, Services
 
 COOKIE: Final = "ai_worker_session"
 
-_BEARER = HTTPBearer(auto_error=False, description="A token of `ai-worker token add`.")
+_BEARER = HTTPBearer(auto_error=False, scheme_name="token", description="A token of `ai-worker token add`.")
 
 
 async def principal(request: Request, services: Served) -> Principal:
-    """Whoever makes the request. Raises Unauthorised for no token, or one that is not, or no longer, valid."""
+    """Whoever makes the request. Raises Unauthorised for no token, or one that is not, or no longer, valid, and TooMany for too
+    many of these."""
     found = await _found(request, services)
     if found is None:
         raise Unauthorised("this needs a valid token: `Authorization: Bearer …`; `ai-worker token add` makes one")
@@ -29,7 +30,7 @@ async def principal(request: Request, services: Served) -> Principal:
 async def _found(request: Request, services: Services) -> Principal | None:
     scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
     if scheme.lower() == "bearer":
-        return await services.ask(services.tokens.principal, token)
+        return await services.door.admit(token, request)
     session = request.cookies.get(COOKIE)
     return None if session is None else await services.ask(services.tokens.session, session)
 

@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
 
 from ai_worker import __version__
-from ai_worker.web.api import health
+from ai_worker.web.api import description, health
 from ai_worker.web.browsers import BrowserRules
 from ai_worker.web.options import WebOptions
 from ai_worker.web.pages import add_pages, live_of
 from ai_worker.web.problems import add_problems
+from ai_worker.web.requests import REQUEST_ID, Requests
 from ai_worker.web.services import Services
 
 if TYPE_CHECKING:
@@ -33,10 +34,19 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
         live.close()
         services.close()
 
-    app = FastAPI(title="AI Worker", version=__version__, lifespan=lifespan, redoc_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(chosen.allowed_hosts))
+    app = FastAPI(title="AI Worker", version=__version__, lifespan=lifespan, openapi_url=None)
+    if chosen.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(chosen.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", REQUEST_ID],
+            expose_headers=["Link", "Location", "Retry-After", "Idempotency-Replayed", REQUEST_ID],
+        )
     app.add_middleware(BrowserRules)
+    app.add_middleware(Requests, options=chosen)  # the last one added is the outermost
     add_problems(app)
     app.include_router(health.router)
+    app.include_router(description.router)
     add_pages(app)
     return app

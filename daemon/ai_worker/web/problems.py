@@ -52,11 +52,13 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(AiWorkerError)
     async def _of_ours(request: Request, error: Exception) -> Response:
         status = status_of(error)
-        headers = error.headers if isinstance(error, Refused) else {}
-        detail = (
-            str(error) if status < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, DatabaseAway) else "see the server's log"
-        )
-        return problem(request, status, detail, headers)
+        if isinstance(error, Refused):
+            return problem(request, status, str(error), error.headers)
+        if isinstance(error, DatabaseAway):  # where it is, and what it said, is for the log
+            return problem(request, status, "the database cannot be reached; try again", {"Retry-After": "5"})
+        if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise error  # to be told in the log, with its traceback
+        return problem(request, status, str(error), {})
 
     @app.exception_handler(HTTPException)
     async def _of_starlette(request: Request, error: Exception) -> Response:

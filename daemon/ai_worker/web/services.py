@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
@@ -16,6 +17,8 @@ from ai_worker.store.reviews import Reviews
 from ai_worker.store.schedules import Schedules
 from ai_worker.store.tasks import Tasks
 from ai_worker.store.tokens import Tokens
+from ai_worker.store.web_failures import WebFailures
+from ai_worker.web.door import Door
 from ai_worker.web.options import WebOptions
 
 if TYPE_CHECKING:
@@ -38,11 +41,15 @@ class Services:
         self.schedules = Schedules(db)
         self.tasks = Tasks(db)
         self.tokens = Tokens(db)
+        self.door = Door(self.tokens, WebFailures(db), self.ask)
+        self.stopping = asyncio.Event()
+        """Set when the server is told to stop: what waits or streams ends then, by itself."""
         self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="ai-worker-web")
 
     async def ask(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """What the verb returns. A request that is broken off leaves its statement to end in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: verb(*arguments, **named))
+        within = copy_context().run  # so that what is logged there carries the request's id
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: within(verb, *arguments, **named))
 
     def close(self) -> None:
         """Lets statements under way end. The database is closed by whoever opened it."""

@@ -21,5 +21,6 @@ class WebServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the server. Called by uvicorn when it was told to stop, before it waits for connections to end."""
+        self._app.state.services.stopping.set()
         self._app.state.live.close()
         await super().shutdown(sockets)

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from ai_worker.store.tokens import SESSION_SECONDS
 from ai_worker.web.access import COOKIE
 from ai_worker.web.pages.rendering import environment, render
+from ai_worker.web.problems import Unauthorised
 from ai_worker.web.services import Served
 
 router = APIRouter(include_in_schema=False)
@@ -40,8 +41,9 @@ async def log_in(
     next: Annotated[str, Form()] = "/",
 ) -> Response:
     """Begins a session, and goes to where the visitor wanted to go."""
-    principal = await services.ask(services.tokens.principal, token.strip())
-    if principal is None:
+    try:
+        principal = await services.door.admit(token.strip(), request)
+    except Unauthorised:
         error = "This token is not valid, or not any more."
         return render(request, "login.html.j2", status=HTTPStatus.UNAUTHORIZED, next=local(next), error=error)
     session = await services.ask(services.tokens.log_in, principal)
