@@ -20,6 +20,7 @@ import codecs
 import os
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any, Final, Literal
@@ -85,6 +86,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug, info, warning or error")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto, json or console")
+    log_sample: float = Field(
+        default=1, ge=0, le=1, description="the share of items whose lines DONE and FETCH are logged, 0 to 1, like 0.01 or 1/100"
+    )
     traces: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     source_url: SecretStr | None = Field(
         default=None, description="the URL of the database that `import` reads and `export` writes, like AI_WORKER_DB_URL"
@@ -117,6 +121,16 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("log_sample", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if not isinstance(value, str) or "/" not in value:
+            return value
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("no share") from None
 
     @field_validator("web_allowed_hosts", "web_cors_origins", "web_proxies")
     @classmethod

@@ -16,13 +16,14 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
 import structlog
@@ -33,6 +34,7 @@ from ai_worker.models import Item
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 LONGEST_VALUE = 2000  # characters of one field: the log is no second copy of the rows
+LEFT_OUT_SECONDS = 60.0  # between two lines that tell how many were left out
 
 
 class Event(Enum):
@@ -134,6 +136,11 @@ class Event(Enum):
     CONFLICT = (logging.DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
     MIGRATED = (logging.INFO, "version name seconds", "a schema migration was applied")
     NO_TRACES = (logging.WARNING, "message", "traces are asked for and cannot be made; the worker goes on without")
+    LEFT_OUT = (
+        logging.INFO,
+        "share done fetch seconds",
+        "so many lines DONE and FETCH were left out in these seconds, as AI_WORKER_LOG_SAMPLE asks",
+    )
     LIVE_FAILED = (logging.ERROR, "topic message", "a page of the dashboard cannot be kept up to date")
     # The web.
     WEB_START = (logging.INFO, "host pid version address", "the web listens")
@@ -185,15 +192,40 @@ class Log:
             fields["exc_info"] = exc_info
         _state.write(_LEVEL_NAMES[number], {"event": event.name, **_bound.get(), **self._context}, [fields])
 
-    def each(self, event: Event, rows: Sequence[Mapping[str, object]]) -> None:
-        """Writes one line per row of fields, all in one go: what thousands of lines a second would else cost in system calls."""
-        if event.level >= _state.level and rows:
-            _state.write(_LEVEL_NAMES[event.level], {"event": event.name, **_bound.get(), **self._context}, rows)
+    def each(self, event: Event, rows: Sequence[Mapping[str, object]], *, left_out: int = 0) -> None:
+        """Writes one line per row of fields, all in one go: what thousands of lines a second would else cost in system calls.
+
+        `left_out` is how many rows more there would be, had `keeps` not said otherwise.
+        """
+        if event.level >= _state.level:
+            if left_out:
+                _state.left_out[event] += left_out
+            if rows:
+                _state.write(_LEVEL_NAMES[event.level], {"event": event.name, **_bound.get(), **self._context}, rows)
+
+    def tell_left_out(self, every: float = LEFT_OUT_SECONDS) -> None:
+        """Writes how many lines were left out since it was told last, if any were and that is so many seconds ago."""
+        seconds = time.monotonic() - _state.told_at
+        if _state.left_out and seconds >= every:
+            left_out, _state.left_out, _state.told_at = _state.left_out, Counter(), time.monotonic()
+            done, fetch = left_out[Event.DONE], left_out[Event.FETCH]
+            self(Event.LEFT_OUT, share=_state.share, done=done, fetch=fetch, seconds=round(seconds, 1))
 
     @staticmethod
     def enabled(level: int) -> bool:
         """Whether a line of this level would be written: spares the work of building its fields."""
         return level >= _state.level
+
+    @staticmethod
+    def keeps_all() -> bool:
+        """Whether the lines of all items are written that tell of nothing wrong; else `keeps` says of which."""
+        return _state.share == 1 and _state.level <= INFO
+
+    @staticmethod
+    def keeps(id_task_item: int) -> bool:
+        """Whether such lines are written of this item. All of an item share its fate, in every process and at every attempt."""
+        # Times 2^32 over the golden ratio, numbers in a row are spread evenly (Knuth, The Art of Computer Programming, 6.4).
+        return _state.level <= INFO and (id_task_item * 2654435769 & 0xFFFFFFFF) < _state.share * 2**32
 
 
 _bound: ContextVar[Mapping[str, object]] = ContextVar("ai_worker_log", default=MappingProxyType({}))
@@ -226,8 +258,16 @@ def excerpt(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… (+{len(text) - limit} characters)"
 
 
-def configure(level: str = "info", format: Literal["auto", "json", "console"] = "auto") -> None:
-    """Sets up the log of this process, on the present `sys.stderr`. `level` is debug, info, warning or error."""
+def configure(level: str = "info", format: Literal["auto", "json", "console"] = "auto", sample: float = 1) -> None:
+    """Sets up the log of this process, on the present `sys.stderr`. May be called again at any time, while others are writing:
+    each line is written once, as it was set up before or after.
+
+    Parameters
+    ----------
+    level: debug, info, warning or error.
+    format: readable lines, or JSON; "auto" is readable on a terminal.
+    sample: the share of items whose lines are written that tell of nothing wrong, 0 to 1. Warnings and errors always are.
+    """
     stream = sys.stderr
     number = logging.getLevelNamesMapping()[level.upper()]
     if format == "console" or (format == "auto" and stream.isatty()):
@@ -246,15 +286,24 @@ def configure(level: str = "info", format: Literal["auto", "json", "console"] = 
         processors = [structlog.processors.format_exc_info, _redact_fields, _render_json, _redact_line]
         if _is_journal(stream):
             processors.append(_prefix_priority)
-    _state.level, _state.stamp, _state.processors, _state.stream = number, stamp, processors, _Stream(stream)
+    # The same stream keeps its lock, so that lines of several threads stay apart; the way is changed in one go.
+    out = _state.way.out if _state.way.out.is_of(stream) else _Stream(stream)
+    _state.way = _Way(stamp, processors, out)
+    _state.level, _state.share = number, sample
     # A plug-in that logs through structlog comes out in the same shape.
     structlog.configure(
         processors=[lambda _, level, fields: {**stamp(level), **fields}, *processors],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: _state.stream,
+        logger_factory=lambda *_: out,
     )
     # Libraries speak through `logging`: only warnings and worse, since at INFO the HTTP clients write a line per request.
-    logging.basicConfig(handlers=[_LibraryHandler()], level=max(number, WARNING), force=True)
+    root = logging.getLogger()
+    if not any(isinstance(handler, _LibraryHandler) for handler in root.handlers):
+        root.addHandler(_LibraryHandler())
+    for handler in [each for each in root.handlers if not isinstance(each, _LibraryHandler)]:
+        root.removeHandler(handler)  # after ours was there: in between, a line would go out raw
+        handler.close()
+    root.setLevel(max(number, WARNING))
 
 
 _LEVEL_NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error", logging.CRITICAL: "critical"}
@@ -269,6 +318,10 @@ class _Stream:
         # Bytes below the text layer: one write per line keeps lines of several threads apart, and costs half.
         self._buffer = getattr(stream, "buffer", None)
         self._lock = threading.Lock()
+
+    def is_of(self, stream: TextIO) -> bool:
+        """Whether this is where it goes."""
+        return self._stream is stream
 
     def write(self, text: str) -> None:
         """One line, or several with line ends between them."""
@@ -288,27 +341,37 @@ class _Stream:
     debug = info = warning = error = critical = write
 
 
+class _Way(NamedTuple):
+    """How a line is made of fields, and where it goes."""
+
+    stamp: Callable[[str], EventDict]
+    processors: Sequence[Processor]
+    out: _Stream
+
+
 class _State:
     """The one configuration of the process. Nothing is written before `configure` was called."""
 
-    __slots__ = ("level", "processors", "stamp", "stream")
+    __slots__ = ("left_out", "level", "share", "told_at", "way")
 
     def __init__(self) -> None:
         self.level = ERROR + 1
-        self.stamp: Callable[[str], EventDict] = lambda level: {"level": level}
-        self.processors: Sequence[Processor] = ()
-        self.stream = _Stream(sys.stderr)
+        self.share = 1.0
+        self.way = _Way(lambda level: {"level": level}, (), _Stream(sys.stderr))
+        self.left_out: Counter[Event] = Counter()
+        self.told_at = time.monotonic()
 
     def write(self, level: str, common: EventDict, rows: Iterable[Mapping[str, object]]) -> None:
         """What structlog's bound logger does, with fewer copies of the fields: DONE is written thousands of times a second."""
-        head = {**self.stamp(level), **common}
+        way = self.way
+        head = {**way.stamp(level), **common}
         lines: list[str] = []
         for fields in rows:
             line: Any = {**head, **fields}
-            for process in self.processors:
+            for process in way.processors:
                 line = process(None, level, line)
             lines.append(line)
-        self.stream.write("\n".join(lines))
+        way.out.write("\n".join(lines))
 
 
 _state = _State()

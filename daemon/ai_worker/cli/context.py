@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def settings() -> Settings:
     """The settings, with the log set up as they say. Every command that does more than print begins with this."""
     found = load_settings()
-    log.configure(found.log_level, found.log_format)
+    log.configure(found.log_level, found.log_format, found.log_sample)
     return found
 
 

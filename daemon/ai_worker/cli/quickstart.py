@@ -72,7 +72,7 @@ def _settings() -> Settings:
     """The settings, with a quiet log unless a level was asked for: what happens is shown in words here."""
     settings = context.settings()
     if "log_level" not in settings.model_fields_set:
-        log.configure("warning", settings.log_format)
+        log.configure("warning", settings.log_format, settings.log_sample)
     return settings
 
 

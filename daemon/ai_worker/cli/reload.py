@@ -9,7 +9,7 @@ from ai_worker.config import Settings, variable
 from ai_worker.worker import Reloaded
 
 # In force at once. All others are built into connections, threads and shares when the worker starts.
-LIVE: Final = frozenset({"log_level", "log_format", "drain_seconds", "concurrency"})
+LIVE: Final = frozenset({"log_level", "log_format", "log_sample", "drain_seconds", "concurrency"})
 
 
 class Reload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
@@ -122,14 +122,18 @@ class Accounts:
         """These were claimed, for the slots."""
         counts = Counter(item.task.id_task for item in items)
         self._open.update(counts)
-        self.fetched(counts)
+        # FETCH of a task goes with the items that are told of: each of them has its line before its DONE.
+        keeps = self._log.keeps
+        told = None if self._log.keeps_all() else {item.task.id_task for item in items if keeps(item.id_task_item)}
+        self.fetched(counts, told)
 
-    def fetched(self, counts: Mapping[int, int]) -> None:
-        """So many items were claimed, by task; into a slot or into a batch."""
+    def fetched(self, counts: Mapping[int, int], told: Collection[int] | None = None) -> None:
+        """So many items were claimed, by task; into a slot or into a batch. The log tells of some of the tasks, or of all."""
         items = sum(counts.values())
         self._claimed += items
         self._counts.claimed(items)
-        self._log.each(Event.FETCH, [{"task": id_task, "count": count} for id_task, count in counts.items()])
+        rows = [{"task": id_task, "count": count} for id_task, count in counts.items() if told is None or id_task in told]
+        self._log.each(Event.FETCH, rows, left_out=len(counts) - len(rows))
 
     # ----- what goes out
 
@@ -166,11 +170,14 @@ class Accounts:
         """Counts and logs what was stored, of a slot's or of a batch's items."""
         summary, log = self.summary, self._log
         self._counts.attempted(committed.stored, committed.lost)
-        released = 0
+        processed = released = 0
+        keeps_all = log.keeps_all()
         done: list[dict[str, Any]] = []
         for outcome in committed.stored:
             if outcome.kind is OutcomeKind.PROCESSED:
-                done.append(self._fields(outcome))
+                processed += 1
+                if keeps_all or log.keeps(outcome.item.id_task_item):
+                    done.append(self._fields(outcome))
                 if outcome.item.task.is_probe and outcome.is_answer:
                     self._breaker.answered(outcome.item)
             elif outcome.kind is OutcomeKind.FAILED:
@@ -181,10 +188,10 @@ class Accounts:
                 self._claimed -= 1  # it was not done, so it does not count for --max-item
             else:
                 summary.deferred += 1
-        if done:
-            summary.processed += len(done)
+        if processed:
+            summary.processed += processed
             self.progress_at = time.monotonic()
-            log.each(Event.DONE, done)
+            log.each(Event.DONE, done, left_out=processed - len(done))
         for outcome in committed.lost:
             log(Event.CLAIM_LOST, **self._fields(outcome))
         if released:

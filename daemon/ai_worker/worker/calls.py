@@ -160,7 +160,7 @@ class Caller:
     async def _complete(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The call, made again within the attempt as the retry policy says; tokens of failed calls are counted."""
         log, item = attempt.log, attempt.item
-        if is_debug := log.enabled(DEBUG):
+        if is_debug := log.enabled(DEBUG) and log.keeps(item.id_task_item):
             log(Event.PROMPT, **of_item(item, endpoint.model.name), prompt=excerpt(prompt.user))
         began = time.monotonic()
         try:

@@ -145,6 +145,7 @@ class Worker:
         while True:
             self._parts.lease.tick()
             self._parts.slots.tidy()
+            self._log.tell_left_out()
             await asyncio.sleep(self._options.lease_seconds / 10)
 
     async def _keep_up(self) -> None:
@@ -242,6 +243,7 @@ class Worker:
             self._has_ended = True
             await asyncio.wait_for(asyncio.to_thread(parts.reporter.close), timeout=STORE_SECONDS)
         done = parts.accounts.summary
+        self._log.tell_left_out(every=0)
         self._log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
         if failure is not None:
             raise failure
