@@ -1696,6 +1696,134 @@ SELECT q.queue, q.tasks, q.pending, q.deferred, q.in_flight,
          GROUP BY t.queue) q
  ORDER BY q.queue;
 
+-- ===== looks: charts and metrics =====
+
+-- name: open_tasks
+-- How many tasks are open in each queue, off their index alone.
+SELECT t.queue, t.status_id, COUNT(*) AS tasks
+  FROM task t FORCE INDEX (k_task_runnable)
+ WHERE t.status_id IN (0, 1, 4)
+ GROUP BY t.status_id, t.queue;
+
+-- name: open_spans
+-- Where in the key the waiting items of each open task lie, from which follows how many there may be at the most: a few look-ups in
+-- the claim index per task, however many items it has. The age is that of the first pending item, where it may be claimed now.
+(SELECT t.id_task, t.queue, t.status_id,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_deferred,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_deferred,
+        (SELECT TIMESTAMPDIFF(MICROSECOND, GREATEST(i.created_at, COALESCE(t.scheduled_at, i.created_at)), NOW(6)) / 1000000
+           FROM task_item i FORCE INDEX (k_task_item_claim)
+          WHERE i.id_task = t.id_task AND i.status_id = 0 AND t.status_id <> 4
+            AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+            AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+                   STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+                  WHERE d.id_task = t.id_task AND p.status_id <> 2
+                    AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS oldest_seconds
+   FROM task t FORCE INDEX (k_task_runnable)
+  WHERE t.status_id = 0
+  ORDER BY t.claim_order, t.id_task
+  LIMIT 200)
+UNION ALL
+(SELECT t.id_task, t.queue, t.status_id,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_deferred,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_deferred,
+        (SELECT TIMESTAMPDIFF(MICROSECOND, GREATEST(i.created_at, COALESCE(t.scheduled_at, i.created_at)), NOW(6)) / 1000000
+           FROM task_item i FORCE INDEX (k_task_item_claim)
+          WHERE i.id_task = t.id_task AND i.status_id = 0 AND t.status_id <> 4
+            AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+            AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+                   STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+                  WHERE d.id_task = t.id_task AND p.status_id <> 2
+                    AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS oldest_seconds
+   FROM task t FORCE INDEX (k_task_runnable)
+  WHERE t.status_id = 1
+  ORDER BY t.claim_order, t.id_task
+  LIMIT 200)
+UNION ALL
+(SELECT t.id_task, t.queue, t.status_id,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 0
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_pending,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS first_deferred,
+        (SELECT i.id_task_item FROM task_item i FORCE INDEX (k_task_item_claim) WHERE i.id_task = t.id_task AND i.status_id = 4
+          ORDER BY i.id_task DESC, i.status_id DESC, i.id_task_item DESC LIMIT 1) AS last_deferred,
+        (SELECT TIMESTAMPDIFF(MICROSECOND, GREATEST(i.created_at, COALESCE(t.scheduled_at, i.created_at)), NOW(6)) / 1000000
+           FROM task_item i FORCE INDEX (k_task_item_claim)
+          WHERE i.id_task = t.id_task AND i.status_id = 0 AND t.status_id <> 4
+            AND (t.scheduled_at IS NULL OR t.scheduled_at <= NOW(6))
+            AND (SELECT d.after_id_task FROM task_dependency d FORCE INDEX (PRIMARY)
+                   STRAIGHT_JOIN task p FORCE INDEX (PRIMARY) ON p.id_task = d.after_id_task
+                  WHERE d.id_task = t.id_task AND p.status_id <> 2
+                    AND (d.needs = 'success' OR p.status_id NOT IN (3, 5) OR p.finished_at IS NULL) LIMIT 1) IS NULL
+          ORDER BY i.id_task, i.status_id, i.id_task_item LIMIT 1) AS oldest_seconds
+   FROM task t FORCE INDEX (k_task_runnable)
+  WHERE t.status_id = 4
+  ORDER BY t.claim_order, t.id_task
+  LIMIT 200);
+
+-- name: count_waiting
+-- The waiting items of tasks that have few, in two ranges each of the claim index.
+SELECT id_task, status_id, COUNT(*) AS items
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task IN %(tasks)s AND status_id IN (0, 4)
+ GROUP BY id_task, status_id;
+
+-- name: sample_waiting
+-- The latest items of a task that has many: from the range's end, as claims leave dead entries at its beginning.
+SELECT COUNT(*) AS items, MIN(s.id_task_item) AS first
+  FROM (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim)
+         WHERE id_task = %(id_task)s AND status_id = %(status_id)s
+         ORDER BY id_task DESC, status_id DESC, id_task_item DESC
+         LIMIT %(size)s) s;
+
+-- name: items_in_progress
+-- What is being worked on in each queue: no more than the fleet has slots, and its batches rows.
+SELECT t.queue, COUNT(*) AS items
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+ WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
+ GROUP BY t.queue;
+
+-- name: counter_sums
+-- What all workers have counted, those too that are no longer there: a few hundred rows per living worker.
+SELECT c.name, c.id_ai_model, c.label, c.value, m.name AS model
+  FROM (SELECT name, id_ai_model, label, SUM(value) AS value FROM worker_counter GROUP BY name, id_ai_model, label) c
+  LEFT JOIN ai_model m ON m.id_ai_model = c.id_ai_model
+ ORDER BY c.name, c.id_ai_model, c.label;
+
+-- name: minutes_since
+-- What workers have done in the last minutes, for charts: one range of the key, a row per minute, worker and model.
+SELECT w.minute_at, w.id_ai_model, m.name AS model, w.processed, w.failed, w.retried, w.tokens_input, w.tokens_output, w.cost, w.latencies
+  FROM worker_minute w FORCE INDEX (PRIMARY)
+  LEFT JOIN ai_model m ON m.id_ai_model = w.id_ai_model
+ WHERE w.minute_at > %(since)s
+ ORDER BY w.minute_at, w.id_worker, w.id_ai_model;
+
+-- name: gauges
+-- Single numbers for the metrics, each a look at few rows: schema, the fullest budget of ten thousand tasks, the latest schedule.
+SELECT (SELECT MAX(version) FROM schema_migration) AS schema_version,
+       (SELECT MAX(b.share)
+          FROM (SELECT t.cost / t.budget AS share FROM task t FORCE INDEX (k_task_runnable)
+                 WHERE t.status_id IN (1, 4) AND t.budget IS NOT NULL LIMIT 10000) b) AS budget_used,
+       (SELECT TIMESTAMPDIFF(MICROSECOND, MIN(s.next_at), NOW(6)) / 1000000 FROM schedule s FORCE INDEX (k_schedule_due)
+         WHERE s.is_active = 1 AND s.next_at <= NOW(6)) AS schedule_overdue;
+
 -- ===== tasks: what people do with them =====
 
 -- name: server_packet
@@ -1917,13 +2045,14 @@ SELECT id_worker, host, pid, version, mode, concurrency, in_flight, items_proces
 SELECT m.name, m.is_active, m.max_requests_per_minute, m.max_tokens_per_minute, m.max_in_flight, m.budget_per_day,
        p.requests_per_minute AS learnt_requests, p.tokens_per_minute AS learnt_tokens,
        m.stopped_kind, COALESCE(d.attempts, 0) AS attempts, COALESCE(d.tokens, 0) AS tokens, d.cost, UTC_DATE() AS day,
-       (SELECT COUNT(*)
-          FROM task t FORCE INDEX (k_task_runnable)
-          STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
-         WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
-           AND COALESCE(i.id_ai_model, t.id_ai_model) = m.id_ai_model) AS in_flight
+       COALESCE(f.items, 0) AS in_flight
   FROM ai_model m
   LEFT JOIN ai_model_pace p ON p.id_ai_model = m.id_ai_model
+  LEFT JOIN (SELECT COALESCE(i.id_ai_model, t.id_ai_model) AS id_ai_model, COUNT(*) AS items
+               FROM task t FORCE INDEX (k_task_runnable)
+               STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+              WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL
+              GROUP BY COALESCE(i.id_ai_model, t.id_ai_model)) f ON f.id_ai_model = m.id_ai_model
   LEFT JOIN (SELECT id_ai_model, SUM(attempts) AS attempts, SUM(tokens_input + tokens_output) AS tokens, SUM(cost) AS cost
                FROM ai_model_day WHERE day = UTC_DATE() GROUP BY id_ai_model) d ON d.id_ai_model = m.id_ai_model
  ORDER BY m.id_ai_model;

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from ai_worker.counts import Key, Work
-from ai_worker.db import Database, Transaction
+from ai_worker.counts import LATENCY_BUCKETS, Key, Work
+from ai_worker.db import Database, Row, Transaction
 
 
 class Minute(NamedTuple):
@@ -17,6 +17,22 @@ class Minute(NamedTuple):
     minute_at: datetime
     id_worker: int
     id_ai_model: int
+
+
+class Total(NamedTuple):
+    """A counter's sum over the fleet; `model` is the name of the key's model, empty where it is of none."""
+
+    key: Key
+    model: str
+    value: float
+
+
+class Series(NamedTuple):
+    """Work by minute: `minutes` are their beginnings (UTC, without a zone), and each list has one entry for each of them."""
+
+    minutes: list[datetime]
+    fleet: list[Work]
+    models: dict[str, list[Work]]
 
 
 class Counters:
@@ -44,6 +60,32 @@ class Counters:
         if rows or counters:
             self._db.transaction(work)
 
+    def sums(self) -> list[Total]:
+        """The fleet's counters: what all workers have counted so far, those too that are no longer there."""
+        return [
+            Total(Key(row["name"], row["id_ai_model"], row["label"]), row["model"] or _unknown(row["id_ai_model"]), row["value"])
+            for row in self._db.query("counter_sums")
+        ]
+
+    def series(self, minutes: int = 180) -> Series:
+        """What the fleet has done in each of the last `minutes`, the present one, which is not over, last."""
+        present = self.minute()
+        times = [present - timedelta(minutes=back) for back in range(minutes - 1, -1, -1)]
+        place = {each: number for number, each in enumerate(times)}
+        series = Series(times, [Work() for _ in times], {})
+        for row in self._db.query("minutes_since", {"since": present - timedelta(minutes=minutes)}):
+            number = place.get(row["minute_at"])
+            if number is None:  # begun since
+                continue
+            model = row["model"] or _unknown(row["id_ai_model"])
+            own = series.models.get(model)
+            if own is None:
+                own = series.models[model] = [Work() for _ in times]
+            work = _work(row)
+            series.fleet[number] += work
+            own[number] += work
+        return series
+
     def fold(self, workers: Iterable[int]) -> None:
         """Adds the counters of these workers, which are no longer there, to those of worker 0, and deletes theirs."""
         ids = sorted({*workers} - {0})
@@ -59,6 +101,19 @@ class Counters:
 
         if ids:
             self._db.transaction(work)
+
+
+def _unknown(id_ai_model: int) -> str:
+    """What a model is called that was removed."""
+    return f"#{id_ai_model}" if id_ai_model else ""
+
+
+def _work(row: Row) -> Work:
+    tokens = {"tokens_input": int(row["tokens_input"]), "tokens_output": int(row["tokens_output"])}
+    latencies: list[int] = json.loads(row["latencies"]) if row["latencies"] else []
+    if len(latencies) != len(LATENCY_BUCKETS) + 1:  # of a version with other buckets
+        latencies = [0] * (len(LATENCY_BUCKETS) + 1)
+    return Work(row["processed"], row["failed"], row["retried"], **tokens, cost=row["cost"], latencies=latencies)
 
 
 def _columns(work: Work) -> tuple[object, ...]:
