@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from ai_worker.counts import Metric
 from tests.promtool import Promtool
 from tests.unit.test_docs import anchors
 
@@ -27,41 +28,7 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((MONITORING / "alerts_test.yml").re
 GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
 
 # Name -> type and labels. `job` and `instance` are Prometheus's own, and on every series.
-METRICS: dict[str, tuple[str, set[str]]] = {
-    "ai_worker_items": (GAUGE, {"queue", "status"}),
-    "ai_worker_oldest_pending_age_seconds": (GAUGE, {"queue"}),
-    "ai_worker_tasks": (GAUGE, {"status"}),
-    "ai_worker_in_flight": (GAUGE, {"model"}),
-    "ai_worker_workers": (GAUGE, {"state"}),
-    "ai_worker_model_stopped": (GAUGE, {"model", "kind"}),
-    "ai_worker_model_limit_requests_per_minute": (GAUGE, {"model"}),
-    "ai_worker_model_limit_tokens_per_minute": (GAUGE, {"model"}),
-    "ai_worker_model_limit_in_flight": (GAUGE, {"model"}),
-    "ai_worker_model_spent_today_usd": (GAUGE, {"model"}),
-    "ai_worker_model_budget_per_day_usd": (GAUGE, {"model"}),
-    "ai_worker_task_budget_used_ratio": (GAUGE, set()),
-    "ai_worker_schedule_overdue_seconds": (GAUGE, set()),
-    "ai_worker_build_info": (GAUGE, {"version"}),
-    "ai_worker_schema_version": (GAUGE, set()),
-    "ai_worker_attempts_total": (COUNTER, {"model", "outcome", "error_kind"}),
-    "ai_worker_tokens_total": (COUNTER, {"model", "type"}),
-    "ai_worker_cost_usd_total": (COUNTER, {"model"}),
-    "ai_worker_claims_total": (COUNTER, set()),
-    "ai_worker_claimed_items_total": (COUNTER, set()),
-    "ai_worker_rescued_items_total": (COUNTER, set()),
-    "ai_worker_claims_lost_total": (COUNTER, set()),
-    "ai_worker_leases_lost_total": (COUNTER, set()),
-    "ai_worker_deadlocks_total": (COUNTER, set()),
-    "ai_worker_database_lost_total": (COUNTER, set()),
-    "ai_worker_rate_limited_total": (COUNTER, {"model"}),
-    "ai_worker_cache_hits_total": (COUNTER, set()),
-    "ai_worker_claim_duration_seconds": (HISTOGRAM, set()),
-    "ai_worker_commit_duration_seconds": (HISTOGRAM, set()),
-    "ai_worker_attempt_duration_seconds": (HISTOGRAM, {"model"}),
-    "ai_worker_loop_lag_seconds": (GAUGE, set()),
-    "ai_worker_concurrency": (GAUGE, set()),
-    "ai_worker_database_connections": (GAUGE, set()),
-}
+METRICS: dict[str, tuple[str, set[str]]] = {each.full_name: (each.kind.name.lower(), set(each.labels)) for each in Metric}
 # Prometheus's own, and those of its client library.
 FOREIGN: dict[str, tuple[str, set[str]]] = {"up": (GAUGE, set()), "process_resident_memory_bytes": (GAUGE, set())}
 OF_TARGET = {"job", "instance"}
