@@ -28,6 +28,10 @@ prepare: $(VENV)/.installed-dev .server .browser .promtool ## install what the t
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
 	@$(BIN)/pytest $(PYTEST)
 
+.PHONY: test-windows
+test-windows: prepare .wine ## what can be tried of Windows under wine: the commands, and NSSM; fetches a Windows Python into .windows
+	@$(BIN)/pytest -m windows tests/windows $(PYTEST)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict (as on Linux and as on Windows), import contracts
 	@$(BIN)/ruff check
@@ -42,7 +46,7 @@ bench: prepare ## all benchmarks, on private databases (hours; one alone: python
 
 .PHONY: clean
 clean: ## remove what make has made, the quickstart's database too
-	@rm -rf "$(VENV)" "$(VENV)-maker" "$(QUICKSTART)" dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf "$(VENV)" "$(VENV)-maker" "$(QUICKSTART)" .windows dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The stamps are newer than pyproject.toml when the environment has what it names. The one for tests stands for the other too.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
@@ -100,6 +104,14 @@ $(BIN)/python:
 	    && mv files/usr/bin/promtool "$(abspath $(VENV))/tools/promtool"; } >"$$folder/log" 2>&1; then :; \
 	  else cat "$$folder/log" >&2; echo "No promtool: metrics and alert rules are not checked by Prometheus itself." >&2; fi; \
 	  rm -rf "$$folder"; \
+	fi
+
+# Windows programs' ground, and what makes the one library that older versions of it lack.
+.PHONY: .wine
+.wine:
+	@if ! command -v wine >/dev/null || ! command -v x86_64-w64-mingw32-ld >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,wine wine64 binutils-mingw-w64-x86-64); \
+	  else echo "No wine. As root: apt-get install --no-install-recommends wine wine64 binutils-mingw-w64-x86-64" >&2; exit 1; fi; \
 	fi
 
 # Quiet unless it fails.
