@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from ai_worker.config import Settings
 from ai_worker.counts import Metric
 from tests.promtool import Promtool
 from tests.unit.test_docs import anchors
@@ -144,6 +145,16 @@ def test_alert_rules_are_well_formed_and_do_what_their_tests_say(promtool: Promt
     promtool.check_rules(MONITORING / "alerts.yml")
     promtool.test_rules(MONITORING / "alerts_test.yml")
     promtool.check_config(MONITORING / "prometheus.yml")
+
+
+def test_the_example_for_prometheus_asks_where_a_web_process_listens_and_calls_it_as_alerts_do() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    named = set(re.findall(r'job=~?"([^"]+)"', " ".join(rule["expr"] for rule in RULES)))
+    assert jobs.keys() == {job for each in named for job in each.split("|")}
+    (target,) = jobs["ai-worker"]["static_configs"][0]["targets"]
+    assert target == f"127.0.0.1:{Settings.model_fields['web_port'].default}"
+    assert config["rule_files"] == ["alerts.yml"]
 
 
 def test_every_alert_is_seen_to_fire_and_seen_not_to() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -125,6 +127,25 @@ def test_a_provider_that_is_there_already_is_used_and_not_ended(monkeypatch: pyt
     theirs.force_flush()
     assert [span.name for span in exporter.get_finished_spans()] == ["theirs", "later"]
     theirs.shutdown()
+
+
+def test_a_receiver_that_is_away_is_complained_of_once_in_a_while(
+    made: list[tracing.Tracing], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made.append(tracing.begin("on", "shop", Log()))
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    added = logger.filters[-1]
+    try:
+        for number in range(3):
+            logger.warning("Transient error %s", number)
+            logger.error("Failed to export")
+        assert [record.message for record in caplog.records] == ["Transient error 0", "Failed to export"]
+        later = time.monotonic() + 61
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        logger.warning("Transient error %s", 4)
+        assert caplog.records[-1].message == "Transient error 4"
+    finally:
+        logger.removeFilter(added)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import sys
@@ -40,6 +41,7 @@ P = ParamSpec("P")
 
 CAPTURE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _CAPTURING: Final = {"true", "span_only", "span_and_event"}
+COMPLAINT_SECONDS: Final = 60.0  # between two lines of an exporter that say the same
 _EXPORTERS: Final = "opentelemetry_traces_exporter"  # the group in which packages register theirs
 
 # The names that the conventions have for those who serve a model, by the host or its end; anybody else speaks OpenAI's protocol.
@@ -96,7 +98,24 @@ def _exporter(name: str) -> SpanExporter:
         exporter: SpanExporter = make(out=sys.stderr) if name == "console" else make()
     except Exception as error:
         raise TracesUnavailableError(f"the exporter {name!r} cannot be used: {type(error).__name__}: {error}") from error
+    for module in {each.__module__ for each in type(exporter).__mro__ if each.__module__.startswith("opentelemetry.exporter.")}:
+        logging.getLogger(module).addFilter(_Seldom())
     return exporter
+
+
+class _Seldom(logging.Filter):
+    """Lets the same complaint through once in a while: a receiver that is away must not fill the log, at each of many tries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._told.get(str(record.msg), -COMPLAINT_SECONDS) < COMPLAINT_SECONDS:
+            return False
+        self._told[str(record.msg)] = now
+        return True
 
 
 class Spans(Tracing):
