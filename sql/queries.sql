@@ -2358,7 +2358,8 @@ SELECT (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim) WHERE
 
 -- name: task_in_words
 -- What was asked for, beside the numbers: parameters, prompt, lane and the like, of one task.
-SELECT t.parameters, t.lane, t.pack, t.cache_seconds, t.result_seconds, t.expire_at, t.submit_key, t.id_prompt, p.version, p.origin,
+SELECT t.id_ai_model, t.task_type, t.description, t.max_attempts, t.priority, t.status_id, t.budget, t.queue,
+       t.parameters, t.lane, t.pack, t.cache_seconds, t.result_seconds, t.expire_at, t.submit_key, t.id_prompt, p.version, p.origin,
        p.name AS prompt, g.name AS task_group, s.table_name AS source
   FROM task t
   LEFT JOIN prompt p ON p.id_prompt = t.id_prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -75,6 +76,17 @@ class Wish:
         )
         check(models, task, chain, kind)
         return task, model
+
+
+def parameter(pair: str) -> tuple[str, Any]:
+    """`KEY=VALUE` as a parameter of a task type; the value is JSON where it can be. Raises UsageError for anything else."""
+    name, separator, text = pair.partition("=")
+    if not separator or not name:
+        raise UsageError(f"--param {pair!r} is not KEY=VALUE, for example --param target_language=pl")
+    try:
+        return name, json.loads(text)
+    except (ValueError, RecursionError):
+        return name, text
 
 
 def model_of(models: Models, name: str | None) -> Model:

@@ -6,7 +6,6 @@ A new option is a line of `_OPTIONS`, a field of `TaskOptions` of the same name,
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.library import Library
 from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
-from ai_worker.planning import LONGEST_DESCRIPTION, LONGEST_SUBMIT_KEY, Wish
+from ai_worker.planning import LONGEST_DESCRIPTION, LONGEST_SUBMIT_KEY, Wish, parameter
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.new_tasks import NewTask
@@ -30,16 +29,6 @@ from ai_worker.store.new_tasks import NewTask
 
 def _age(text: str) -> int:
     return order.seconds_of(text, "--cache-age", ", or 0 for no answers from before")
-
-
-def _parameter(pair: str) -> tuple[str, Any]:
-    name, separator, text = pair.partition("=")
-    if not separator or not name:
-        raise UsageError(f"--param {pair!r} is not KEY=VALUE, for example --param target_language=pl")
-    try:
-        return name, json.loads(text)
-    except (ValueError, RecursionError):
-        return name, text
 
 
 def _moment(text: str) -> datetime:
@@ -52,7 +41,7 @@ def _moment(text: str) -> datetime:
 
 def parameters_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     """What `--param` gives, by name."""
-    return dict(map(_parameter, pairs))
+    return dict(map(parameter, pairs))
 
 
 def description_of(text: str) -> str:

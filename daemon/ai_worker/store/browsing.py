@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row
 from ai_worker.errors import NotFound
-from ai_worker.models import ItemStatus, ReviewStatus, TaskStatus
+from ai_worker.models import ItemStatus, Lane, ReviewStatus, Task, TaskStatus
 from ai_worker.store.browsed import (
     SHOWN_CHARACTERS,
     AttemptLine,
@@ -115,10 +115,7 @@ class Browsing:
 
     def words(self, id_task: int) -> TaskWords:
         """What was asked for. Raises NotFound when there is no such task."""
-        rows = self._db.query("task_in_words", {"id_task": id_task})
-        if not rows:
-            raise no_task(id_task)
-        row = rows[0]
+        row = self._in_words(id_task)
         prompt = None if row["prompt"] is None else f"{row['prompt']} {row['version']} ({row['origin']})"
         return TaskWords(
             json.loads(row["parameters"]) if row["parameters"] else {},
@@ -132,6 +129,32 @@ class Browsing:
             row["task_group"],
             row["source"],
         )
+
+    def as_task(self, id_task: int) -> Task:
+        """A task as a worker would see it, to reckon what it takes. Raises NotFound when there is none."""
+        row = self._in_words(id_task)
+        return Task(
+            id_task=id_task,
+            id_ai_model=row["id_ai_model"],
+            task_type=row["task_type"],
+            description=row["description"] or "",
+            parameters=json.loads(row["parameters"]) if row["parameters"] else {},
+            max_attempts=row["max_attempts"],
+            priority=row["priority"],
+            status=TaskStatus(row["status_id"]),
+            lane=Lane(row["lane"]),
+            pack=row["pack"],
+            cache_seconds=row["cache_seconds"],
+            budget=row["budget"],
+            queue=row["queue"],
+            id_prompt=row["id_prompt"],
+        )
+
+    def _in_words(self, id_task: int) -> Row:
+        rows = self._db.query("task_in_words", {"id_task": id_task})
+        if not rows:
+            raise no_task(id_task)
+        return rows[0]
 
     # ----- items
 
@@ -196,6 +219,14 @@ class Browsing:
             reviews=[_review(each) for each in self._db.query("reviews_of_item", history)],
             files=Files(self._db).of_item(id_task_item, thumbnails=True),
         )
+
+    def task_of(self, id_task_item: int) -> int:
+        """The task of an item. Raises NotFound when there is none."""
+        rows = self._db.query("item_state", {"id_task_item": id_task_item})
+        if not rows:
+            raise NotFound(f"no item {id_task_item}")
+        id_task: int = rows[0]["id_task"]
+        return id_task
 
     # ----- review
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from ai_worker.library import Library
 from ai_worker.store.answers import Answers
+from ai_worker.store.browsing import Browsing
+from ai_worker.store.groups import Groups
+from ai_worker.store.models import Models
+from ai_worker.store.prompts import Prompts
 from ai_worker.store.reports import Reports
 from ai_worker.store.results import Results
 from ai_worker.store.reviews import Reviews
@@ -18,11 +24,14 @@ from ai_worker.store.schedules import Schedules
 from ai_worker.store.tasks import Tasks
 from ai_worker.store.tokens import Tokens
 from ai_worker.store.web_failures import WebFailures
+from ai_worker.web.counting import ItemCounts
 from ai_worker.web.door import Door
 from ai_worker.web.options import WebOptions
 
 if TYPE_CHECKING:
     from ai_worker.db import Database
+
+LIBRARY_SECONDS: Final = 10.0  # a prompt that somebody has pushed is known after so long
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +44,10 @@ class Services:
         self.options = options
         self.db = db
         self.answers = Answers(db)
+        self.browsing = Browsing(db)
+        self.groups = Groups(db)
+        self.item_counts = ItemCounts(lambda id_task: self.ask(self.browsing.counts, id_task))
+        self.models = Models(db, keys=False)
         self.reports = Reports(db)
         self.results = Results(db)
         self.reviews = Reviews(db)
@@ -44,12 +57,22 @@ class Services:
         self.door = Door(self.tokens, WebFailures(db), self.ask)
         self.stopping = asyncio.Event()
         """Set when the server is told to stop: what waits or streams ends then, by itself."""
+        self._library: tuple[float, Library] | None = None
         self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="ai-worker-web")
 
     async def ask(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """What the verb returns. A request that is broken off leaves its statement to end in the thread."""
         within = copy_context().run  # so that what is logged there carries the request's id
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: within(verb, *arguments, **named))
+
+    def library(self) -> Library:
+        """The task types there are, as they stood some seconds ago. Asks the database: to be called in a thread."""
+        now = time.monotonic()
+        if self._library is None or now - self._library[0] > LIBRARY_SECONDS:
+            library = Library(Prompts(self.db), self.options.prompt_folder)
+            library.open(publish=False)
+            self._library = now, library
+        return self._library[1]
 
     def close(self) -> None:
         """Lets statements under way end. The database is closed by whoever opened it."""

@@ -6,13 +6,25 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from ai_worker.web.pages import door, live, models, overview, schedules, workers
+from ai_worker.web.pages import door, item, live, models, overview, results, schedules, submit, task, tasks, workers
 from ai_worker.web.pages.assets import Assets
 from ai_worker.web.pages.live import Live, Topic
 from ai_worker.web.services import Services
 
-_ROUTERS: Final = (door.router, live.router, overview.router, models.router, workers.router, schedules.router)
-_TOPICS: Final[tuple[Topic, ...]] = (overview.TOPIC, models.TOPIC, workers.TOPIC, schedules.TOPIC)
+_ROUTERS: Final = (
+    door.router,
+    live.router,
+    overview.router,
+    tasks.router,
+    results.router,
+    task.router,
+    item.router,
+    submit.router,
+    models.router,
+    workers.router,
+    schedules.router,
+)
+_TOPICS: Final[tuple[Topic, ...]] = (overview.TOPIC, tasks.TOPIC, task.TOPIC, models.TOPIC, workers.TOPIC, schedules.TOPIC)
 
 
 def add_pages(app: FastAPI) -> None:

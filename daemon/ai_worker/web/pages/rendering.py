@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ai_worker import __version__, formats
 from ai_worker.store.tokens import Principal, Scope
+from ai_worker.text import harmless
 
 WEB: Final = Path(__file__).parents[1]
 STATIC: Final = WEB / "static"
@@ -72,6 +73,8 @@ def environment() -> Environment:
         "iso": formats.iso,
         "utc": _utc,
         "percent": _percent,
+        "harmless": harmless,
+        "pairs": lambda values: [(each, each) for each in values],
         "spelled": lambda name: name.lower().replace("_", " "),
     }
     return made
