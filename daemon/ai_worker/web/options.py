@@ -19,7 +19,7 @@ class WebOptions:
         refused, so that no page of somebody else's can reach it by a name of its own (DNS rebinding).
     cors_origins: origins whose scripts may read the API's answers; none by default.
     cookies_secure: whether cookies go over HTTPS alone; those that come over HTTPS do so anyway.
-    body_bytes: the longest request that is read.
+    body_bytes: the longest request that is read; upload_bytes: with a file for a new task.
     runs: how many runs that `POST /task/run` has started may go on at once.
     run_env_file: the settings of these runs; None: those of this process.
     prompt_folder, files_folder: the team's own prompts, and where pictures lie that are not in the database.
@@ -30,6 +30,7 @@ class WebOptions:
     cors_origins: tuple[str, ...] = ()
     cookies_secure: bool = False
     body_bytes: int = 32 << 20
+    upload_bytes: int = 256_000_000
     runs: int = 2
     run_env_file: Path | None = None
     prompt_folder: Path | None = None

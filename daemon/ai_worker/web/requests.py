@@ -20,6 +20,7 @@ from ai_worker.web.options import WebOptions
 from ai_worker.web.problems import problem
 
 REQUEST_ID: Final = "X-Request-ID"
+UPLOADS: Final = "/ui/submit"
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 
 # For answers that say nothing else: a page brings a policy of its own (web/pages).
@@ -36,7 +37,7 @@ class Requests:
 
     def __init__(self, app: ASGIApp, options: WebOptions) -> None:
         self._app = app
-        self._body_bytes = options.body_bytes
+        self._body_bytes, self._upload_bytes = options.body_bytes, options.upload_bytes
         self._hosts = _pattern(options.allowed_hosts)
         self.count = 0
 
@@ -49,7 +50,9 @@ class Requests:
         request_id = given if _WELL_FORMED.fullmatch(given) else str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         with log.bound(request_id=request_id):
-            await self._answer(_Exchange(scope, receive, send, request_id, self._body_bytes))
+            # Uploads are read by a handler that knows by then who sends them, and put on the disk.
+            limit = self._upload_bytes if scope["path"] == UPLOADS else self._body_bytes
+            await self._answer(_Exchange(scope, receive, send, request_id, limit))
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:

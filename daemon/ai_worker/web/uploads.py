@@ -1,54 +1,24 @@
-"""What comes in by a form with a file: bounded while it is read, and held on the disk, not in memory."""
+"""What comes in by a form with a file, held on the disk, not in memory."""
 
 from __future__ import annotations
 
 import tempfile
-from http import HTTPStatus
-from typing import IO, ClassVar, Final
+from typing import IO, Final
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
-from starlette.types import Message
 
 from ai_worker.errors import UsageError
-from ai_worker.web.problems import Refused
 
-UPLOAD_BYTES: Final = 256_000_000
 PASTED_BYTES: Final = 16_000_000
 
 
-class TooLarge(Refused):
-    """More was sent than is taken."""
-
-    status: ClassVar[HTTPStatus] = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-
-
-async def form_of(request: Request, limit: int = UPLOAD_BYTES) -> FormData:
-    """The fields of a form, its file in a temporary one. Raises TooLarge as soon as more than `limit` bytes have come in.
+async def form_of(request: Request) -> FormData:
+    """The fields of a form, its file in a temporary one. How much is read, the application's outermost layer bounds.
 
     Called by a handler, after it is known who asks: what FastAPI reads by itself it reads before.
     """
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limit:
-        raise _too_large(limit)
-    receive, seen = request.receive, 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise _too_large(limit)
-        return message
-
-    bounded = Request(request.scope, counted)
-    return await bounded.form(max_files=1, max_fields=100, max_part_size=PASTED_BYTES)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"that is more than the {limit // 1_000_000:,} MB that this page takes; `ai-worker submit FILE` takes files of any size"
-    )
+    return await request.form(max_files=1, max_fields=100, max_part_size=PASTED_BYTES)
 
 
 def rows_in(form: FormData) -> tuple[IO[bytes], str]:

@@ -33,7 +33,7 @@ from ai_worker.web.pages.drafts import UNCONFIRMED
 from ai_worker.web.pages.estimating import estimated
 from ai_worker.web.pages.rendering import render
 from ai_worker.web.services import Served, Services
-from ai_worker.web.uploads import UPLOAD_BYTES, form_of, rows_in
+from ai_worker.web.uploads import form_of, rows_in
 
 router = APIRouter(include_in_schema=False)
 
@@ -82,7 +82,7 @@ async def _form(request: Request, services: Services, given: Mapping[str, str], 
         models=models,
         lanes=list(Lane),
         formats=_FORMATS,
-        megabytes=UPLOAD_BYTES // 1_000_000,
+        bytes_at_most=services.options.upload_bytes,
         error=error,
     )
 

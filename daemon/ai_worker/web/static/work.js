@@ -41,6 +41,15 @@
   });
   addEventListener("pageshow", () => { for (const form of all("form[data-sent]")) delete form.dataset.sent; });
 
+  // A file that is too large is not sent at all: the server would hang up in the middle of it.
+  addEventListener("change", ({ target }) => {
+    if (!target.matches?.("input[type=file][data-bytes]")) return;
+    const most = Number(target.dataset.bytes);
+    const is_larger = (target.files[0]?.size ?? 0) > most;
+    target.setCustomValidity(is_larger ? `The file is larger than ${most / 1e6} MB; ai-worker submit FILE takes files of any size.` : "");
+    target.reportValidity();
+  });
+
   // ----- rows that are chosen stay so when the list is brought up to date
 
   const chosen = new Set();
