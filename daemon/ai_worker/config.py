@@ -6,8 +6,9 @@ One setting may be given in several places. The first of these that has it wins:
 2. a file named in the environment: `AI_WORKER_DB_PASSWORD_FILE=/run/secrets/db` (one trailing newline is dropped)
 3. a systemd credential: `$CREDENTIALS_DIRECTORY/ai_worker_db_password`
 4. `.env` in the working directory, or the file that `AI_WORKER_ENV_FILE` names; `..._FILE` works in there too
-5. what `ai-worker service install` has written to /etc/ai-worker, for whoever may read it, where nothing above names a database
-   and there is no `.env`: an administrator's commands work with the services' settings
+5. what `ai-worker service install` has written to /etc/ai-worker (on Windows install.ps1 to AI Worker in %ProgramData%), for
+   whoever may read it, where nothing above names a database and there is no `.env`: an administrator's commands work with the
+   services' settings
 6. the default
 
 Credentials stand above `.env`, unlike in pydantic-settings' own order, so that a forgotten `.env` never beats a rotated secret.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from ipaddress import ip_network
@@ -41,7 +43,10 @@ from ai_worker.database_url import DatabaseUrl, is_file, parse_database_url
 from ai_worker.errors import ConfigurationError
 
 PREFIX = "AI_WORKER_"
-SERVICE_FOLDER = Path("/etc/ai-worker")
+if sys.platform == "win32":
+    SERVICE_FOLDER = Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "AI Worker")
+else:
+    SERVICE_FOLDER = Path("/etc/ai-worker")
 SERVICE_ENV_FILE = "ai-worker.env"
 SERVICE_CREDENTIALS = {"db_password": "credentials/db-password", "master_key": "credentials/master-key"}
 ENV_FILE_VARIABLE = PREFIX + "ENV_FILE"

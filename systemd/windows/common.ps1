@@ -3,6 +3,11 @@
 Set-StrictMode -Version Latest
 $ErrorActionPreference = 'Stop'
 
+# Where AI Worker looks for the services' settings. Administrators' alone; install.ps1 says what else the services may read.
+$Data = Join-Path $env:ProgramData 'AI Worker'
+$EnvFile = Join-Path $Data 'ai-worker.env'
+$Credentials = Join-Path $Data 'credentials'
+
 $EventSource = 'ai-worker'
 $LogTask = 'AI Worker old logs'
 
@@ -46,11 +51,11 @@ function Stop-AiWorkerService {
 function Remove-AiWorkerService {
     # Stops and removes services, and takes their accounts' rights away while Windows still knows their names.
     [CmdletBinding(SupportsShouldProcess)]
-    param([object[]] $Service, [string] $Nssm, [string] $Data, [int] $Seconds)
+    param([object[]] $Service, [string] $Nssm, [int] $Seconds)
 
     Stop-AiWorkerService -Service $Service -Seconds $Seconds
     foreach ($each in $Service) {
-        foreach ($path in (Join-Path $Data 'ai-worker.env'), (Join-Path $Data 'secrets'), (Join-Path $Data $each.Name)) {
+        foreach ($path in $EnvFile, $Credentials, (Join-Path $Data $each.Name)) {
             if (Test-Path -LiteralPath $path) { Invoke-Native icacls.exe $path, '/remove', "NT SERVICE\$($each.Name)", '/q' }
         }
         Invoke-Native $Nssm 'remove', $each.Name, 'confirm'

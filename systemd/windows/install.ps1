@@ -10,6 +10,11 @@
 
     Each service has a virtual account of its own (NT SERVICE\ai-worker-1) that may read the settings and the secrets, and write
     nothing but its own folder.
+
+    Settings, secrets and logs lie in %ProgramData%\AI Worker. Settings are written once and never again: they are yours. Secrets
+    that are not there are made.
+.PARAMETER DatabaseUrl
+    The database, without the password; wanted the first time. As in mysql://ai_worker@db.example.org:3306/ai_worker?ssl=verify
 .PARAMETER Instances
     How many workers: one process and one service each, ai-worker-1 to ai-worker-N.
 .PARAMETER Web
@@ -18,8 +23,6 @@
     The python.exe of the virtual environment that AI Worker is installed in. Not in a user's profile: the services could not read it.
 .PARAMETER Nssm
     The nssm.exe to run the services with, 2.23 or later. It must stay there.
-.PARAMETER Data
-    The folder for settings, secrets and logs.
 .PARAMETER DrainSeconds
     How long a stopping worker waits for the model calls in flight before it gives their items back.
 .PARAMETER LogMegabytes
@@ -29,18 +32,18 @@
 .PARAMETER NoStart
     Starts nothing.
 .EXAMPLE
-    .\install.ps1 -Instances 4 -Web
+    .\install.ps1 -DatabaseUrl mysql://ai_worker@127.0.0.1:3306/ai_worker -Instances 4 -Web
 .EXAMPLE
     .\install.ps1 -Instances 4 -WhatIf
     Shows what would be done.
 #>
 [CmdletBinding(SupportsShouldProcess)]
 param(
+    [string] $DatabaseUrl = '',
     [ValidateRange(0, 64)] [int] $Instances = 1,
     [switch] $Web,
     [string] $Python = (Join-Path $env:ProgramFiles 'AI Worker\venv\Scripts\python.exe'),
     [string] $Nssm = (Join-Path $env:ProgramFiles 'AI Worker\nssm.exe'),
-    [string] $Data = (Join-Path $env:ProgramData 'AI Worker'),
     [ValidateRange(0, 3600)] [int] $DrainSeconds = 30,
     [ValidateRange(1, 4000)] [int] $LogMegabytes = 10,
     [ValidateRange(1, 3650)] [int] $KeepLogDays = 30,
@@ -53,8 +56,6 @@ param(
 $System = '*S-1-5-18'
 $Administrators = '*S-1-5-32-544'
 
-$EnvFile = Join-Path $Data 'ai-worker.env'
-$Secrets = Join-Path $Data 'secrets'
 # Ctrl-C begins the drain. What has not ended by then, with time to commit and to say goodbye, is killed.
 $StopSeconds = $DrainSeconds + 15
 
@@ -76,16 +77,27 @@ function Assert-Program {
 
 function Initialize-Folder {
     # Administrators only; what the services may do is added service by service.
-    foreach ($folder in $Data, $Secrets) { New-Item -ItemType Directory -Force -Path $folder | Out-Null }
+    [CmdletBinding(SupportsShouldProcess)]
+    param()
+
+    foreach ($folder in $Data, $Credentials) { New-Item -ItemType Directory -Force -Path $folder | Out-Null }
     Invoke-Native icacls.exe $Data, '/inheritance:r', '/grant:r', "${System}:(OI)(CI)F", "${Administrators}:(OI)(CI)F", '/q'
     if (-not (Test-Path -LiteralPath $EnvFile)) {
-        # Paths without quotation marks: within them a backslash would begin an escape.
         Set-Content -LiteralPath $EnvFile -Encoding Ascii -Value @(
-            '# Settings of AI Worker; README.md explains them. Take the # away from what you set.'
-            '#AI_WORKER_DB_URL="mysql://ai_worker@db.example.com:3306/ai_worker?ssl=verify"'
-            "#AI_WORKER_DB_PASSWORD_FILE=$(Join-Path $Secrets 'db-password')"
-            "#AI_WORKER_MASTER_KEY_FILE=$(Join-Path $Secrets 'master-key')"
+            '# Settings of AI Worker: README.md explains them, docs/windows.md the secrets beside this file.'
+            '# Paths without quotation marks: within them a backslash would begin an escape.'
+            "AI_WORKER_DB_URL=$DatabaseUrl"
         )
+    }
+    foreach ($name in 'db-password', 'master-key') {
+        $path = Join-Path $Credentials $name
+        if (-not (Test-Path -LiteralPath $path) -and $PSCmdlet.ShouldProcess($path, 'make a secret')) {
+            $bytes = New-Object byte[] 32
+            $random = [System.Security.Cryptography.RandomNumberGenerator]::Create()
+            $random.GetBytes($bytes)
+            Set-Content -LiteralPath $path -Encoding Ascii -Value ([Convert]::ToBase64String($bytes))
+            Write-Output "Made $path. Keep a copy of the master key: without it, the API keys in the database are lost."
+        }
     }
 }
 
@@ -156,7 +168,7 @@ function Install-AiWorkerService {
     New-Item -ItemType Directory -Force -Path $folder | Out-Null
     Invoke-Native icacls.exe $folder, '/grant:r', "NT SERVICE\${Service}:(OI)(CI)M", '/q'
     Invoke-Native icacls.exe $EnvFile, '/grant:r', "NT SERVICE\${Service}:R", '/q'
-    Invoke-Native icacls.exe $Secrets, '/grant:r', "NT SERVICE\${Service}:(OI)(CI)R", '/q'
+    Invoke-Native icacls.exe $Credentials, '/grant:r', "NT SERVICE\${Service}:(OI)(CI)R", '/q'
 }
 
 function Register-LogTask {
@@ -200,7 +212,7 @@ if ($Web) {
     Install-AiWorkerService 'ai-worker-web' 'AI Worker web' '-m ai_worker web'
 }
 $surplus = @(Get-AiWorkerService | Where-Object { $_.Name -notin $wanted })
-if ($surplus) { Remove-AiWorkerService -Service $surplus -Nssm $Nssm -Data $Data -Seconds ($StopSeconds + 15) }
+if ($surplus) { Remove-AiWorkerService -Service $surplus -Nssm $Nssm -Seconds ($StopSeconds + 15) }
 Register-LogTask
 Write-AiWorkerEvent 1 "Installed: $wanted. Removed: $($surplus | ForEach-Object Name)."
 

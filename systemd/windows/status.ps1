@@ -5,8 +5,6 @@
 .DESCRIPTION
     Ends with 0 when all of them run, with 1 when one does not, with 2 when there is none. Who may not read the logs, which
     administrators may, is shown the rest.
-.PARAMETER Data
-    The folder that was given to install.ps1.
 .PARAMETER Lines
     How many of the latest lines of each log to show.
 .PARAMETER Events
@@ -16,7 +14,6 @@
 #>
 [CmdletBinding()]
 param(
-    [string] $Data = (Join-Path $env:ProgramData 'AI Worker'),
     [ValidateRange(0, 1000)] [int] $Lines = 3,
     [ValidateRange(0, 1000)] [int] $Events = 10
 )

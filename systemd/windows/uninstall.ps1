@@ -5,8 +5,6 @@
     Stops and removes AI Worker's services. Settings, secrets and logs stay, unless -Purge is given. The database is not touched.
 .PARAMETER Nssm
     The nssm.exe that the services were installed with.
-.PARAMETER Data
-    The folder that was given to install.ps1.
 .PARAMETER StopSeconds
     How long to wait for the services to stop: more than the drain time that was given to install.ps1.
 .PARAMETER Purge
@@ -18,7 +16,6 @@
 [CmdletBinding(SupportsShouldProcess, ConfirmImpact = 'High')]
 param(
     [string] $Nssm = (Join-Path $env:ProgramFiles 'AI Worker\nssm.exe'),
-    [string] $Data = (Join-Path $env:ProgramData 'AI Worker'),
     [ValidateRange(1, 7200)] [int] $StopSeconds = 120,
     [switch] $Purge
 )
@@ -28,7 +25,7 @@ param(
 if (-not (Test-Path -LiteralPath $Nssm -PathType Leaf)) { throw "$Nssm is not there. Name the one in use with -Nssm." }
 
 $services = @(Get-AiWorkerService)
-if ($services) { Remove-AiWorkerService -Service $services -Nssm $Nssm -Data $Data -Seconds $StopSeconds }
+if ($services) { Remove-AiWorkerService -Service $services -Nssm $Nssm -Seconds $StopSeconds }
 if (Get-ScheduledTask -TaskName $LogTask -ErrorAction SilentlyContinue) { Unregister-ScheduledTask -TaskName $LogTask -Confirm:$false }
 Write-AiWorkerEvent 2 "Removed: $($services | ForEach-Object Name)."
 if ($Purge -and (Test-Path -LiteralPath $Data) -and $PSCmdlet.ShouldProcess($Data, 'delete settings, secrets and logs')) {

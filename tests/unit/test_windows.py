@@ -165,10 +165,12 @@ for name in ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "S
 del socket.AF_UNIX
 sys.platform = "win32"
 os.environ["NOTIFY_SOCKET"] = "/run/nobody"
+os.environ["PROGRAMDATA"] = "/data"
 import ai_worker
 for name in names():
     importlib.import_module(name)
-from ai_worker import notify
+from ai_worker import config, notify
+assert config.SERVICE_FOLDER.parts[-2:] == ("data", "AI Worker")
 assert not notify.is_heard() and not notify.tell(notify.READY)
 print(len(names()))
 """

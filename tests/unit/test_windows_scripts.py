@@ -12,6 +12,7 @@ from tests.powershell import FOLDER, functions, nssm_settings, parameters, progr
 NAMES = ["common.ps1", "install.ps1", "status.ps1", "uninstall.ps1"]
 SCRIPTS = {name: (FOLDER / name).read_bytes() for name in NAMES}
 INSTALL = SCRIPTS["install.ps1"]
+PAGE = (FOLDER.parents[1] / "docs" / "windows.md").read_text(encoding="utf-8")
 
 VARIABLES = {
     "Python": r"C:\Program Files\AI Worker\venv\Scripts\python.exe",
@@ -126,3 +127,11 @@ def test_each_parameter_is_explained(name: str) -> None:
     named = parameters(source)
     assert named
     assert re.findall(r"^\.PARAMETER (\w+)$", source.decode(), re.MULTILINE) == named
+
+
+def test_the_page_names_no_parameter_that_there_is_not() -> None:
+    known = {name: set(parameters(source)) | {"WhatIf", "Confirm"} for name, source in SCRIPTS.items()}
+    calls = re.findall(r"\\(install|uninstall|status)\.ps1((?: -\w+(?: [^-\s]\S*)?)*)", PAGE)
+    assert {script for script, _ in calls} == {"install", "uninstall", "status"}
+    for script, options in calls:
+        assert set(re.findall(r"-(\w+)", options)) <= known[f"{script}.ps1"], options

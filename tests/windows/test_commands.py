@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_a_private_server_is_refused(machine: Machine) -> None:
         assert ended.returncode == 78, ended.stdout + ended.stderr
         assert "not to be had on Windows; set AI_WORKER_DB_URL" in ended.stderr
         assert ended.stdout == ""
+
+
+def test_an_administrators_commands_use_the_services_settings(machine: Machine, database: TestDatabase) -> None:
+    """As install.ps1 leaves them in C:\\ProgramData: the password is in a file of its own."""
+    folder = machine.folder / "prefix" / "drive_c" / "ProgramData" / "AI Worker"
+    (folder / "credentials").mkdir(parents=True)
+    try:
+        url = database.url
+        assert ":tester@" in url
+        (folder / "ai-worker.env").write_text(f"AI_WORKER_DB_URL={url.replace(':tester@', '@')}\r\n", newline="")
+        assert machine.ai_worker("status").returncode != 0
+        (folder / "credentials" / "db-password").write_text("tester\r\n", newline="")
+        ended = machine.ai_worker("status")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_systemd_is_refused(machine: Machine) -> None:
+    ended = machine.ai_worker("service", "status")
+    assert ended.returncode not in {0, 1}, ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_rows_go_in_and_come_out(machine: Machine, database: TestDatabase, tmp_path: Path) -> None:
