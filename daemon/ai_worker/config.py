@@ -102,6 +102,14 @@ class Settings(BaseSettings):
 
     prompt_folder: Path | None = Field(default=None, description="a folder with the team's own prompts, files NAME.md")
 
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="the port where a worker tells Prometheus of itself, 0 to 65535; 0 takes any free one",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="the address that it listens on")
+
     web_host: str = Field(default="127.0.0.1", description="the address that `ai-worker web` listens on")
     web_port: int = Field(
         default=8080, ge=0, le=65535, description="the port that it listens on, 0 to 65535; 0 takes any free one"

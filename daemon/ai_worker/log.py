@@ -46,6 +46,7 @@ class Event(Enum):
 
     # An item's way. Levels are spelt logging.X, since ERROR is an event's name in here.
     START = (logging.INFO, "host pid version mode concurrency", "a worker has started")
+    METRICS = (logging.INFO, "address", "a worker tells Prometheus of itself there")
     FETCH = (logging.INFO, "task count", "items of one task were claimed")
     PROMPT = (logging.DEBUG, "ITEM prompt", "a model is about to be called; the prompt is cut to an excerpt")
     RESULT = (logging.DEBUG, "ITEM tokens_input tokens_output latency_ms answer", "a model has answered")

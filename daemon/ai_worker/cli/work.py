@@ -39,6 +39,7 @@ def process(
     forever: bool = False,
     max_items: int | None = None,
     concurrency: int | None = None,
+    metrics_port: int | None = None,
     on_progress: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
@@ -60,6 +61,8 @@ def process(
             request_timeout=settings.request_timeout_seconds,
             name=settings.worker_name,
             prompt_folder=settings.prompt_folder,
+            metrics_port=settings.metrics_port if metrics_port is None else metrics_port,
+            metrics_host=settings.metrics_host,
         ),
         give_up=db.give_up,
         on_progress=on_progress,
@@ -95,6 +98,11 @@ def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
         click.option("--model", "models", multiple=True, metavar="NAME", help="Only tasks of this model; may be repeated."),
         click.option("--type", "task_types", multiple=True, metavar="TYPE", help="Only tasks of this type; may be repeated."),
         click.option("--concurrency", type=click.IntRange(1, 2000), help="Model calls in flight.  [AI_WORKER_CONCURRENCY, 50]"),
+        click.option(
+            "--metrics-port",
+            type=click.IntRange(0, 65535),
+            help="Tell Prometheus of this worker at this port, 0 for any.  [AI_WORKER_METRICS_PORT, none]",
+        ),
         click.option("--max-item", "max_items", type=click.IntRange(1), help="Stop after so many items."),
         click.option("--task-item", "id_task_item", type=click.IntRange(1), metavar="ID", help="Only this item."),
         click.option("--task", "id_task", type=click.IntRange(1), metavar="ID", help="Only this task."),
@@ -112,6 +120,7 @@ def run(
     id_task_item: int | None,
     max_items: int | None,
     concurrency: int | None,
+    metrics_port: int | None,
     task_types: tuple[str, ...],
     models: tuple[str, ...],
     queues: tuple[QueueShare, ...],
@@ -135,7 +144,13 @@ def run(
             return EXIT_DONE
         with _Progress(db, filters) as progress:
             summary = process(
-                settings, db, filters=filters, max_items=max_items, concurrency=concurrency, on_progress=progress.show
+                settings,
+                db,
+                filters=filters,
+                max_items=max_items,
+                concurrency=concurrency,
+                metrics_port=metrics_port,
+                on_progress=progress.show,
             )
         left = Batches(Queue(db)).open(filters).batches
     return _report(summary, left, as_json)
@@ -148,6 +163,7 @@ def daemon(
     id_task_item: int | None,
     max_items: int | None,
     concurrency: int | None,
+    metrics_port: int | None,
     task_types: tuple[str, ...],
     models: tuple[str, ...],
     queues: tuple[QueueShare, ...],
@@ -168,7 +184,15 @@ def daemon(
         with _connected(settings) as db:
             filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
             db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
-            process(settings, db, filters=filters, forever=True, max_items=max_items, concurrency=concurrency)
+            process(
+                settings,
+                db,
+                filters=filters,
+                forever=True,
+                max_items=max_items,
+                concurrency=concurrency,
+                metrics_port=metrics_port,
+            )
     except KeyboardInterrupt:
         pass  # told to stop before the worker began, or after its end: it holds nothing
     return EXIT_DONE

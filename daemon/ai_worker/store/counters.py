@@ -41,6 +41,11 @@ class Counters:
     def __init__(self, db: Database) -> None:
         self._db = db
 
+    @property
+    def connections(self) -> int:
+        """How many connections this process holds to the database."""
+        return self._db.connections
+
     def minute(self) -> datetime:
         """The present minute by the database's clock: UTC, without a zone."""
         now: datetime = self._db.query("server_clock")[0]["now"]

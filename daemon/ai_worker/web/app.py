@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ai_worker import __version__
+from ai_worker.web import metrics
 from ai_worker.web.api import description, health
 from ai_worker.web.browsers import BrowserRules
 from ai_worker.web.options import WebOptions
@@ -30,6 +31,7 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services = services = Services(db, chosen)
         app.state.live = live = live_of(services)
+        app.state.metrics = metrics.Metrics(db)
         yield
         live.close()
         services.close()
@@ -48,5 +50,6 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
     add_problems(app)
     app.include_router(health.router)
     app.include_router(description.router)
+    app.include_router(metrics.router)
     add_pages(app)
     return app

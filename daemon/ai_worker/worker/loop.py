@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -20,6 +21,7 @@ from ai_worker.log import ERROR, Event
 from ai_worker.models import Filters, Secret
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
+from ai_worker.worker import metrics
 from ai_worker.worker.accounts import Summary
 from ai_worker.worker.assembly import Assembly
 from ai_worker.worker.options import Reloaded, WorkerOptions
@@ -70,6 +72,7 @@ class Worker:
         self._log = self._parts.lease.log
         self._draining = self._parts.draining
         self._drain_until = math.inf
+        self._lag = 0.0  # seconds, of the loop at its latest tick
         self._aborting = asyncio.Event()  # wait for nothing more
         parts = self._parts
         watched = parts.lease, parts.slots, parts.accounts, parts.claiming, parts.under_way, parts.draining
@@ -80,7 +83,11 @@ class Worker:
         """Works until nothing is left, or until told to stop. Raises DatabaseAway when the database stayed away."""
         self._parts.threads.start()
         self._parts.pacer.start()
-        with stop_signals(self._on_signal), reload_signal(self._on_reload) if self._reload else contextlib.nullcontext():
+        with (
+            stop_signals(self._on_signal),
+            reload_signal(self._on_reload) if self._reload else contextlib.nullcontext(),
+            self._metrics(),
+        ):
             watched = asyncio.create_task(self._vigil.run())
             try:
                 await self._start()
@@ -88,6 +95,16 @@ class Worker:
             finally:
                 watched.cancel()
         return self._parts.accounts.summary
+
+    def _metrics(self) -> AbstractContextManager[None]:
+        parts, options = self._parts, self._options
+        name, held = parts.endpoints.name, parts.slots.held
+        return metrics.serving(options.metrics_port, options.metrics_host, parts.counts, name, self._gauges, held, self._log)
+
+    def _gauges(self) -> dict[Metric, float]:
+        """What this process alone knows of itself. Called from any thread."""
+        connections = self._parts.reporter.connections
+        return {Metric.LOOP_LAG: self._lag, Metric.CONCURRENCY: self._options.concurrency, Metric.CONNECTIONS: connections}
 
     async def _start(self) -> None:
         parts, options = self._parts, self._options
@@ -146,7 +163,9 @@ class Worker:
             self._parts.lease.tick()
             self._parts.slots.tidy()
             self._log.tell_left_out()
+            woken_at = time.monotonic() + self._options.lease_seconds / 10
             await asyncio.sleep(self._options.lease_seconds / 10)
+            self._lag = max(0.0, time.monotonic() - woken_at)
 
     async def _keep_up(self) -> None:
         parts = self._parts

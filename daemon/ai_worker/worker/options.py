@@ -21,7 +21,8 @@ class Reloaded(NamedTuple):
 class WorkerOptions:
     """How one worker works. Times in seconds.
 
-    `forever` is the daemon's mode; else the worker ends when nothing is left, or after `max_items` items.
+    `forever` is the daemon's mode; else the worker ends when nothing is left, or after `max_items` items. With a `metrics_port`
+    it tells Prometheus of itself.
     """
 
     forever: bool
@@ -32,6 +33,8 @@ class WorkerOptions:
     request_timeout: float = 120.0
     name: str | None = None
     prompt_folder: Path | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
     @property
     def mode(self) -> str:

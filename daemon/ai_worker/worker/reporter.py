@@ -37,6 +37,11 @@ class Reporter:
         self._log = log
         self._is_refused = False
 
+    @property
+    def connections(self) -> int:
+        """How many connections the worker holds to the database."""
+        return self._counters.connections
+
     def report(self) -> None:
         """Writes what has changed; nothing while another thread is at it. What goes wrong is logged, once, and never raised."""
         if not self._lock.acquire(blocking=False):
