@@ -32,6 +32,7 @@ COMMANDS = {
     "status": ("status", "What is going on: all tasks, or one."),
     "watch": ("status", "What is going on, live."),
     "workers": ("status", "Which workers are alive, and what they hold."),
+    "top": ("top", "The fleet, live: tasks, models, workers, queues."),
     "results": ("results", "Results as CSV, JSONL or an HTML page."),
     "review": ("review", "Accept, reject or edit results."),
     "export": ("sources", "Write accepted results back to that table."),
