@@ -115,7 +115,7 @@ def test_all_is_well(commands: Commands, models: Models) -> None:
     checks = [each["check"] for each in report["findings"]]
     assert checks == [
         *("version", "settings", "server", "session", "encryption", "clock"),
-        *("schema", "privileges", "items", "order", "keys", "models"),
+        *("schema", "privileges", "items", "order", "workers", "keys", "models"),
     ]
 
 

@@ -18,9 +18,10 @@ _MARKS = {"ok": ("ok", "green"), "warning": ("!!", "yellow"), "problem": ("XX", 
 def doctor(offline: bool, as_json: bool) -> int:
     """Find what is wrong, and say what to do.
 
-    Looks at the settings and where they come from, the server, this user's privileges, the schema, the clock, the keys and the
-    models' endpoints. Changes nothing and spends no tokens. Exit codes: 0 nothing wrong (there may be warnings), 1 something is,
-    75 the database is away, 78 settings, keys, privileges, server or schema must be put right first.
+    Looks at the settings and where they come from, the services of this host, the server, this user's privileges, the schema,
+    the clock, the workers, the web's tokens, the keys and the models' endpoints. Changes nothing and spends no tokens. Exit
+    codes: 0 nothing wrong (there may be warnings), 1 something is, 75 the database is away, 78 settings, keys, privileges,
+    server or schema must be put right first.
     """
     from ai_worker.cli.doctor_checks import examine
 

@@ -11,10 +11,13 @@ from typing import Final
 from ai_worker import __version__
 from ai_worker.cli import context
 from ai_worker.cli.doctor_endpoint import WITHOUT_NETWORK, probe
+from ai_worker.cli.doctor_fleet import check_fleet, check_web
 from ai_worker.cli.doctor_order import check_order
+from ai_worker.cli.doctor_service import check_files_folder, check_service
 from ai_worker.cli.doctor_settings import check_settings
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
-from ai_worker.config import PREFIX
+from ai_worker.cli.service_files import WEB, Host
+from ai_worker.config import PREFIX, Settings
 from ai_worker.database_url import DatabaseUrl
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_TEMPORARY, ConfigurationError, DatabaseAway, DatabaseError, DatabaseRefused
@@ -32,6 +35,8 @@ SMALLEST_PACKET: Final = 16 * 1024 * 1024  # bytes; a group of results travels i
 LARGEST_SKEW: Final = 1.0  # seconds
 
 # What to do about a login that was refused, by the server's error number.
+_DENIED: Final = {1142, 1143}  # a right to a table, or a column
+
 _REFUSED: Final = {
     1044: "Let a DBA grant this user its privileges on the database: sql/grants.sql.",
     1045: f"Check user and password in {PREFIX}DB_URL and {PREFIX}DB_PASSWORD. A user made with REQUIRE SSL needs ?ssl=required.",
@@ -48,6 +53,8 @@ def examine(*, offline: bool) -> Iterator[Finding]:
     try:
         settings = context.settings()
         yield from check_settings()
+        yield from check_service()
+        yield from check_files_folder(settings)
         settings.database_url()
         ring = context.keyring(settings)
     except ConfigurationError as error:
@@ -57,7 +64,7 @@ def examine(*, offline: bool) -> Iterator[Finding]:
         with context.database(settings, patience=0, check=False) as db:
             db.connect()
             yield from _check_server(Health(db), db.url)
-            yield from _check_rows(db, ring, offline=offline)
+            yield from _check_rows(db, ring, settings, offline=offline)
     except DatabaseRefused as error:
         remedy = _REFUSED.get(error.code, "Check the user, its password and its rights on the server.")
         yield misconfigured("database", str(error), remedy)
@@ -137,7 +144,7 @@ def _check_encryption(server: Server, url: DatabaseUrl) -> Iterator[Finding]:
         yield ok("encryption", "none, and none needed: the database is on this machine")
 
 
-def _check_rows(db: Database, ring: Keyring, *, offline: bool) -> Iterator[Finding]:
+def _check_rows(db: Database, ring: Keyring, settings: Settings, *, offline: bool) -> Iterator[Finding]:
     try:
         version, needed = check_schema(db), migrations()[-1].version
         if version == needed:
@@ -167,6 +174,13 @@ def _check_rows(db: Database, ring: Keyring, *, offline: bool) -> Iterator[Findi
     else:
         yield ok("items", "each belongs to a task")
     yield from check_order(db)
+    yield from check_fleet(db)
+    try:
+        yield from check_web(settings, db, is_served=Host().is_enabled(WEB))
+    except DatabaseError as error:
+        if error.code not in _DENIED:
+            raise
+        yield ok("web", f"{db.url.user} may not look at tokens: a worker needs none")
     models = Models(db).all()
     readable = yield from _check_keys(models, ring)
     yield from _check_models(models, readable, offline=offline)
