@@ -2827,21 +2827,9 @@ DELETE c
   LEFT JOIN task_group g FORCE INDEX (PRIMARY) ON g.id_task_group = r.id
  WHERE g.id_task_group IS NULL;
 
--- name: lock_pruned_workers
+-- name: ended_workers
 -- Rows of workers that ended long ago: no item names one of them as its owner, and no lease can come back.
-SELECT id_worker FROM worker FORCE INDEX (k_worker_lease) WHERE ended_at < %(before)s ORDER BY ended_at LIMIT %(size)s FOR UPDATE;
-
--- name: fold_pruned_counters
--- What they have counted stays counted: sums over all rows must never shrink.
-INSERT INTO worker_counter (id_worker, name, id_ai_model, label, value)
-SELECT 0, gone.name, gone.id_ai_model, gone.label, gone.value
-  FROM (SELECT name, id_ai_model, label, SUM(value) AS value FROM worker_counter
-         WHERE id_worker IN %(workers)s GROUP BY name, id_ai_model, label) gone
-ON DUPLICATE KEY UPDATE value = worker_counter.value + gone.value;
-
--- name: prune_counters
--- In the transaction that has added them up.
-DELETE FROM worker_counter WHERE id_worker IN %(workers)s;
+SELECT id_worker FROM worker FORCE INDEX (k_worker_lease) WHERE ended_at < %(before)s ORDER BY ended_at LIMIT %(size)s;
 
 -- name: prune_shares
 -- A share counts as long as its worker's lease.
@@ -2851,8 +2839,8 @@ DELETE s
  WHERE s.id_worker IN %(workers)s;
 
 -- name: prune_workers
--- The rows that were locked.
-DELETE FROM worker WHERE id_worker IN %(workers)s;
+-- Once what they had counted is added up.
+DELETE FROM worker WHERE id_worker IN %(workers)s AND ended_at IS NOT NULL;
 
 -- name: prune_minutes
 -- The charts' past, from its beginning.

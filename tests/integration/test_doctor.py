@@ -253,7 +253,10 @@ def test_a_newer_schema(commands: Commands, monkeypatch: pytest.MonkeyPatch, emp
     monkeypatch.setenv("AI_WORKER_DB_URL", empty_database_url)
     assert commands("migrate").code == 0
     db = Database(parse_database_url(empty_database_url))
-    db.transaction(lambda transaction: transaction.raw("INSERT INTO schema_migration (version, name) VALUES (999, 'future')"))
+    add = "INSERT INTO schema_migration (version, name, compatible_from) VALUES"
+    db.transaction(lambda transaction: transaction.raw(f"{add} (998, 'more', 1)"))
+    assert "at version 998, newer than this version's" in found(commands("doctor", "--json"), "schema", "ok")
+    db.transaction(lambda transaction: transaction.raw(f"{add} (999, 'less', 998)"))
     db.close()
     ended = commands("doctor", "--json")
     assert (ended.code, "the database has 999" in found(ended, "schema", "problem")) == (78, True)

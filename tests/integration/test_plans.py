@@ -199,7 +199,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "tasks_without_items": {"t": (PRIMARY, 4), "i": (CLAIM, ITEMS)},
     "prune_these_tasks": {"t": (PRIMARY, 1)},
     "prune_groups_page": {"g": (PRIMARY, 300), "t": ("k_task_group", 5), "c": ("u_callback_group", 1)},
-    "lock_pruned_workers": {"worker": (LEASE, 300)},
+    "ended_workers": {"worker": (LEASE, 300)},
     "prune_minutes": {"worker_minute": (PRIMARY, 10)},
     "prune_answers_page": {"c": (PRIMARY, 5000), "i": (PRIMARY, 1)},
     "prune_answers": {"c": (PRIMARY, 250)},
@@ -222,7 +222,7 @@ SORTS = {"open_tasks_without_open_items"}
 GROUPED = {"open_tasks", "items_in_progress"}
 # Statements that name rows by key must lock these alone, also where the table is small.
 LOCKING = [name for name in EXPECTED if re.search("^(UPDATE|DELETE)|FOR UPDATE", statements()[name])]
-PRUNING = [name for name in EXPECTED if "prune" in name]
+PRUNING = [name for name in EXPECTED if "prune" in name or name == "ended_workers"]
 WAITING = {"wait_for_items", "wait_for_item", "prune_minutes"}  # not by key: what comes, and the past
 BY_KEY = [name for name in LOCKING if [key for key, _ in EXPECTED[name].values()] == [PRIMARY] and name not in WAITING]
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.models import ItemStatus
+from ai_worker.store.counters import Counters
 from ai_worker.store.encoding import decimal_text, document
 from ai_worker.store.exports import is_written
 from ai_worker.store.files import remove_folders, remove_from_folder
@@ -232,17 +233,15 @@ class Pruning:
         self._walk("task_group", "prune_groups_page", "id_task_group", {"before": before, "after": 0}, delete)
 
     def _prune_workers(self, before: datetime) -> None:
-        def work(tx: Transaction) -> int:
-            workers = [row["id_worker"] for row in tx.query("lock_pruned_workers", {"before": before, "size": ROWS})]
-            if workers:
-                which = {"workers": workers}
-                tx.execute("fold_pruned_counters", which)
-                tx.execute("prune_counters", which)
-                tx.execute("prune_shares", which)
-                tx.execute("prune_workers", which)
-            return len(workers)
+        def delete() -> int:
+            rows = self._db.query("ended_workers", {"before": before, "size": ROWS})
+            if not rows:
+                return 0
+            workers = [row["id_worker"] for row in rows]
+            Counters(self._db).fold(workers)  # sums over all rows must never shrink
+            return self._db.transaction(partial(_prune_workers, workers))
 
-        self._until_less("worker", lambda: self._db.transaction(work))
+        self._until_less("worker", delete)
 
     def _prune_fires(self, before: datetime) -> None:
         for schedule in self._db.query("schedules_with_fires"):
@@ -360,6 +359,11 @@ def _sums(items: Iterable[Row]) -> list[dict[str, Any]]:
         }
         for id_task, rows in sorted(by_task.items())
     ]
+
+
+def _prune_workers(workers: Sequence[int], tx: Transaction) -> int:
+    tx.execute("prune_shares", {"workers": workers})
+    return tx.execute("prune_workers", {"workers": workers})
 
 
 def _prune_answers(before: datetime, rows: Sequence[Row], tx: Transaction) -> int:
