@@ -201,7 +201,7 @@ def _pending(known: list[Migration], applied: list[Row]) -> list[Migration]:
     work with."""
     ours = known[-1].version
     # A row without the column comes from a time when nobody could say so.
-    needed = max((row.get("compatible_from", row["version"]) for row in applied if row["version"] > ours), default=0)
+    needed = max((int(row.get("compatible_from") or row["version"]) for row in applied if row["version"] > ours), default=0)
     if needed > ours:
         raise SchemaMismatch(
             f"this version knows schema {ours}, the database has {_newest(applied)}, where programs for schema {needed} or later"

@@ -59,18 +59,18 @@ def _read_posix(descriptor: int, seconds: float) -> str | None:
     return _NAMES.get(typed, typed)
 
 
-def _read_windows(seconds: float) -> str | None:
-    """Windows cannot wait for a key and for a time: a look every 20 milliseconds."""
-    if sys.platform != "win32":
-        raise NotImplementedError("only Windows has these functions")
-    import msvcrt
+if sys.platform == "win32":
 
-    deadline = time.monotonic() + seconds
-    while not msvcrt.kbhit():
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(0.02)
-    typed = msvcrt.getwch()
-    if typed in {"\x00", "\xe0"}:
-        return _WINDOWS.get(msvcrt.getwch(), "")
-    return _NAMES.get(typed, typed)
+    def _read_windows(seconds: float) -> str | None:
+        """Windows cannot wait for a key and for a time: a look every 20 milliseconds."""
+        import msvcrt
+
+        deadline = time.monotonic() + seconds
+        while not msvcrt.kbhit():
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.02)
+        typed = msvcrt.getwch()
+        if typed in {"\x00", "\xe0"}:
+            return _WINDOWS.get(msvcrt.getwch(), "")
+        return _NAMES.get(typed, typed)
