@@ -1,7 +1,7 @@
 """A throwaway machine with a systemd of its own, over an overlay of this one: AI_WORKER_TEST_BOOT_SYSTEMD names what boots it.
 
 That program knows `start FILES` (a folder that is copied over the machine's root first), `run CMD…` and `stop`, and keeps its
-things in $BOOT_SYSTEMD_DIR, what systemd says in its console.log. The machine has no network but its loopback: Python packages are copied from here.
+things in $BOOT_SYSTEMD_DIR. The machine has no network but its loopback: Python packages are copied from here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Machine:
 
     def __init__(self, tool: str, folder: Path) -> None:
         self._tool = tool
-        self._folder = folder
         self._env = {**os.environ, "BOOT_SYSTEMD_DIR": str(folder)}
 
     def run(
@@ -72,10 +71,6 @@ class Machine:
     def journal(self, unit: str = "ai-worker*") -> str:
         """What a unit's processes have written."""
         return self.run("journalctl", "--unit", unit, "--output=cat", "--no-pager").stdout
-
-    def console(self) -> str:
-        """What systemd itself says."""
-        return (self._folder / "console.log").read_text(encoding="utf-8", errors="replace")
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 20) -> None:
         deadline = time.monotonic() + timeout

@@ -21,9 +21,16 @@ CHECKOUT = "/root/ai-worker"
 PROVIDER = "http://127.0.0.1:11434/v1"  # the fake one, over the machine's loopback
 SETTINGS = "/etc/ai-worker/ai-worker.env"
 WORKER = "ai-worker@1.service"
+DATABASE = ("--no-defaults", "--user=root", "--datadir=/var/lib/database")
 
 # As the units are, but that a test need not wait for a minute: what is asked for beyond these times must have been asked for.
-QUICK = "[Service]\nWatchdogSec=2\nRestartSec=100ms\nTimeoutStartSec=4\nTimeoutStopSec=3\n"
+QUICK = """[Service]
+WatchdogSec=4
+RestartSec=100ms
+TimeoutStartSec=6
+TimeoutStopSec=3
+ExecStopPost=/bin/sh -c 'echo "ended: $$SERVICE_RESULT"'
+"""
 
 # A provider whose calls hold the event loop up, as a plug-in's mistake would.
 STUCK = """
@@ -55,12 +62,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     (packages / "stuck-1.dist-info/entry_points.txt").write_text("[ai_worker.providers]\nstuck = stuck:StuckProvider\n")
     with booted(folder) as machine:
         machine.must("mkdir", "-p", "/run/mysqld", "/var/lib/database")
-        quiet = ("--no-defaults", "--user=root", "--datadir=/var/lib/database")
         as_root = ("--auth-root-authentication-method=socket", "--skip-test-db", "--skip-name-resolve")
-        machine.must("mariadb-install-db", *quiet, *as_root)
-        lean = ("--skip-networking", "--socket=/run/mysqld/mysqld.sock", "--innodb-flush-log-at-trx-commit=2")
-        machine.must("systemd-run", "--unit=database", "--property=Type=notify", "mariadbd", *quiet, *lean)
+        machine.must("mariadb-install-db", *DATABASE, *as_root)
+        start_database(machine)
         yield machine
+
+
+def start_database(machine: Machine) -> None:
+    lean = ("--skip-networking", "--socket=/run/mysqld/mysqld.sock", "--innodb-flush-log-at-trx-commit=2")
+    machine.must("systemd-run", "--unit=database", "--property=Type=notify", "mariadbd", *DATABASE, *lean)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +209,7 @@ def test_a_loop_that_is_held_up_is_ended_by_the_watchdog(service: Machine) -> No
     log = service.journal(WORKER)
     assert "Fatal Python error: Aborted" in log
     assert "stuck.py" in log  # what hung
-    assert f"{WORKER}: Watchdog timeout" in service.console()
+    assert "ended: watchdog" in log
     service.wait_until(lambda: service.show(WORKER, "ActiveState") == "active")
     service.must("systemctl", "start", "ai-worker@2")
 
@@ -225,7 +235,7 @@ def test_wrong_settings_are_not_tried_again(service: Machine) -> None:
 
 def test_a_start_waits_for_the_database(service: Machine) -> None:
     service.must("systemctl", "stop", WORKER)
-    service.must("systemctl", "kill", "--signal=SIGSTOP", "database")
+    service.must("systemctl", "stop", "database")
     service.must("systemctl", "start", "--no-block", WORKER)
     service.wait_until(lambda: "waits for the database" in service.show(WORKER, "StatusText"), timeout=30)
     since = int(service.show(WORKER, "ExecMainStartTimestampMonotonic"))
@@ -233,10 +243,10 @@ def test_a_start_waits_for_the_database(service: Machine) -> None:
     def seconds() -> float:
         return float(service.must("cat", "/proc/uptime").split()[0]) - since / 1e6
 
-    service.wait_until(lambda: seconds() > 5)  # longer than TimeoutStartSec
+    service.wait_until(lambda: seconds() > 7)  # longer than TimeoutStartSec
     assert service.show(WORKER, "ActiveState") == "activating"
     assert service.show(WORKER, "ExecMainStartTimestampMonotonic") == str(since)
-    service.must("systemctl", "kill", "--signal=SIGCONT", "database")
+    start_database(service)
     service.wait_until(lambda: service.show(WORKER, "ActiveState") == "active", timeout=30)
 
 

@@ -86,6 +86,8 @@ class Vigil:
         finally:
             looking.cancel()
             draining.cancel()
+            if self._draining.is_set():
+                notify.tell(notify.ALIVE, notify.extend())  # for threads that still wait for an absent database
 
     def reloading(self) -> None:
         """Settings are being read anew, until `reloaded`."""
