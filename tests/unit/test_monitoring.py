@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ai_worker.config import Settings
-from ai_worker.counts import Metric
+from ai_worker.counts import Kind, Metric, Source
 from tests.promtool import Promtool
 from tests.unit.test_docs import anchors
 
@@ -155,6 +155,12 @@ def test_the_example_for_prometheus_asks_where_a_web_process_listens_and_calls_i
     (target,) = jobs["ai-worker"]["static_configs"][0]["targets"]
     assert target == f"127.0.0.1:{Settings.model_fields['web_port'].default}"
     assert config["rule_files"] == ["alerts.yml"]
+    (kept,) = (each["regex"] for each in jobs["ai-worker-process"]["metric_relabel_configs"])
+    of_processes = {each.name for query in QUERIES.values() if "$process_job" in query for each in selectors(query)}
+    assert of_processes >= {metric.full_name for metric in Metric if metric.source is Source.PROCESS}
+    assert all(re.fullmatch(kept, name) for name in of_processes)
+    # The rules on counters keep `job`: these must come from one job alone.
+    assert not any(re.fullmatch(kept, metric.full_name) for metric in Metric if metric.kind is not Kind.GAUGE)
 
 
 def test_every_alert_is_seen_to_fire_and_seen_not_to() -> None:
