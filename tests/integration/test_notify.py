@@ -113,3 +113,8 @@ def test_a_loop_that_stands_still_is_not_fed(programs: Programs, manager: Manage
     assert daemon.wait() == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in daemon.text()
     assert "runtime.py" in daemon.text()
+
+
+def test_a_run_that_a_service_has_started_does_not_speak_for_it(programs: Programs, manager: Manager) -> None:
+    assert programs.run("run", env={**manager.env, **WATCHDOG}).returncode == 0
+    assert manager.rest() == []

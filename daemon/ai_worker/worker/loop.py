@@ -88,12 +88,14 @@ class Worker:
             reload_signal(self._on_reload) if self._reload else contextlib.nullcontext(),
             self._metrics(),
         ):
-            watched = asyncio.create_task(self._vigil.run())
+            # A `run` is nobody's service, though it may have been started by one, and have its environment.
+            watched = asyncio.create_task(self._vigil.run()) if self._options.forever else None
             try:
                 await self._start()
                 await self._work()
             finally:
-                watched.cancel()
+                if watched is not None:
+                    watched.cancel()
         return self._parts.accounts.summary
 
     def _metrics(self) -> AbstractContextManager[None]:
