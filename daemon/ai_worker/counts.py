@@ -291,7 +291,8 @@ class Counts:
         self._lock = threading.Lock()
         self._values: Counter[Key] = Counter()
         self._seconds: dict[Key, float] = {}  # sums of histograms
-        self._ends: Counter[tuple[int, OutcomeKind, str]] = Counter()  # by model, outcome, error kind
+        # By model, outcome, error kind; results without one, which are nearly all, are in the work alone.
+        self._ends: Counter[tuple[int, OutcomeKind, str]] = Counter()
         self._kinds: set[str] = set()
         self._work: dict[int, Work] = {}
 
@@ -342,41 +343,37 @@ class Counts:
         """These outcomes were committed; `lost` ones came too late, and count as what the ledger says of them."""
         hits = 0
         with self._lock:
+            work, known = _NO_WORK, -1
             for outcome in stored:
                 id_ai_model, kind = outcome.item.task.id_ai_model, outcome.kind
-                work = self._work.get(id_ai_model) or self._of(id_ai_model)
+                if id_ai_model != known:
+                    work, known = self._of(id_ai_model), id_ai_model
                 if kind is OutcomeKind.PROCESSED:
                     work.processed += 1
                     hits += outcome.lane is Lane.CACHE
-                elif kind is OutcomeKind.FAILED:
-                    work.failed += 1
-                elif kind is OutcomeKind.RETRY:
-                    work.retried += 1
-                self._count(work, id_ai_model, kind, outcome)
+                    if outcome.error_kind is not None:
+                        self._end(id_ai_model, kind, outcome.error_kind)
+                else:
+                    work.failed += kind is OutcomeKind.FAILED
+                    work.retried += kind is OutcomeKind.RETRY
+                    self._end(id_ai_model, kind, outcome.error_kind or "")
+                _book(work, outcome)
             for outcome in lost:
                 if outcome.usage != NO_USAGE or outcome.kind is OutcomeKind.PROCESSED:
                     id_ai_model = outcome.item.task.id_ai_model
-                    self._count(self._of(id_ai_model), id_ai_model, OutcomeKind.LOST, outcome)
+                    self._end(id_ai_model, OutcomeKind.LOST, outcome.error_kind or LATE)
+                    _book(self._of(id_ai_model), outcome)
             if hits:
                 self._values[Key(Metric.CACHE_HITS.key)] += hits
             if lost:
                 self._values[Key(Metric.CLAIMS_LOST.key)] += len(lost)
 
-    def _count(self, work: Work, id_ai_model: int, kind: OutcomeKind, outcome: Outcome) -> None:
-        error = outcome.error_kind
-        if error is None:
-            error = LATE if kind is OutcomeKind.LOST else ""
-        elif error not in self._kinds:
-            error = self._known(error)
-        self._ends[id_ai_model, kind, error] += 1
-        if outcome.usage is not NO_USAGE or outcome.cost is not None:
-            work.book(outcome.usage, outcome.cost)
-        latency = outcome.latency_ms
-        if latency is not None and outcome.lane is not Lane.CACHE:
-            work.milliseconds += latency
-            work.latencies[bisect_left(LATENCY_BUCKETS, latency / 1000)] += 1
+    def _end(self, id_ai_model: int, kind: OutcomeKind, error: str) -> None:
+        self._ends[id_ai_model, kind, error if error in self._kinds else self._known(error)] += 1
 
     def _known(self, error: str) -> str:
+        if not error:
+            return error
         if len(self._kinds) >= MOST_KINDS:
             return OTHER
         self._kinds.add(error)
@@ -393,6 +390,11 @@ class Counts:
             values: dict[Key, float] = {**self._values, **self._seconds}
             ends = dict(self._ends)
             work = {id_ai_model: each + Work() for id_ai_model, each in self._work.items()}
+        plain = {id_ai_model: each.processed for id_ai_model, each in work.items()}
+        for (id_ai_model, kind, _), count in ends.items():
+            if kind is OutcomeKind.PROCESSED:
+                plain[id_ai_model] -= count
+        ends |= {(id_ai_model, OutcomeKind.PROCESSED, ""): count for id_ai_model, count in plain.items()}
         for (id_ai_model, kind, error), count in ends.items():
             # What was passed on stands as postponed in the ledger, and so it does here.
             outcome = OutcomeKind.POSTPONED if kind is OutcomeKind.PASSED_ON else kind
@@ -402,6 +404,19 @@ class Counts:
             values.update(_series(id_ai_model, each))
         values.update({Key(metric.key): value for metric, value in self._others().items()})
         return Reading({key: value for key, value in values.items() if value}, work)
+
+
+def _book(work: Work, outcome: Outcome) -> None:
+    if outcome.usage is not NO_USAGE or outcome.cost is not None:
+        work.book(outcome.usage, outcome.cost)
+    latency = outcome.latency_ms
+    if latency is not None and outcome.lane is not Lane.CACHE:
+        work.milliseconds += latency
+        work.latencies[bisect_left(_BOUNDS_MS, latency)] += 1
+
+
+_NO_WORK: Final = Work()
+_BOUNDS_MS: Final = tuple(round(1000 * bound) for bound in LATENCY_BUCKETS)
 
 
 def _series(id_ai_model: int, work: Work) -> dict[Key, float]:

@@ -50,6 +50,14 @@ def test_each_end_is_counted_by_how_and_why() -> None:
     assert (work.processed, work.failed, work.retried, work.cost) == (1, 1, 1, 5 * COST)
 
 
+def test_a_failure_with_a_result_instead_counts_by_its_kind() -> None:
+    counts = Counts()
+    counts.attempted([outcome(OutcomeKind.PROCESSED), outcome(OutcomeKind.PROCESSED, "refused")])
+    attempts = {key.label: value for key, value in counts.read().values.items() if key.name == Metric.ATTEMPTS.key}
+    assert attempts == {"processed/": 1, "processed/refused": 1}
+    assert counts.read().work[7].processed == 2
+
+
 def test_what_came_too_late_counts_as_the_ledger_has_it() -> None:
     counts = Counts()
     unpaid = Outcome.retry(ITEM, "timeout", "", 1.0, NO_USAGE, None, 5)
