@@ -12,10 +12,13 @@ import pymysql
 import pytest
 
 from ai_worker import migrate
+from ai_worker.counts import Key, Work
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
 from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, StepResult, TaskStatus, Usage
+from ai_worker.store import gauges
 from ai_worker.store.cache import Answer, Question, Standing
+from ai_worker.store.counters import Counters, Minute
 from ai_worker.store.exports import Exports
 from ai_worker.store.groups import Groups
 from ai_worker.store.imports import Imports
@@ -124,6 +127,11 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         queue.steps.store(worker, Finished(items[0], Place(1, 1), bytes(32), StepResult("Zażółć.", {}), usage, cost))
         assert queue.steps.begin(items[0], {Place(1, 1): b"x" * 32}) == {}
         assert queue.steps.models().keys()
+        counters = Counters(db)
+        minute = Minute(counters.minute(), worker, id_ai_model)
+        for _ in range(2):
+            counters.write(worker, {Key("claims_total"): 1.0}, {minute: Work()})
+        counters.fold([worker])
         committed = queue.commit(
             worker,
             [
@@ -251,6 +259,9 @@ def test_a_person_can_handle_tasks(users: Users, sql: Sql, id_ai_model: int) -> 
         assert len(reports.tasks()) == 1
         assert reports.workers() == []
         assert reports.stopped_models() == []
+        assert gauges.look(db).tasks[TaskStatus.NEW] + gauges.look(db).tasks[TaskStatus.IN_PROGRESS] == 1
+        assert Counters(db).sums() == []
+        assert Counters(db).series(1).models == {}
         assert [each.api_key_encrypted for each in Models(db, keys=False).all()] == [None]
         assert len(list(Results(db).of_task(id_task))) == 2
         with users.connect("web") as connection, connection.cursor() as cursor:
