@@ -16,7 +16,7 @@ from tests import servers
 ROOT = Path(__file__).parents[2]
 
 
-SLOW = {"calls", "pacing", "pickup", "queues"}  # calls that take their time
+SLOW = {"calls", "footprint", "pacing", "pickup", "queues"}  # calls that take their time
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in bench.NAMES])
