@@ -27,7 +27,7 @@ DATABASE = ("--no-defaults", "--user=root", "--datadir=/var/lib/database")
 QUICK = """[Service]
 WatchdogSec=4
 RestartSec=100ms
-TimeoutStartSec=6
+TimeoutStartSec=5
 TimeoutStopSec=3
 ExecStopPost=/bin/sh -c 'echo "ended: $$SERVICE_RESULT"'
 """
@@ -243,7 +243,7 @@ def test_a_start_waits_for_the_database(service: Machine) -> None:
     def seconds() -> float:
         return float(service.must("cat", "/proc/uptime").split()[0]) - since / 1e6
 
-    service.wait_until(lambda: seconds() > 7)  # longer than TimeoutStartSec
+    service.wait_until(lambda: seconds() > 6)  # longer than TimeoutStartSec
     assert service.show(WORKER, "ActiveState") == "activating"
     assert service.show(WORKER, "ExecMainStartTimestampMonotonic") == str(since)
     start_database(service)
