@@ -2631,6 +2631,75 @@ VALUES (%(address)s, FROM_UNIXTIME(UNIX_TIMESTAMP() DIV 600 * 600), 1)
 DELETE FROM web_failure WHERE minute_at < UTC_TIMESTAMP() - INTERVAL 1 HOUR LIMIT 100;
 
 
+-- name: forget_web_requests
+-- A few at a time, with each request that brings a key.
+DELETE FROM web_request WHERE expire_at < UTC_TIMESTAMP(6) LIMIT 100;
+
+-- name: insert_web_request
+-- Where the key is new; held by nobody yet.
+INSERT INTO web_request (id_api_token, idempotency_key, digest, held_until, expire_at)
+VALUES (%(id_api_token)s, %(idempotency_key)s, %(digest)s, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) + INTERVAL %(kept)s SECOND)
+    ON DUPLICATE KEY UPDATE id_api_token = web_request.id_api_token;
+
+-- name: lock_web_request
+-- How it stands. Free is one that nobody has begun, or whose process has been silent for too long.
+SELECT digest, status, headers, body, COALESCE(held_until <= UTC_TIMESTAMP(6), 0) AS is_free
+  FROM web_request FORCE INDEX (PRIMARY)
+ WHERE id_api_token = %(id_api_token)s AND idempotency_key = %(idempotency_key)s
+   FOR UPDATE;
+
+-- name: hold_web_request
+-- From here on the same request, sent again, is told to wait.
+UPDATE web_request SET held_until = UTC_TIMESTAMP(6) + INTERVAL %(held)s SECOND
+ WHERE id_api_token = %(id_api_token)s AND idempotency_key = %(idempotency_key)s;
+
+-- name: end_web_request
+-- The answer, for whoever asks again.
+UPDATE web_request SET status = %(status)s, headers = %(headers)s, body = %(body)s, held_until = NULL
+ WHERE id_api_token = %(id_api_token)s AND idempotency_key = %(idempotency_key)s;
+
+-- name: drop_web_request
+-- It came to nothing, and may be made anew; not where another has made it meanwhile.
+DELETE FROM web_request
+ WHERE id_api_token = %(id_api_token)s AND idempotency_key = %(idempotency_key)s AND status IS NULL;
+
+
+-- ===== runs that the web asks for =====
+
+-- name: insert_run_request
+-- Before its process is started, which reads here what it is to do.
+INSERT INTO run_request (id_api_token, filters, max_items, host)
+VALUES (%(id_api_token)s, %(filters)s, %(max_items)s, %(host)s);
+
+-- name: note_run_process
+-- For people who look for it on that host.
+UPDATE run_request SET pid = %(pid)s WHERE id_run_request = %(id_run_request)s;
+
+-- name: begin_run_request
+-- By its worker, which has just begun; again when it had to begin anew under another id.
+UPDATE run_request SET id_worker = %(id_worker)s, started_at = COALESCE(started_at, UTC_TIMESTAMP(6))
+ WHERE id_run_request = %(id_run_request)s;
+
+-- name: end_run_request
+-- By the run itself, and by the web where that could not; whoever comes first has said it.
+UPDATE run_request
+   SET exit_code = %(exit_code)s, summary = %(summary)s, message = %(message)s, ended_at = UTC_TIMESTAMP(6)
+ WHERE id_run_request = %(id_run_request)s AND ended_at IS NULL;
+
+-- name: run_request
+-- How it stands. Dead is one whose worker has ended without a word or lost its lease, or that was never heard of.
+SELECT r.id_run_request, r.filters, r.max_items, r.host, r.pid, r.id_worker, r.exit_code, r.summary, r.message, r.created_at,
+       r.started_at, r.ended_at,
+       CASE WHEN r.ended_at IS NOT NULL THEN IF(r.exit_code IS NULL, 'died', 'ended')
+            WHEN r.id_worker IS NULL AND r.created_at > UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE THEN 'requested'
+            WHEN w.ended_at > UTC_TIMESTAMP(6) - INTERVAL 15 SECOND THEN 'running'
+            WHEN w.ended_at IS NULL AND w.lease_until >= UTC_TIMESTAMP(6) THEN 'running'
+            ELSE 'died' END AS state
+  FROM run_request r
+  LEFT JOIN worker w ON w.id_worker = r.id_worker
+ WHERE r.id_run_request = %(id_run_request)s;
+
+
 -- ===== pruning: what has ended long ago goes, in small transactions =====
 -- Selections read an index alone, without locks; what is then deleted is named by key, locked and looked at again.
 

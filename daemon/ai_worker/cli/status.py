@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
 
 import click
 
@@ -18,6 +17,7 @@ from ai_worker.cli.pace import HEADINGS, Pace
 from ai_worker.db import Database
 from ai_worker.errors import EXIT_DONE, UsageError
 from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Need, TaskStatus
+from ai_worker.output.reports import as_dict, eta, worker_as_dict
 from ai_worker.store.callbacks import Callbacks
 from ai_worker.store.edits import edits_of
 from ai_worker.store.reports import BatchReport, Dependency, ErrorGroup, Reports, StoppedModel, TaskReport, WorkerReport
@@ -108,7 +108,7 @@ def workers(with_ended: bool, as_json: bool) -> None:
         found = reports.workers(with_ended=with_ended)
         stopped = reports.stopped_models()
     if as_json:
-        context.emit_json([_worker_dict(worker) for worker in found])
+        context.emit_json([worker_as_dict(worker) for worker in found])
         return
     if found:
         headings = ("ID", "STATE", "HOST", "PID", "MODE", "IN FLIGHT", "DONE", "FAILED", "LAST SEEN")
@@ -118,64 +118,9 @@ def workers(with_ended: bool, as_json: bool) -> None:
     _show_stopped(stopped)
 
 
-def as_dict(task: TaskReport) -> dict[str, Any]:
-    """A task as `status --json` prints it: first the keys that scripts rely on, then what may be of use."""
-    return {
-        "id_task": task.id_task,
-        "status": task.status.name,
-        "items": {name: task.items[ItemStatus[name.upper()]] for name in _ITEM_KEYS},
-        "records_processed": task.records_processed,
-        "records_failed": task.records_failed,
-        "tokens_input": task.tokens_input,
-        "tokens_output": task.tokens_output,
-        "cost": formats.plain(task.cost),
-        "started_at": task.started_at,
-        "finished_at": task.finished_at,
-        "status_reason": task.status_reason,
-        "task_type": task.task_type,
-        "model": task.model,
-        "model_stopped": task.model_stopped,
-        "description": task.description,
-        "queue": task.queue,
-        "priority": task.priority,
-        "max_attempts": task.max_attempts,
-        "budget": formats.plain(task.budget),
-        "reserved": formats.plain(task.reserved),
-        "resume_at": task.resume_at,
-        "fallbacks": list(task.fallbacks),
-        "after": [
-            {"id_task": each.id_task, "needs": each.needs, "status": each.status and each.status.name, "met": each.is_met}
-            for each in task.after
-        ],
-        "steps": None if task.steps is None else task.steps._asdict(),
-        "created_at": task.created_at,
-        "scheduled_at": task.scheduled_at,
-        "rate": None if task.rate is None else round(task.rate, 3),
-        "eta_seconds": _eta(task),
-        "errors": [
-            {
-                "status": group.status.name,
-                "kind": group.kind,
-                "items": group.items,
-                "example": {"id_task_item": group.id_task_item, "message": group.message},
-            }
-            for group in task.errors
-        ],
-    }
-
-
-_ITEM_KEYS = ("pending", "in_progress", "deferred", "processed", "error", "cancelled")
-
-
 def visible(text: str) -> str:
     """A text of somebody else's on one line of a terminal that it must not steer."""
     return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _eta(task: TaskReport) -> float | None:
-    if task.status is not TaskStatus.IN_PROGRESS or not task.open or not task.rate:
-        return None
-    return round(task.open / task.rate, 1)
 
 
 def _show_task(
@@ -206,8 +151,8 @@ def _numbers(task: TaskReport) -> list[tuple[str, str]]:
     if task.status_reason:
         rows.append(("reason", visible(task.status_reason)))
     if task.rate is not None:
-        eta = f", done in about {formats.duration(_eta(task))}" if _eta(task) is not None else ""
-        rows.append(("rate", f"{task.rate:.1f} items/s{eta}"))
+        left = f", done in about {formats.duration(eta(task))}" if eta(task) is not None else ""
+        rows.append(("rate", f"{task.rate:.1f} items/s{left}"))
     if task.started_at is not None:
         rows.append(("tokens", f"{formats.number(task.tokens_input)} in, {formats.number(task.tokens_output)} out"))
         rows.append(("cost", formats.money(task.cost)))
@@ -388,7 +333,3 @@ def _worker_row(worker: WorkerReport) -> tuple[object, ...]:
         formats.number(worker.items_failed),
         f"{formats.duration(worker.silent_seconds)} ago",
     )
-
-
-def _worker_dict(worker: WorkerReport) -> dict[str, Any]:
-    return {name: getattr(worker, name) for name in WorkerReport.__slots__}  # its fields, in their order

@@ -41,9 +41,10 @@ def process(
     concurrency: int | None = None,
     metrics_port: int | None = None,
     on_progress: Callable[[Summary], None] = lambda _: None,
+    queue: Queue | None = None,
 ) -> Summary:
-    """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`)."""
-    queue = Queue(db)
+    """Runs one worker in this thread until it is done (`run`) or told to stop (`daemon`). `queue`: other verbs than the usual."""
+    queue = queue or Queue(db)
     queue.keep_files_in(_files_folder(settings))
     ring = context.keyring(settings)
     traces = tracing.begin(settings.traces, db.url.database, Log())
@@ -115,6 +116,7 @@ def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
 @_filter_options
 @click.option("--dry-run", is_flag=True, help="Show the prompts, with estimated tokens and cost; send and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.option("--request", type=click.IntRange(1), hidden=True, help="What was asked for over HTTP under this number.")
 def run(
     id_task: int | None,
     id_task_item: int | None,
@@ -126,6 +128,7 @@ def run(
     queues: tuple[QueueShare, ...],
     dry_run: bool,
     as_json: bool,
+    request: int | None,
 ) -> int:
     """Process what is there, the oldest task of the highest priority first, and exit when nothing is left.
 
@@ -134,13 +137,17 @@ def run(
     have ended in this run; otherwise it is named and left. Exit code 3: done, but some items ended in ERROR; 1: items wait for a
     model that has stopped, or a task for a larger budget.
     """
+    if request is not None:
+        from ai_worker.cli.requested import run_request
+
+        return run_request(request, as_json=as_json)
     settings = context.settings()
     with context.database(settings) as db:
-        filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
+        filters = checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
         if dry_run:
             preview(db, context.library(settings, db, publish=False), filters, max_items, as_json=as_json)
             return EXIT_DONE
-        if filters.id_task_item is not None and not _is_claimable(db, filters.id_task_item):
+        if filters.id_task_item is not None and not is_claimable(db, filters.id_task_item):
             return EXIT_DONE
         with _Progress(db, filters) as progress:
             summary = process(
@@ -153,7 +160,7 @@ def run(
                 on_progress=progress.show,
             )
         left = Batches(Queue(db)).open(filters).batches
-    return _report(summary, left, as_json)
+    return report(summary, left, as_json)
 
 
 @click.command()
@@ -182,7 +189,7 @@ def daemon(
         faulthandler.enable(sys.__stderr__, all_threads=False)
     try:
         with _connected(settings) as db:
-            filters = _checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
+            filters = checked_filters(settings, db, id_task, id_task_item, task_types, models, queues)
             db.patience = float("inf")  # once begun, a daemon outlives any outage of the database
             process(
                 settings,
@@ -213,14 +220,14 @@ def _connected(settings: Settings) -> Iterator[Database]:
         yield db
 
 
-def _checked_filters(
+def checked_filters(
     settings: Settings,
     db: Database,
     id_task: int | None,
     id_task_item: int | None,
-    task_types: tuple[str, ...],
-    models: tuple[str, ...],
-    queues: tuple[QueueShare, ...],
+    task_types: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
+    queues: tuple[QueueShare, ...] = (),
 ) -> Filters:
     """The filters, with the task of a named item. Raises UsageError for whatever does not exist."""
     if task_types:
@@ -241,7 +248,8 @@ def _checked_filters(
     return Filters(id_task, id_task_item, task_types, names, queues)
 
 
-def _is_claimable(db: Database, id_task_item: int) -> bool:
+def is_claimable(db: Database, id_task_item: int) -> bool:
+    """Whether a run can do something for this item; says why not where it cannot."""
     found = Queue(db).task_of(id_task_item)
     status = found[1] if found else ItemStatus.CANCELLED
     if status in {ItemStatus.PENDING, ItemStatus.DEFERRED, ItemStatus.IN_PROGRESS}:
@@ -251,12 +259,10 @@ def _is_claimable(db: Database, id_task_item: int) -> bool:
     return False
 
 
-def _report(summary: Summary, batches: int, as_json: bool) -> int:
+def report(summary: Summary, batches: int, as_json: bool) -> int:
     """Tells what was done and what not; the exit code. `batches` are those that it leaves open: it was told to stop."""
-    counts = {name: getattr(summary, name) for name in ("processed", "failed", "deferred", "released")}
+    counts = counts_of(summary)
     waiting = summary.waiting
-    if waiting is not None:
-        counts["deferred"] = waiting.deferred
     for name, reason in summary.stopped_models.items():
         click.echo(f"model {name} is stopped for every worker: {reason}; `ai-worker model test {name}` tries it", err=True)
     for name, reason in summary.unusable_models.items():
@@ -274,6 +280,18 @@ def _report(summary: Summary, batches: int, as_json: bool) -> int:
         context.emit_json(counts)
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+    return exit_code_of(summary)
+
+
+def counts_of(summary: Summary) -> dict[str, int]:
+    """What was done with how many items, as `--json` prints it."""
+    counts: dict[str, int] = {name: getattr(summary, name) for name in ("processed", "failed", "deferred", "released")}
+    return counts if summary.waiting is None else counts | {"deferred": summary.waiting.deferred}
+
+
+def exit_code_of(summary: Summary) -> int:
+    """How a run has ended."""
+    waiting = summary.waiting
     # A model that is stopped while the next one of its tasks has done all their items is no failure of the run.
     is_open = waiting is None or waiting.pending or waiting.deferred
     if ((summary.stopped_models or summary.unusable_models) and is_open) or (waiting and (waiting.pending or waiting.paused)):

@@ -99,6 +99,16 @@ class Answers:
         where = {"id_task": id_task, "any_status": only is None, "status_id": only}
         return [row["id_task_item"] for row in self._db.query("ids_of_task", where)]
 
+    def page(self, id_task: int, only: ItemStatus | None = None, *, after: int = 0, size: int = 50) -> list[Finished]:
+        """The next items of a task behind the item `after`, by their ids: all, or those in one status."""
+        where = {"id_task": id_task, "after": after, "size": size}
+        rows = (
+            self._db.query("next_items", where)
+            if only is None
+            else self._db.query("items_in_status", {**where, "status_id": only})
+        )
+        return list(self.items([row["id_task_item"] for row in rows]))
+
     def models(self) -> list[ModelName]:
         """All models, the oldest first, without what an application must not see."""
         return [ModelName(row["id_ai_model"], row["name"], bool(row["is_active"])) for row in self._db.query("model_names")]

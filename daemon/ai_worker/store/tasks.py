@@ -133,7 +133,7 @@ class Tasks:
 
         All of them, or one, or those that failed for one `kind` of reason (`task_item.error_kind`).
         """
-        self._refuse_cancelled(id_task, self._state(id_task))
+        self._refuse_cancelled(id_task, self.state(id_task))
         if id_task_item is not None:
             count = self._db.transaction(partial(self._retry, id_task, [id_task_item]))
             if not count:
@@ -184,7 +184,7 @@ class Tasks:
         of its budget would not pay for one item, as they have cost on average.
         """
         items = 0
-        if self._state(id_task) is TaskStatus.CANCELLED:
+        if self.state(id_task) is TaskStatus.CANCELLED:
             items += self._in_batches(id_task, ItemStatus.CANCELLED, _restore)
         while (change := self._db.transaction(partial(_resume, id_task, budget))) is None:
             items += self._in_batches(id_task, ItemStatus.CANCELLED, _restore)  # cancelled by somebody in the meantime
@@ -217,7 +217,8 @@ class Tasks:
         if not self._db.execute("set_priority", {"id_task": id_task, "priority": priority}):
             raise no_task(id_task)
 
-    def _state(self, id_task: int) -> TaskStatus:
+    def state(self, id_task: int) -> TaskStatus:
+        """How a task stands."""
         rows = self._db.query("task_state", {"id_task": id_task})
         if not rows:
             raise no_task(id_task)

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ai_worker import __version__
 from ai_worker.web import metrics
-from ai_worker.web.api import description, health
+from ai_worker.web.api import description, fleet, health, items, runs, tasks
 from ai_worker.web.browsers import BrowserRules
 from ai_worker.web.options import WebOptions
 from ai_worker.web.pages import add_pages, live_of
@@ -34,7 +34,7 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
         app.state.metrics = metrics.Metrics(db)
         yield
         live.close()
-        services.close()
+        await services.aclose()
 
     app = FastAPI(title="AI Worker", version=__version__, lifespan=lifespan, openapi_url=None)
     if chosen.cors_origins:
@@ -48,8 +48,8 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
     app.add_middleware(BrowserRules)
     app.add_middleware(Requests, options=chosen)  # the last one added is the outermost
     add_problems(app)
-    app.include_router(health.router)
-    app.include_router(description.router)
-    app.include_router(metrics.router)
+    for module in (health, runs, tasks, items, fleet, description, metrics):  # `/task/run` stands before `/task/{id_task}`
+        app.include_router(module.router)
     add_pages(app)
+    description.describe(app)
     return app

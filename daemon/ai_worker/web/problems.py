@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from ai_worker.errors import AiWorkerError, DatabaseAway, NotFound, UsageError
+from ai_worker.errors import AiWorkerError, DatabaseAway, NotFound, UsageError, ValueRefused
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -44,6 +45,12 @@ class TooMany(Refused):
     """Too many wrong tokens from this address."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
+
+
+class _Json(JSONResponse):
+    def render(self, content: object) -> bytes:
+        """As ASCII: what is said of a request may hold what no encoding has, such as half a surrogate pair."""
+        return json.dumps(content).encode()
 
 
 def add_problems(app: FastAPI) -> None:
@@ -81,7 +88,7 @@ def status_of(error: Exception) -> HTTPStatus:
         return error.status
     if isinstance(error, NotFound):
         return HTTPStatus.NOT_FOUND
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | ValueRefused):
         return HTTPStatus.UNPROCESSABLE_ENTITY
     if isinstance(error, DatabaseAway):
         return HTTPStatus.SERVICE_UNAVAILABLE
@@ -90,7 +97,7 @@ def status_of(error: Exception) -> HTTPStatus:
 
 def is_page(path: str) -> bool:
     """Whether people look at what is there, as opposed to programs."""
-    return path == "/" or path.startswith("/ui/")
+    return path in {"/", "/docs"} or path.startswith("/ui/")
 
 
 def problem(request: Request, status: HTTPStatus, detail: str, headers: dict[str, str], **more: object) -> Response:
@@ -99,4 +106,4 @@ def problem(request: Request, status: HTTPStatus, detail: str, headers: dict[str
         page: Response = request.app.state.error_page(request, status, detail, headers)
         return page
     body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, "instance": request.url.path}
-    return JSONResponse({**body, **more}, status.value, headers, media_type=PROBLEM_TYPE)
+    return _Json({**body, **more}, status.value, headers, media_type=PROBLEM_TYPE)

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Annotated, Final, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from ai_worker.client.waiting import Waiting
 from ai_worker.library import Library
-from ai_worker.store.answers import Answers
+from ai_worker.store.answers import Answers, Finished
 from ai_worker.store.browsing import Browsing
+from ai_worker.store.files import Files
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.prompts import Prompts
+from ai_worker.store.queue import Queue
 from ai_worker.store.reports import Reports
 from ai_worker.store.results import Results
 from ai_worker.store.reviews import Reviews
+from ai_worker.store.run_requests import RunRequests
 from ai_worker.store.schedules import Schedules
 from ai_worker.store.tasks import Tasks
 from ai_worker.store.tokens import Tokens
 from ai_worker.store.web_failures import WebFailures
+from ai_worker.store.web_requests import WebRequests
 from ai_worker.web.counting import ItemCounts
 from ai_worker.web.door import Door
 from ai_worker.web.options import WebOptions
+from ai_worker.web.runs import Runs
 
 if TYPE_CHECKING:
     from ai_worker.db import Database
@@ -58,6 +64,13 @@ class Services:
         self.stopping = asyncio.Event()
         """Set when the server is told to stop: what waits or streams ends then, by itself."""
         self._library: tuple[float, Library] | None = None
+        self.queue = Queue(db)
+        self.files = Files(db, options.files_folder)
+        self.requests = WebRequests(db)
+        self.run_requests = RunRequests(db)
+        self.runs = Runs(self.run_requests, options)
+        self.waiting = Waiting(self._look)
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="ai-worker-web-waiting")
         self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="ai-worker-web")
 
     async def ask(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -73,6 +86,15 @@ class Services:
             library.open(publish=False)
             self._library = now, library
         return self._library[1]
+
+    async def _look(self, items: Collection[int]) -> Mapping[int, Finished | None]:
+        return await asyncio.get_running_loop().run_in_executor(self._looker, self.answers.ended, items)
+
+    async def aclose(self) -> None:
+        """Ends the waits for results, and all else."""
+        await self.waiting.close(RuntimeError("the server was closed"))
+        self._looker.shutdown(wait=True, cancel_futures=True)
+        self.close()
 
     def close(self) -> None:
         """Lets statements under way end. The database is closed by whoever opened it."""

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from ai_worker.store.tokens import SESSION_SECONDS
 from ai_worker.web.access import COOKIE
 from ai_worker.web.pages.rendering import environment, render
-from ai_worker.web.problems import Unauthorised
+from ai_worker.web.problems import Unauthorised, is_page
 from ai_worker.web.services import Served
 
 router = APIRouter(include_in_schema=False)
@@ -67,7 +67,7 @@ async def log_out(request: Request, services: Served) -> Response:
 def local(address: str) -> str:
     """The address if it is one of our pages, else the overview: a link must not lead elsewhere by way of the login."""
     parts = urlsplit(address)
-    is_ours = not parts.scheme and not parts.netloc and (parts.path == "/" or parts.path.startswith("/ui/"))
+    is_ours = not parts.scheme and not parts.netloc and is_page(parts.path)
     return address if is_ours and address.isprintable() and "\\" not in address else "/"
 
 
