@@ -33,7 +33,7 @@ test-windows: prepare .wine ## what can be tried of Windows under wine: the comm
 	@$(BIN)/pytest -m windows tests/windows $(PYTEST)
 
 .PHONY: lint
-lint: $(VENV)/.installed-dev ## ruff, mypy --strict (as on Linux and as on Windows), import contracts
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict, mypy as on Windows, import contracts
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

@@ -10,6 +10,7 @@ What this is not: a real Windows. There are no virtual accounts, no access right
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -119,8 +120,8 @@ def _install_python(machine: Machine) -> None:
     packages = folder / "Lib" / "site-packages"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     # pip decides by the system that it runs on whether colorama is needed, which click wants on Windows.
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["web"], *extras["otel"], "colorama"]
+    extras = [wanted for name, wanted in project["optional-dependencies"].items() if name not in {"dev", "uvloop"}]
+    wanted = sorted({*project["dependencies"], *itertools.chain(*extras), "colorama"})
     stamp = folder / "installed"
     text = "\n".join([PYTHON, *wanted])
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != text:
