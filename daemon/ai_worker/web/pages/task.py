@@ -109,7 +109,11 @@ def _commands(facts: Mapping[str, Any]) -> list[str]:
     """The same from a terminal."""
     task: TaskReport = facts["task"]
     number = task.id_task
-    commands = [f"ai-worker watch {number}", f"ai-worker results {number} -o task-{number}.csv", f"ai-worker review {number}"]
+    commands = [
+        f"ai-worker watch {number}",
+        f"ai-worker results {number} -o task-{number}.csv",
+        f"ai-worker review {number}",
+    ]
     kinds = [each.kind for each in task.errors if each.status is ItemStatus.ERROR]
     commands += [f"ai-worker retry {number} --kind {shlex.quote(kind)}" for kind in kinds[:3]]
     if task.status is TaskStatus.PAUSED:
