@@ -94,6 +94,24 @@ def test_however_many_come_the_looks_keep_their_distance() -> None:
     assert asked <= (time.monotonic() - begun) / 0.03 + 2
 
 
+def test_looks_are_few_however_waiters_come_and_go() -> None:
+    """A result each few milliseconds, and a new waiter after each: the database must not notice how many they are."""
+
+    async def talk() -> tuple[int, float]:
+        looks = Looks()
+        them = Waiting(looks)
+        begun = time.monotonic()
+        number = 0
+        while time.monotonic() - begun < 2:
+            number += 1
+            looks.answers = [{number: "a"}]
+            assert await them.begin([number])[0] == "a"
+        return len(looks.asked), time.monotonic() - begun
+
+    asked, seconds = asyncio.run(talk())
+    assert asked <= 11 + 7 * seconds
+
+
 def test_a_database_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_AWAY", 0.01)
     looks = Looks(DatabaseAway("gone"), DatabaseAway("gone"), {1: "a"})

@@ -20,6 +20,10 @@ Look = Callable[[Collection[int]], Awaitable[Mapping[int, Finished | None]]]
 _SHORTEST: Final = 0.03
 _LONGEST: Final = 0.2
 _SHARE: Final = 0.1
+# However many come and go: on average no more looks a second than this, each of which is a statement, or two where something has
+# ended; but whoever comes after a quiet while finds some in hand, and is looked for at once.
+_PER_SECOND: Final = 7.0
+_IN_HAND: Final = 10.0
 _AWAY: Final = 0.5  # between two tries of a database that is away, each of which has a patience of its own
 
 
@@ -36,6 +40,8 @@ class Waiting:
         self._latest = 0.0  # when the latest waiter came
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._in_hand = _IN_HAND
+        self._counted = time.monotonic()
 
     def begin(self, items: Iterable[int]) -> list[asyncio.Future[Finished]]:
         """A future for each item. It is cancelled by whoever no longer wants it, and never by us."""
@@ -78,11 +84,19 @@ class Waiting:
                 continue
             for item, finished in found.items():
                 self._settle(item, finished)
-            await asyncio.sleep(_SHORTEST)  # however many come, no more looks than that
-            pause = min(_LONGEST, _SHARE * (time.monotonic() - self._latest)) - _SHORTEST
+            distance = self._distance()
+            await asyncio.sleep(distance)  # however many come, no more looks than that
+            pause = min(_LONGEST, _SHARE * (time.monotonic() - self._latest)) - distance
             if pause > 0 and self._waiters and not self._news.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), pause)
+
+    def _distance(self) -> float:
+        """Takes a look out of those in hand; seconds until the next one may be taken."""
+        now = time.monotonic()
+        self._in_hand = min(_IN_HAND, self._in_hand + (now - self._counted) * _PER_SECOND) - 1
+        self._counted = now
+        return _SHORTEST if self._in_hand >= 0 else max(_SHORTEST, -self._in_hand / _PER_SECOND)
 
     def _settle(self, item: int, finished: Finished | None) -> None:
         for future in self._waiters.pop(item, ()):

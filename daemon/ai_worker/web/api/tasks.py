@@ -42,6 +42,7 @@ router = APIRouter(tags=["tasks"])
 
 TaskId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="The task.")]
 _MOST: Final = 200  # of a page
+_ASCII: Final = "^[ -~]*$"  # as the columns that these are looked for in
 
 
 @router.post("/task", status_code=HTTPStatus.CREATED, response_model=SubmittedOut)
@@ -102,9 +103,9 @@ async def tasks(
     before: Annotated[int | None, Query(ge=1, le=LARGEST_ID, description="Tasks below this id: the next page.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST)] = 25,
     status: TaskStatusName | None = None,
-    type: Annotated[str | None, Query(max_length=50)] = None,
+    type: Annotated[str | None, Query(max_length=50, pattern=_ASCII)] = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
-    queue: Annotated[str | None, Query(max_length=50)] = None,
+    queue: Annotated[str | None, Query(max_length=50, pattern=_ASCII)] = None,
 ) -> TasksOut:
     """Tasks, the newest first. A page that looks far for few may be short, or empty: go on as long as there is a next one."""
     search = TaskSearch(None, TASK_STATUSES[status] if status else None, type, model, queue)
