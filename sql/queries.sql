@@ -2174,6 +2174,28 @@ SELECT id_task, id_task_item, %(review_status_id)s, %(text_reviewed)s, %(note)s,
   FROM task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s;
 
+-- name: tasks_under_way
+-- For the overview: tasks with claimed items, in the order of the claim, off its own index.
+SELECT id_task FROM task FORCE INDEX (k_task_runnable) WHERE status_id = 1 ORDER BY status_id, claim_order, id_task LIMIT %(size)s;
+
+-- name: tasks_with_failures
+-- Of the newest tasks those in which something failed: their keys first, off the primary key, then the rows.
+SELECT t.id_task
+  FROM (SELECT id_task FROM task FORCE INDEX (PRIMARY) ORDER BY id_task DESC LIMIT %(scan)s) s
+  STRAIGHT_JOIN task t FORCE INDEX (PRIMARY) ON t.id_task = s.id_task
+ WHERE t.records_failed > 0
+ ORDER BY t.id_task DESC
+ LIMIT %(size)s;
+
+-- name: last_failures
+-- The last items of one task that are in ERROR: from the end of their run of the claim index.
+SELECT id_task_item, id_task, error_kind, LEFT(error_message, 300) AS error_message,
+       TIMESTAMPDIFF(MICROSECOND, finished_at, NOW(6)) / 1000000 AS seconds
+  FROM task_item FORCE INDEX (k_task_item_claim)
+ WHERE id_task = %(id_task)s AND status_id = 3
+ ORDER BY id_task DESC, status_id DESC, id_task_item DESC
+ LIMIT %(size)s;
+
 -- ===== browsing: what people look through in the dashboard; each bounded, however much there is =====
 
 -- name: search_tasks

@@ -208,11 +208,11 @@ def test_what_changes_is_sent_and_nothing_else(dashboard: Dashboard, sql: Sql) -
 def test_all_who_watch_share_one_look_and_nobody_looks_when_they_have_left(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = dashboard.live
     browser, other = dashboard.browser(), dashboard.browser()
     with browser.stream("GET", "/ui/events/models") as one, other.stream("GET", "/ui/events/models") as two:
         next(events(one))
         next(events(two))
+        live = dashboard.live
         assert (live.watchers, live.looking) == (2, 1)
     dashboard.until(lambda: (live.watchers, live.looking) == (0, 0))
 

@@ -70,6 +70,11 @@ class Browsing:
             found = [number, *found]  # also where the search does not come that far
         return TaskPage(self._counted(found[:size], COUNTED), goes_on, is_cut)
 
+    def these(self, tasks: Sequence[int]) -> list[Counted]:
+        """Tasks by their ids, in that order; those that are not there are left out."""
+        found = {each.task.id_task: each for each in self._counted(tasks, COUNTED)}
+        return [found[each] for each in tasks if each in found]
+
     def task(self, id_task: int) -> Counted:
         """One task with its errors, at least of the first ERRORS failed items. Raises NotFound when there is none."""
         found = self._counted([id_task], COUNTED_OF_ONE)

@@ -14,8 +14,11 @@ from fastapi import Depends, Request
 from ai_worker.client.waiting import Waiting
 from ai_worker.library import Library
 from ai_worker.store.answers import Answers, Finished
+from ai_worker.store.backlog import Backlog
 from ai_worker.store.browsing import Browsing
+from ai_worker.store.counters import Counters
 from ai_worker.store.files import Files
+from ai_worker.store.glance import Glance
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
 from ai_worker.store.prompts import Prompts
@@ -31,6 +34,7 @@ from ai_worker.store.web_failures import WebFailures
 from ai_worker.store.web_requests import WebRequests
 from ai_worker.web.counting import ItemCounts
 from ai_worker.web.door import Door
+from ai_worker.web.history import History
 from ai_worker.web.options import WebOptions
 from ai_worker.web.runs import Runs
 
@@ -54,6 +58,9 @@ class Services:
         self.groups = Groups(db)
         self.item_counts = ItemCounts(lambda id_task: self.ask(self.browsing.counts, id_task))
         self.models = Models(db, keys=False)
+        self.backlog = Backlog(db)
+        self.glance = Glance(db)
+        self.history = History(Counters(db))
         self.reports = Reports(db)
         self.results = Results(db)
         self.reviews = Reviews(db)

@@ -27,7 +27,7 @@ class WebServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._app = app
+        self.app = app
         self._feeds_every = max(1, int((notify.watchdog_seconds() or 60) / FEEDS * TICKS_PER_SECOND))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -44,8 +44,8 @@ class WebServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the server. Called by uvicorn when it was told to stop, before it waits for connections to end."""
-        self._app.state.services.stopping.set()
-        self._app.state.live.close()
+        self.app.state.services.stopping.set()
+        self.app.state.live.close()
         notify.tell(notify.STOPPING)
         asking = asyncio.create_task(self._ask_for_time())
         try:

@@ -15,6 +15,7 @@ from math import floor, log10
 from typing import Final
 
 from ai_worker import formats
+from ai_worker.counts import LATENCY_BUCKETS, Work
 
 HEIGHT: Final = 100.0
 _BAR_HEIGHT: Final = 40.0
@@ -22,13 +23,14 @@ _BAR_HEIGHT: Final = 40.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the whole fleet did in one step of time. `latencies` counts attempts by duration, in the buckets of `bounds`."""
+    """What the whole fleet did in one step of time, from `at` on."""
 
     at: datetime
-    processed: int = 0
-    failed: int = 0
-    cost: Decimal | None = None
-    latencies: Sequence[int] = ()
+    work: Work
+
+    def took(self, share: float) -> float | None:
+        """In how many seconds this share of its attempts had ended; None without any."""
+        return percentile(self.work.latencies, LATENCY_BUCKETS, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,14 @@ class Chart:
     legend: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def steps_of(minutes: Iterable[Step], first: datetime, count: int, length: timedelta) -> list[Step]:
+def steps_of(minutes: Iterable[tuple[datetime, Work]], first: datetime, count: int, length: timedelta) -> list[Step]:
     """Minutes added up to `count` steps of the same `length` from `first` on; what lies outside is left out."""
-    found: dict[int, Step] = {}
-    for minute in minutes:
-        at = (minute.at - first) // length
+    works = [Work() for _ in range(count)]
+    for minute, work in minutes:
+        at = (minute - first) // length
         if 0 <= at < count:
-            found[at] = _sum(found[at], minute) if at in found else minute
-    return [
-        Step(first + length * at, each.processed, each.failed, each.cost, each.latencies)
-        if (each := found.get(at))
-        else Step(first + length * at)
-        for at in range(count)
-    ]
+            works[at] += work
+    return [Step(first + length * at, work) for at, work in enumerate(works)]
 
 
 def percentile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
@@ -107,18 +104,18 @@ def percentile(counts: Sequence[int], bounds: Sequence[float], share: float) -> 
 def throughput(steps: Sequence[Step], length: timedelta) -> Chart:
     """Items per minute that were processed, and that failed."""
     minutes = length.total_seconds() / 60
-    top = _ceiling(max(((step.processed + step.failed) / minutes for step in steps), default=0.0), least=10)
+    top = _ceiling(max(((step.work.processed + step.work.failed) / minutes for step in steps), default=0.0), least=10)
     columns = [
         Column(
             at,
-            _stacked([("good-fill", step.processed / minutes), ("bad-fill", step.failed / minutes)], top),
-            f"{step.at:%H:%M} UTC: {formats.number(step.processed)} processed, {formats.number(step.failed)} failed",
+            _stacked([("good-fill", step.work.processed / minutes), ("bad-fill", step.work.failed / minutes)], top),
+            f"{step.at:%H:%M} UTC: {formats.number(step.work.processed)} processed, {formats.number(step.work.failed)} failed",
         )
         for at, step in enumerate(steps)
-        if step.processed or step.failed
+        if step.work.processed or step.work.failed
     ]
-    processed, failed = sum(step.processed for step in steps), sum(step.failed for step in steps)
-    now = _last_full(steps, lambda step: (step.processed + step.failed) / minutes)
+    processed, failed = sum(step.work.processed for step in steps), sum(step.work.failed for step in steps)
+    now = _last_full(steps, lambda step: (step.work.processed + step.work.failed) / minutes)
     return Chart(
         "throughput", "Throughput", *_labels(top, lambda value: f"{value:,.0f}"), f"{now:,.0f} items/min",
         f"{formats.number(processed)} items processed and {formats.number(failed)} failed, at most {top:,.0f} a minute.",
@@ -126,16 +123,16 @@ def throughput(steps: Sequence[Step], length: timedelta) -> Chart:
     )  # fmt: skip
 
 
-def latency(steps: Sequence[Step], bounds: Sequence[float]) -> Chart:
+def latency(steps: Sequence[Step]) -> Chart:
     """How long attempts took: half of them, and 95 of 100."""
     shares = {"first": 0.5, "second": 0.95}
-    found = {kind: [percentile(step.latencies, bounds, share) for step in steps] for kind, share in shares.items()}
+    found = {kind: [step.took(share) for step in steps] for kind, share in shares.items()}
     top = _ceiling(max((value for values in found.values() for value in values if value is not None), default=0.0), least=0.1)
-    whole = [sum(counts) for counts in zip(*(step.latencies for step in steps if step.latencies), strict=True)]
-    half, most = (percentile(whole, bounds, share) for share in shares.values())
+    whole = Step(steps[0].at, sum((step.work for step in steps), Work()))
+    half, most = (whole.took(share) for share in shares.values())
     said = f"Half of the attempts took {formats.duration(half)} or less, 95 of 100 took {formats.duration(most)} or less."
     return Chart(
-        "latency", "Latency", *_labels(top, formats.duration), formats.duration(most) if most is not None else "–",
+        "latency", "Latency", *_labels(top, formats.duration), f"p95 {formats.duration(most)}" if most is not None else "–",
         said if half is not None else "No attempt was measured.", len(steps),
         lines=[Line(kind, _pieces(values, top)) for kind, values in found.items()],
         legend=(("busy-fill", "half (p50)"), ("warn-fill", "95 of 100 (p95)")),
@@ -145,15 +142,15 @@ def latency(steps: Sequence[Step], bounds: Sequence[float]) -> Chart:
 def spending(steps: Sequence[Step], length: timedelta) -> Chart:
     """USD per hour, as far as prices are known."""
     hours = length.total_seconds() / 3600
-    rates = [float(step.cost or 0) / hours for step in steps]
+    rates = [float(step.work.cost or 0) / hours for step in steps]
     top = _ceiling(max(rates, default=0.0), least=0.01)
     columns = [
-        Column(at, _stacked([("busy-fill", rate)], top), f"{step.at:%H:%M} UTC: {formats.money(step.cost)}")
+        Column(at, _stacked([("busy-fill", rate)], top), f"{step.at:%H:%M} UTC: {formats.money(step.work.cost)}")
         for at, (step, rate) in enumerate(zip(steps, rates, strict=True))
         if rate
     ]
-    total = sum((step.cost or Decimal(0) for step in steps), Decimal(0))
-    now = _last_full(steps, lambda step: float(step.cost or 0) / hours)
+    total = sum((step.work.cost or Decimal(0) for step in steps), Decimal(0))
+    now = _last_full(steps, lambda step: float(step.work.cost or 0) / hours)
     return Chart(
         "spending", "Spending", *_labels(top, _dollars), f"{_dollars(now)}/h",
         f"{formats.money(total)} spent, at most {_dollars(top)} an hour.", len(steps), columns,
@@ -171,15 +168,6 @@ def bars(values: Mapping[date, float], last: date, days: int) -> list[Bar]:
         height = max(1.5, value / most * _BAR_HEIGHT) if value else 0.0
         found.append(Bar(f"{day}", height))
     return found
-
-
-def _sum(one: Step, other: Step) -> Step:
-    if one.latencies and other.latencies:
-        latencies: Sequence[int] = [a + b for a, b in zip(one.latencies, other.latencies, strict=True)]
-    else:
-        latencies = one.latencies or other.latencies
-    cost = other.cost if one.cost is None else one.cost if other.cost is None else one.cost + other.cost
-    return Step(one.at, one.processed + other.processed, one.failed + other.failed, cost, latencies)
 
 
 def _stacked(parts: Sequence[tuple[str, float]], top: float) -> list[tuple[str, float, float]]:

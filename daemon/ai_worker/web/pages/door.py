@@ -22,7 +22,7 @@ _TITLES: Final = {
     HTTPStatus.FORBIDDEN: "Not allowed",
     HTTPStatus.NOT_FOUND: "Not found",
     HTTPStatus.UNPROCESSABLE_ENTITY: "That cannot be done",
-    HTTPStatus.TOO_MANY_REQUESTS: "Too many wrong tokens",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests",
     HTTPStatus.SERVICE_UNAVAILABLE: "The database is away",
 }
 

@@ -188,7 +188,7 @@ class Live:
         return channel.join()
 
     def close(self) -> None:
-        """Ends all streams, and begins no other."""
+        """Ends all streams, and begins no other: a server that stops waits for what it has begun."""
         self._is_closed = True
         for channel in self._channels.values():
             for watcher in channel.watchers:

@@ -12,7 +12,6 @@ from fastapi.responses import HTMLResponse
 
 from ai_worker import prices
 from ai_worker.models import Model
-from ai_worker.store.models import Models
 from ai_worker.store.reports import ModelDay, ModelReport, StoppedModel
 from ai_worker.store.tokens import Scope
 from ai_worker.web.access import needs
@@ -68,7 +67,7 @@ def _read(services: Services) -> list[Endpoint]:
         days.setdefault(day.id_ai_model, []).append(day)
     return [
         _endpoint(model, reports[model.name], stopped.get(model.name), days.get(model.id_ai_model, []))
-        for model in Models(services.db, keys=False).all()
+        for model in services.models.all()
         if model.name in reports  # unless it was made this very moment
     ]
 

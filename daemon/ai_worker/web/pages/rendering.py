@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ai_worker import __version__, formats
 from ai_worker.store.tokens import Principal, Scope
 from ai_worker.text import harmless
+from ai_worker.web.browsers import HEADERS
 
 WEB: Final = Path(__file__).parents[1]
 STATIC: Final = WEB / "static"
@@ -42,7 +43,7 @@ def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **co
     who: Principal | None = getattr(request.state, "principal", None)
     frame = {"who": who, "may": permits(who), "place": _place(request.url.path), "pages": PAGES, "live": None}
     text = environment().get_template(template).render({**frame, **context})
-    return HTMLResponse(text, status, {"Cache-Control": "no-store"})
+    return HTMLResponse(text, status, {"Cache-Control": "no-store", **HEADERS})  # also where an error is answered outside of them
 
 
 def fragment(template: str, may: Callable[[str], bool], **context: Any) -> str:
@@ -75,6 +76,7 @@ def environment() -> Environment:
         "percent": _percent,
         "harmless": harmless,
         "pairs": lambda values: [(each, each) for each in values],
+        "price": _price,
         "spelled": lambda name: name.lower().replace("_", " "),
     }
     return made
@@ -102,3 +104,10 @@ def _utc(moment: datetime) -> str:
 def _percent(ratio: float | Decimal | None) -> str:
     """0.031 is `3.1 %`; a dash for None."""
     return "–" if ratio is None else f"{float(ratio) * 100:.1f} %"
+
+
+def _price(amount: Decimal) -> str:
+    """A price per million tokens: `$0.40`, `$0.075`, `$12.00`."""
+    text = f"{amount:.6f}".rstrip("0")
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents:0<2}"
