@@ -18,12 +18,14 @@ import structlog
 from pydantic import SecretStr
 
 from ai_worker import log
-from ai_worker.log import LONGEST_VALUE, Event, Log, of_item
+from ai_worker.log import Event, Log, of_item
 from ai_worker.models import Item, Secret, Task, TaskStatus
+from ai_worker.redaction import LONGEST_VALUE
 
 SECRETS = [
     "sk-proj-abcDEF_0123456789",
     "AIzaSyA1234567890abcdefghijklmnop",
+    "aiw_Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4",
     "Authorization: Bearer eyJhbGciOi.J9-abc",
     "mysql://user:geheim@db/ai_worker",
     "https://h/v1?key=abc123&x=1",
