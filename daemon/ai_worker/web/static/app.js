@@ -116,13 +116,13 @@
   };
 
   const is_typing = (target) => target.closest?.("input, textarea, select, [contenteditable]");
-  let going = 0;
+  let going = -Infinity;
   addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || is_typing(event.target)) return;
     if (find("dialog[open]")) return;
     if (event.timeStamp - going < 1500 && GO[event.key]) {
       const link = find(`nav a[href="${GO[event.key]}"]`);
-      going = 0;
+      going = -Infinity;
       if (link) link.click();
       event.preventDefault();
     } else if (event.key === "g") {

@@ -1,0 +1,92 @@
+"""The dashboard in a real Chromium: what people see, and what they can do with a keyboard, in the dark and on a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ai_worker.store.tokens import Scope
+from tests import sample
+from tests.browsing import Visit, chromium
+from tests.conftest import Sql
+from tests.dashboard import Dashboard
+from tests.marks import ON_ONE_SERVER
+from tests.servers import TestDatabase
+
+pytestmark = ON_ONE_SERVER
+
+PAGES = ("/", "/ui/tasks", "/ui/models", "/ui/workers", "/ui/schedules")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def filled(dashboard: Dashboard, _shared_database: TestDatabase) -> Dashboard:
+    with _shared_database.server.connect(_shared_database.name) as connection:
+        sample.fill(connection)
+    return dashboard
+
+
+def test_log_in_and_watch_the_overview_change(browser: Any, filled: Dashboard, sql: Sql) -> None:
+    visit = Visit(browser, filled, anonymous=True)
+    page = visit.page
+    page.goto("/ui/workers")
+    page.get_by_label("Token").fill(filled.token(Scope.READ))
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Workers").wait_for()
+    page.keyboard.press("g")
+    page.keyboard.press("o")
+    page.locator("#live[data-state=on]").wait_for()
+    page.get_by_text("The same as a table").click()
+    sql("UPDATE worker SET host = 'worker-9.example' WHERE pid = 811")
+    page.locator("#workers").get_by_text("worker-9.example").wait_for()
+    assert page.locator("#charts details[open]").count() == 1  # what was opened stays open
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("heading", name="Log in").wait_for()
+    visit.close()
+
+
+def test_keys_move_through_lists_show_help_and_change_the_theme(browser: Any, filled: Dashboard) -> None:
+    visit = Visit(browser, filled)
+    page = visit.open("/")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "/ui/tasks/3"
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "/ui/tasks/3"
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Keys").wait_for()
+    page.keyboard.press("Escape")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.keyboard.press("t")
+    page.keyboard.press("t")
+    assert page.evaluate(colour) != light
+    visit.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_keep_nobody_out_fit_a_phone_and_ask_for_nothing_elsewhere(browser: Any, filled: Dashboard, scheme: str) -> None:
+    size = {"width": 360, "height": 740}
+    visit = Visit(browser, filled, Scope.ADMIN, color_scheme=scheme, viewport=size)
+    for path in PAGES:
+        visit.open(path)
+        assert visit.overflow() == 0, path
+        assert visit.barriers() == [], path
+    visit.close()
+
+
+def test_pages_are_useful_without_a_script(browser: Any, filled: Dashboard) -> None:
+    visit = Visit(browser, filled, java_script_enabled=False)
+    visit.page.goto("/?span=day")
+    assert re.search(r"\d+ of [\d,]+", visit.page.locator("#under-way").inner_text())
+    visit.page.get_by_role("link", name="Last hour").click()
+    visit.page.get_by_role("heading", name="Throughput").wait_for()
+    visit.close()
