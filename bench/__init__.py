@@ -4,4 +4,4 @@ Each compares with a limit or a baseline in the same run, on private servers wit
 MySQL's binary log on and synced), and fails when what it measured did not do its work.
 """
 
-NAMES = ("drain", "calls", "pickup", "depth", "crowd", "submit", "pacing", "queues", "memory", "footprint", "startup")
+NAMES = ("drain", "calls", "pickup", "waiting", "depth", "crowd", "submit", "pacing", "queues", "memory", "footprint", "startup")

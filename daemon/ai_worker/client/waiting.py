@@ -16,13 +16,13 @@ from ai_worker.store.answers import Finished
 Look = Callable[[Collection[int]], Awaitable[Mapping[int, Finished | None]]]
 
 # Seconds between two looks. A tenth of how long nobody has begun to wait: who has just come is answered at once, and waiting for
-# minutes costs five statements a second.
+# minutes costs eight statements a second.
 _SHORTEST: Final = 0.03
-_LONGEST: Final = 0.2
+_LONGEST: Final = 0.125
 _SHARE: Final = 0.1
 # However many come and go: on average no more looks a second than this, each of which is a statement, or two where something has
 # ended; but whoever comes after a quiet while finds some in hand, and is looked for at once.
-_PER_SECOND: Final = 7.0
+_PER_SECOND: Final = 8.0
 _IN_HAND: Final = 10.0
 _AWAY: Final = 0.5  # between two tries of a database that is away, each of which has a patience of its own
 
