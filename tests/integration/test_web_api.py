@@ -305,7 +305,7 @@ def test_who_hangs_up_is_not_waited_for_and_a_stop_answers_at_once(database_url:
         number = items_of(client, submit(client))[0]["id_task_item"]
         with pytest.raises(httpx2.ReadTimeout):
             client.get(f"/task-item/{number}", params={"wait": 60}, timeout=0.3)
-        waiters = web.server._app.state.services.waiting._waiters
+        waiters = web.app.state.services.waiting._waiters
         deadline = time.monotonic() + 5
         while waiters and time.monotonic() < deadline:
             time.sleep(0.01)

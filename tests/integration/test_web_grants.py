@@ -30,7 +30,7 @@ def test_the_web_s_user_may_do_what_the_routes_do(users: Users, sql: Sql) -> Non
         assert client.post(f"/task-item/{item}/review", json={"verdict": "reject", "note": "nie"}).status_code == 200
         for path in ("/task", task, "/model", "/worker", "/schedule", "/token", "/docs", "/openapi.json", "/health/ready"):
             assert client.get(path).status_code == 200, path
-        runs = web.server._app.state.services.run_requests
+        runs = web.app.state.services.run_requests
         number = runs.add(None, "h", None, None, None)
         runs.note_process(number, 1)
         runs.end(number, None, message="killed")

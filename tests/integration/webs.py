@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from fastapi import FastAPI
 
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
@@ -29,6 +30,7 @@ class Web:
     base: str
     database: Database
     server: WebServer
+    app: FastAPI
     _stack: ExitStack
 
     def token(self, *scopes: Scope, name: str | None = None) -> str:
@@ -55,7 +57,7 @@ def serving(database_url: str, options: WebOptions | None = None, *, proxies: tu
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web under test")
         stack.callback(_stop, server, thread)
         thread.start()
-        yield Web(f"http://127.0.0.1:{listener.getsockname()[1]}", database, server, stack.enter_context(ExitStack()))
+        yield Web(f"http://127.0.0.1:{listener.getsockname()[1]}", database, server, app, stack.enter_context(ExitStack()))
 
 
 def _stop(server: uvicorn.Server, thread: threading.Thread) -> None:
