@@ -94,6 +94,8 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "open_spans": {"t": (RUNNABLE, 60), "i": (CLAIM, ITEMS), "d": (PRIMARY, 2), "p": (PRIMARY, 1)},
     "count_waiting": {"task_item": (CLAIM, 4 * ITEMS + 500)},
     "sample_waiting": {"task_item": (CLAIM, ITEMS)},
+    "tasks_under_way": {"task": (RUNNABLE, 30)},
+    "last_failures": {"task_item": (CLAIM, ITEMS)},
     "items_in_progress": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
     "minutes_since": {"w": (PRIMARY, 10)},
     "lock_counters": {"worker_counter": (PRIMARY, 10)},
@@ -208,6 +210,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
 }
 WORKER = "host, pid, version, mode, concurrency, lease_until"
 OF_ONE_TASK = {
+    "last_failures",
     "lock_budget",
     "reserved_of_task",
     "pause_unpaid",
