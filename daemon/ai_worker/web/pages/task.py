@@ -64,7 +64,7 @@ async def _facts(services: Services, id_task: int, filters: Mapping[str, str]) -
         page = await services.ask(services.browsing.riskiest, id_task, after=after)
     else:
         page = await services.ask(services.browsing.items, id_task, search, after=after)
-    place = f"/ui/tasks/{id_task}"
+    here = f"/ui/tasks/{id_task}"
     shown = {name: value for name, value in filters.items() if name != "after"}
     return {
         "counted": counted,
@@ -78,9 +78,9 @@ async def _facts(services: Services, id_task: int, filters: Mapping[str, str]) -
         "is_filtered": any(shown.values()),
         "by_risk": by_risk,
         "page": page,
-        "place": place,
-        "following": None if page.after is None else f"{place}?{query_of(**shown, after=page.after)}#items",
-        "first": f"{place}?{query_of(**shown)}#items" if after else None,
+        "here": here,
+        "following": None if page.after is None else f"{here}?{query_of(**shown, after=page.after)}#items",
+        "first": f"{here}?{query_of(**shown)}#items" if after else None,
         "error_limit": ERRORS,
     }
 
