@@ -10,13 +10,15 @@ from typing import Any
 
 import pymysql
 import pytest
+from starlette.datastructures import FormData
 
 from ai_worker import migrate
 from ai_worker.counts import Key, Work
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
-from ai_worker.models import Filters, Need, Needs, Outcome, Result, ReviewStatus, StepResult, TaskStatus, Usage
+from ai_worker.models import Filters, ItemStatus, Need, Needs, Outcome, Result, ReviewStatus, StepResult, TaskStatus, Usage
 from ai_worker.store import gauges
+from ai_worker.store.browsed import ItemSearch, TaskSearch
 from ai_worker.store.cache import Answer, Question, Standing
 from ai_worker.store.counters import Counters, Minute
 from ai_worker.store.exports import Exports
@@ -32,6 +34,10 @@ from ai_worker.store.reviews import Review, Reviews
 from ai_worker.store.source_table import Columns, ExportOutcome, SourceTable
 from ai_worker.store.steps import Finished, Place
 from ai_worker.store.tasks import Tasks
+from ai_worker.web.options import WebOptions
+from ai_worker.web.pages.estimating import estimated
+from ai_worker.web.pages.submit import stored
+from ai_worker.web.services import Services
 from tests.conftest import Sql
 from tests.integration.old_rows import fill_with_old_rows
 from tests.integration.source_tables import shop
@@ -288,6 +294,34 @@ def test_a_person_can_import_review_and_export(users: Users, sql: Sql, id_ai_mod
             assert other.bodies() == {1: "x", 2: "x"}
         finally:
             db.close()
+
+
+def test_the_web_can_show_and_submit(users: Users, sql: Sql, id_ai_model: int) -> None:
+    """What the dashboard's pages about tasks and items ask for."""
+    db = users.database_of("web")
+    try:
+        services = Services(db, WebOptions())
+        rows = {"pasted": "Zażółć\ngęślą", "model": "echo"}
+        id_task = stored(services, FormData(rows), rows).id_task
+        look = services.browsing
+        assert estimated(services, id_task, 2).tokens_input > 0
+        assert look.tasks(TaskSearch(text="x", model="echo")).tasks == []
+        assert look.task(id_task).task.total == 2
+        assert look.counts(id_task)[ItemStatus.PENDING] == 2
+        (first, _) = look.items(id_task, ItemSearch()).items
+        sql("UPDATE task_item SET status_id = 1, attempt = 1, finished_at = NOW(6), text_corrected = 'x'")
+        assert look.next_to_review(id_task, 0).id_task_item == first.id_task_item
+        assert look.previous_to_review(id_task, first.id_task_item) is None
+        assert len(look.riskiest(id_task).items) == 2
+        assert (look.left_off(id_task), look.choices()) == (0, (["correction"], ["default"]))
+        assert look.item(first.id_task_item).attempts == []
+        sql("UPDATE task_item SET status_id = 3, error_kind = 'x', error_message = 'y'")
+        sql("UPDATE task SET records_failed = 2")
+        assert look.task(id_task).task.errors[0].items == 2
+        assert services.tasks.retry(id_task, kind="x") == 2
+        services.close()
+    finally:
+        db.close()
 
 
 @pytest.mark.parametrize(

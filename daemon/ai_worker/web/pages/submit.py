@@ -93,7 +93,7 @@ async def submit(request: Request, services: Served, _: Runner) -> Response:
     async with _fields(request) as fields:
         given = {name: value for name, value in fields.multi_items() if isinstance(value, str)}
         try:
-            submitted = await services.ask(_stored, services, fields, given)
+            submitted = await services.ask(stored, services, fields, given)
         except UsageError as error:
             return await _form(request, services, given, str(error))
     return go(f"/ui/submit/{submitted.id_task}", items=submitted.items)
@@ -109,7 +109,7 @@ async def _fields(request: Request) -> AsyncIterator[FormData]:
         await fields.close()
 
 
-def _stored(services: Services, fields: FormData, given: Mapping[str, str]) -> Submitted:
+def stored(services: Services, fields: FormData, given: Mapping[str, str]) -> Submitted:
     """In a thread: reads the whole file, checks each row as the command line does, and stores it."""
     file, name = rows_in(fields)
     layout = _layout(given, name, services.tasks.packet())
