@@ -15,7 +15,10 @@
       details.scrollIntoView({ block: "nearest" });
     }
   };
-  for (const element of all("[data-key]")) for (const name of element.dataset.key.split(" ")) keys[name] = press(name);
+  const learn = () => {
+    for (const element of all("[data-key]")) for (const name of element.dataset.key.split(" ")) keys[name] = press(name);
+  };
+  learn();
 
   // Ctrl+Enter sends the form of a text, Escape leaves it; the form is sent by its own button, so that its verdict goes along.
   addEventListener("keydown", (event) => {
@@ -60,7 +63,7 @@
     for (const box of all("input[name=items]")) box.checked = chosen.has(box.value);
     for (const box of all("input[data-do=choose-all]")) box.hidden = false;
   };
-  addEventListener("DOMContentLoaded", () => document.addEventListener("htmx:after:swap", choose_again));
+  addEventListener("DOMContentLoaded", () => document.addEventListener("htmx:after:swap", () => { choose_again(); learn(); }));
   choose_again();
   actions["choose-all"] = ({ target }) => {
     for (const box of all("input[name=items]")) {
