@@ -102,7 +102,8 @@ def test_from_a_file_to_reviewed_results(page: Any, sql: Sql, database_url: str)
     own.fill("Zrobić\nkawę!")
     page.keyboard.press("Control+Enter")
     at(3)
-    page.keyboard.press("k")
+    with page.expect_navigation():
+        page.keyboard.press("k")
     at(3)  # nothing before it waits
     page.keyboard.press("r")
     at(4)
