@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Final, Protocol
@@ -229,8 +229,12 @@ def _place(stored: Stored) -> str:
     return f"prompt {stored.name}, version {stored.version}, {stored.origin}"
 
 
+@lru_cache(maxsize=500)
 def checked(brought: Brought) -> NewPrompt:
-    """A file that is right in every respect, as it goes into the library. Raises ConfigurationError, with file and line."""
+    """A file that is right in every respect, as it goes into the library. Raises ConfigurationError, with file and line.
+
+    What was right once is not tried again: a process that writes nothing finds the same new files each time it looks.
+    """
     from ai_worker.task_types.foreseen import try_out
     from ai_worker.task_types.prompt_file import PromptFile
 

@@ -34,9 +34,9 @@ from ai_worker.store.tasks import no_task
 
 COUNTED: Final = 1001  # items of a task in one status, where many tasks are shown
 COUNTED_OF_ONE: Final = 10_001
-ERRORS: Final = 10_000  # failed items whose reasons are looked at, and as many deferred ones
+ERRORS: Final = 1000  # failed items whose reasons are looked at, and as many deferred ones: each is a row to be read
 TASKS_SEARCHED: Final = 2000
-ITEMS_SEARCHED: Final = 5000
+ITEMS_SEARCHED: Final = 3000  # rows, too
 RISK_SEARCHED: Final = 500  # of which the most edited ones are shown first
 SHOWN_BYTES: Final = 200_000  # of a context or a structured result
 _LINE_CHARACTERS: Final = 240

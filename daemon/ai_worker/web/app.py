@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from ai_worker.web import metrics
 from ai_worker.web.api import description, fleet, health, items, runs, tasks
 from ai_worker.web.browsers import BrowserRules
 from ai_worker.web.options import WebOptions
-from ai_worker.web.pages import add_pages, live_of
+from ai_worker.web.pages import add_pages, live_of, warm
 from ai_worker.web.problems import add_problems
 from ai_worker.web.requests import REQUEST_ID, Requests
 from ai_worker.web.services import Services
@@ -32,7 +33,9 @@ def create_app(db: Database, options: WebOptions | None = None) -> FastAPI:
         app.state.services = services = Services(db, chosen)
         app.state.live = live = live_of(services)
         app.state.metrics = metrics.Metrics(db)
+        app.state.warming = asyncio.create_task(services.ask(warm, services))  # it is ready meanwhile
         yield
+        services.stopping.set()
         live.close()
         await services.aclose()
 

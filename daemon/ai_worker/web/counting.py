@@ -16,6 +16,7 @@ from ai_worker.store.browsed import Counted
 FRESH_SECONDS: Final = 5.0  # a count is good for so long, and for so many times as long as it took
 FRESH_TIMES: Final = 20.0
 KEPT: Final = 500  # tasks
+HEAD_START_SECONDS: Final = 0.3  # the page that wants a count is answered before the database begins to count
 
 Counts = Mapping[ItemStatus, int]
 
@@ -55,6 +56,7 @@ class ItemCounts:
     async def _look(self, id_task: int) -> None:
         # Without the database there is nothing to count: whoever asks next wants it again.
         with suppress(AiWorkerError):
+            await asyncio.sleep(HEAD_START_SECONDS)
             async with self._turn:
                 began = time.monotonic()
                 counts = await self._count(id_task)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Final, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
@@ -71,6 +72,7 @@ class Services:
         self.stopping = asyncio.Event()
         """Set when the server is told to stop: what waits or streams ends then, by itself."""
         self._library: tuple[float, Library] | None = None
+        self._library_turn = Lock()
         self.queue = Queue(db)
         self.files = Files(db, options.files_folder)
         self.requests = WebRequests(db)
@@ -87,12 +89,13 @@ class Services:
 
     def library(self) -> Library:
         """The task types there are, as they stood some seconds ago. Asks the database: to be called in a thread."""
-        now = time.monotonic()
-        if self._library is None or now - self._library[0] > LIBRARY_SECONDS:
-            library = Library(Prompts(self.db), self.options.prompt_folder)
-            library.open(publish=False)
-            self._library = now, library
-        return self._library[1]
+        with self._library_turn:  # whoever comes meanwhile waits for what is being read anyway
+            now = time.monotonic()
+            if self._library is None or now - self._library[0] > LIBRARY_SECONDS:
+                library = Library(Prompts(self.db), self.options.prompt_folder)
+                library.open(publish=False)
+                self._library = now, library
+            return self._library[1]
 
     async def _look(self, items: Collection[int]) -> Mapping[int, Finished | None]:
         return await asyncio.get_running_loop().run_in_executor(self._looker, self.answers.ended, items)

@@ -28,7 +28,7 @@ from ai_worker.web.services import Served, Services
 router = APIRouter(include_in_schema=False, dependencies=[needs(Scope.READ)])
 
 _LEAST_PRIORITY, _MOST_PRIORITY = -32767, 32767
-_LOOKS: Final = 4  # searches for the next item to be reviewed, in one request
+_LOOKS: Final = 3  # searches for the next item to be reviewed, in one request
 _PARTS: Final = ("status", "actions", "state", "errors", "items")
 
 
@@ -81,8 +81,15 @@ async def _facts(services: Services, id_task: int, filters: Mapping[str, str]) -
         "here": here,
         "following": None if page.after is None else f"{here}?{query_of(**shown, after=page.after)}#items",
         "first": f"{here}?{query_of(**shown)}#items" if after else None,
+        "cut": _cut(counted.task),
         "error_limit": ERRORS,
     }
+
+
+def _cut(task: TaskReport) -> frozenset[ItemStatus]:
+    """Whose reasons were not looked at to the end: there may be more of each, and others."""
+    statuses = (ItemStatus.ERROR, ItemStatus.DEFERRED)
+    return frozenset(each for each in statuses if sum(group.items for group in task.errors if group.status is each) >= ERRORS)
 
 
 async def _hints(services: Services, task: TaskReport) -> list[str]:
