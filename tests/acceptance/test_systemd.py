@@ -21,6 +21,7 @@ CHECKOUT = "/root/ai-worker"
 PROVIDER = "http://127.0.0.1:11434/v1"  # the fake one, over the machine's loopback
 SETTINGS = "/etc/ai-worker/ai-worker.env"
 WORKER = "ai-worker@1.service"
+ADMINISTRATOR = "mysql://root@/ai_worker?socket=/run/mysqld/mysqld.sock"
 DATABASE = ("--no-defaults", "--user=root", "--datadir=/var/lib/database")
 
 # As the units are, but that a test need not wait for a minute: what is asked for beyond these times must have been asked for.
@@ -45,10 +46,15 @@ class StuckProvider:
 
 def commands() -> list[str]:
     """Those of the page's first example, one a line."""
+    return example("From a checkout").replace("\\\n", "").splitlines()
+
+
+def example(section: str) -> str:
+    """The first commands of a section of the page."""
     page = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
-    block = re.search(r"```sh\n(.*?)```", page, re.S)
+    block = re.search(rf"^## {section}.*?```sh\n(.*?)```", page, re.S | re.M)
     assert block
-    return block[1].replace("\\\n", "").splitlines()
+    return block[1]
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +121,15 @@ def settings(machine: Machine, *lines: str) -> Iterator[None]:
         write(machine, SETTINGS, before)
 
 
-def submit(machine: Machine, model: str, *texts: str) -> int:
+def sql(machine: Machine, statement: str) -> list[str]:
+    """What a statement of the database's administrator gives, a row a line."""
+    return machine.must("mariadb", "--skip-column-names", "ai_worker", input=statement).splitlines()
+
+
+def submit(machine: Machine, model: str, *texts: str, by: str = "AI_WORKER_DB_URL=") -> int:
     """A task with these items; its id."""
     rows = "\n".join(("text", *texts)) + "\n"
-    command = ("ai-worker", "submit", "-", "--format", "csv", "--column", "text", "--model", model, "--json")
+    command = ("env", by, "ai-worker", "submit", "-", "--format", "csv", "--column", "text", "--model", model, "--json")
     task: int = json.loads(machine.must(*command, input=rows))["id_task"]
     return task
 
@@ -248,6 +259,32 @@ def test_a_start_waits_for_the_database(service: Machine) -> None:
     assert service.show(WORKER, "ExecMainStartTimestampMonotonic") == str(since)
     start_database(service)
     service.wait_until(lambda: service.show(WORKER, "ActiveState") == "active", timeout=30)
+
+
+def test_each_part_works_as_a_user_of_its_own(service: Machine) -> None:
+    service.must("bash", "-ec", example("A user of the database"), cwd=CHECKOUT)
+    service.wait_until(lambda: service.show(WORKER, "ActiveState") == "active")
+    assert service.show("ai-worker-prune", "ExecMainStartTimestampMonotonic") == "0"  # a restart of all is none of it
+    service.must("systemctl", "start", "ai-worker-web")  # returns when it listens
+
+    for part in ("web", "prune"):
+        password = service.must("cat", f"/etc/ai-worker/credentials/db-password-{part}").strip()
+        assert password not in service.must("systemctl", "show", f"ai-worker-{part}") + service.journal()
+    held = "/run/credentials/ai-worker-web.service/ai_worker_db_password"
+    assert service.must("cat", held) == service.must("cat", "/etc/ai-worker/credentials/db-password-web")
+    assert service.run("ai-worker", "prune", "--older-than", "30d").returncode != 0  # as the workers' user
+
+    (old,) = sql(service, "SELECT MIN(id_task) FROM task WHERE status_id = 2")
+    sql(service, f"UPDATE task SET finished_at = finished_at - INTERVAL 40 DAY WHERE id_task = {old}")
+    count = f"SELECT COUNT(*) FROM task WHERE id_task = {old} UNION ALL SELECT COUNT(*) FROM task_item WHERE id_task = {old}"
+    assert sql(service, count) == ["1", "2"]
+    service.must("systemctl", "start", "ai-worker-prune.service")
+    assert sql(service, count) == ["0", "0"]
+
+    new = submit(service, "gpt", "She sayed it.", by=f"AI_WORKER_DB_URL={ADMINISTRATOR}")
+    service.wait_until(lambda: sql(service, f"SELECT status_id FROM task WHERE id_task = {new}") == ["2"])
+    users = sql(service, "SELECT DISTINCT user FROM information_schema.processlist WHERE db = DATABASE() ORDER BY 1")
+    assert users == ["ai_worker", "ai_worker_web", "root"]
 
 
 def test_it_is_taken_away_again(service: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -68,6 +69,19 @@ def open_settings(root: Path) -> None:
     (root / "etc/ai-worker/ai-worker.env").chmod(0o640)
 
 
+def open_settings_of_the_web(root: Path) -> None:
+    (root / "etc/ai-worker/ai-worker-web.env").touch(mode=0o644)
+
+
+def open_password_of_prune(root: Path) -> None:
+    (root / "etc/ai-worker/credentials/db-password-prune").touch(mode=0o640)
+    assert main(["service", "install", "--program", "/opt/ai-worker/bin/ai-worker", "--root", str(root)]) == 0
+
+
+def password_that_is_not_used(root: Path) -> None:
+    (root / "etc/ai-worker/credentials/db-password-web").touch(mode=0o600)
+
+
 def no_worker(root: Path) -> None:
     (root / "etc/systemd/system/ai-worker.target.wants/ai-worker@1.service").unlink()
 
@@ -80,6 +94,9 @@ def no_worker(root: Path) -> None:
         (no_timer, "ai-worker-prune.timer is missing", "service install"),
         (open_key, "master-key can be read by others than root (mode 0644)", "chmod 600"),
         (open_settings, "ai-worker.env can be read by others than root (mode 0640)", "chmod 600"),
+        (open_settings_of_the_web, "ai-worker-web.env can be read by others than root (mode 0644)", "chmod 600"),
+        (open_password_of_prune, "db-password-prune can be read by others than root (mode 0640)", "chmod 600"),
+        (password_that_is_not_used, "ai-worker-web.service is not what this version brings", "service install"),
         (no_worker, "no worker starts with this host", "service install"),
     ],
 )
@@ -90,6 +107,20 @@ def test_what_is_wrong_is_named_with_a_remedy(root: Path, change: Callable[[Path
     assert found.level != "ok"
     assert found.remedy is not None
     assert remedy in found.remedy
+
+
+def test_who_may_not_look_for_passwords_is_told_nothing_wrong(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "etc/ai-worker/credentials/db-password-web").touch(mode=0o600)
+    assert main(["service", "install", "--program", "/opt/ai-worker/bin/ai-worker", "--root", str(root)]) == 0
+    stat = Path.stat
+
+    def closed(path: Path, **options: bool) -> os.stat_result:
+        if path.parent.name == "credentials":
+            raise PermissionError(13, "no", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    assert levels(found := list(check_service(root))) == {"ok"}, found
 
 
 def worker(state: str = "alive", version: str = __version__) -> WorkerReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -56,7 +57,8 @@ def test_all_services_are_hardened_alike() -> None:
         assert hardening(name) == hardening(SERVICES[0])
     for name in SERVICES:
         assert unit(name)["DynamicUser"] == ["yes"]
-        assert {each.split(":")[0] for each in unit(name)["LoadCredential"]} == {"ai_worker_db_password", "ai_worker_master_key"}
+        keys = set() if name == "ai-worker-prune.service" else {"ai_worker_master_key"}  # which it has no use for
+        assert {each.split(":")[0] for each in unit(name)["LoadCredential"]} == {"ai_worker_db_password", *keys}
 
 
 def test_the_units_fit_the_program() -> None:
@@ -67,6 +69,26 @@ def test_the_units_fit_the_program() -> None:
     # Without being asked for more, enough for the drain time as it is by default, and for the last commits.
     assert int(worker["TimeoutStopSec"][0]) > 2 * config.Settings.model_fields["drain_seconds"].default
     assert unit("ai-worker-web.service")["KillMode"] == ["control-group"]  # what POST /task/run has started drains, too
+
+
+@pytest.mark.parametrize(("name", "own"), service_files.OWN_SETTINGS.items())
+def test_settings_of_one_service_win_over_those_of_all(name: str, own: str, tmp_path: Path) -> None:
+    """The commands that hand the settings over, run as they stand in the unit but for where files are."""
+    runtime = unit(name)["RuntimeDirectory"][0]
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "run" / runtime).mkdir(parents=True)
+    (tmp_path / "etc/ai-worker.env").write_text('AI_WORKER_DB_URL="a"\nAI_WORKER_LOG_LEVEL="debug"')  # without an end of line
+
+    def handed_over() -> dict[str, str | None]:
+        for command in unit(name)["ExecStartPre"]:
+            here = command.removeprefix("+").replace("/etc/ai-worker/", f"{tmp_path}/etc/").replace("/run/", f"{tmp_path}/run/")
+            subprocess.run(shlex.split(here), check=True, timeout=10)
+        return config.env_values(tmp_path / "run" / runtime / "ai-worker.env")
+
+    assert handed_over() == {"AI_WORKER_DB_URL": "a", "AI_WORKER_LOG_LEVEL": "debug"}
+    (tmp_path / "etc" / own).write_text('AI_WORKER_DB_URL="b"\n')
+    for _ in range(2):  # a restart begins anew
+        assert handed_over() == {"AI_WORKER_DB_URL": "b", "AI_WORKER_LOG_LEVEL": "debug"}
 
 
 @needs_systemd
@@ -203,6 +225,25 @@ def test_secrets_that_are_given_are_kept_and_a_master_key_is_never_replaced(imag
     refused = image.service("install", "--master-key-file", str(other))
     assert "another master key" in str(refused.exception)
     assert image.files()["etc/ai-worker/credentials/master-key"] == "A" * 43 + "=\n"
+
+
+@needs_systemctl
+def test_a_service_with_a_password_of_its_own_gets_no_other(image: Image) -> None:
+    image.json("install", "--db-url", URL, "--web")
+    before = image.files()
+    common = "LoadCredential=ai_worker_db_password:/etc/ai-worker/credentials/db-password\n"
+    for part in ("web", "prune"):
+        assert common in before[f"etc/systemd/system/ai-worker-{part}.service"]
+        (image.folder / f"etc/ai-worker/credentials/db-password-{part}").write_text("geheim\n")
+    assert image.json("install")["done"] == [f"write /etc/systemd/system/ai-worker-{part}.service" for part in ("web", "prune")]
+    assert image.json("install")["done"] == []
+    for part in ("web", "prune"):
+        text = image.files()[f"etc/systemd/system/ai-worker-{part}.service"]
+        assert common not in text
+        assert common.replace("db-password", f"db-password-{part}") in text
+        (image.folder / f"etc/ai-worker/credentials/db-password-{part}").unlink()
+    image.json("install")
+    assert image.files() == before
 
 
 @needs_systemctl

@@ -12,16 +12,18 @@ from typing import Final
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
 from ai_worker.cli.service_files import (
     FILES,
+    OWN_PASSWORD,
+    OWN_SETTINGS,
     PACKAGED,
+    PRUNE,
     TARGET,
     UNITS,
     WEB,
     WORKER,
     Host,
     check_readable,
-    credential,
     show,
-    units_folder,
+    unit_text,
 )
 from ai_worker.config import SERVICE_CREDENTIALS, SERVICE_ENV_FILE, SERVICE_FOLDER, Settings
 from ai_worker.errors import AiWorkerError, ConfigurationError
@@ -54,8 +56,12 @@ def _check_units(host: Host) -> Iterator[Finding]:
                 yield warning("service", f"{UNITS / name} is missing", _AGAIN)
             continue
         program = _EXEC.search(text)
-        expected = (units_folder() / name).read_text(encoding="utf-8")
-        if text != (expected.replace(PACKAGED, program[1]) if program else expected):
+        has_own = host.has_own_password(name)
+        expected = (
+            unit_text(name, Path(program[1] if program else PACKAGED), own_password=each)
+            for each in ((False, True) if has_own is None else (has_own,))
+        )
+        if text not in expected:
             yield warning("service", f"{UNITS / name} is not what this version brings", _AGAIN)
         if program and name.startswith(WORKER):
             try:
@@ -68,7 +74,8 @@ def _check_units(host: Host) -> Iterator[Finding]:
 
 def _check_secrets(host: Host) -> Iterator[Finding]:
     """Settings and credentials are for root alone: the services get theirs from systemd."""
-    for path in (SERVICE_FOLDER / SERVICE_ENV_FILE, *map(credential, SERVICE_CREDENTIALS)):
+    names = (SERVICE_ENV_FILE, *OWN_SETTINGS.values(), *SERVICE_CREDENTIALS.values(), *OWN_PASSWORD.values())
+    for path in (SERVICE_FOLDER / name for name in names):
         try:
             found = host.path(path).stat()
         except FileNotFoundError:
@@ -86,7 +93,7 @@ def _check_running(host: Host) -> Iterator[Finding]:
     """Whether systemd has those running that are enabled."""
     wanted = [f"{WORKER}{name}.service" for name in host.instances()] + [WEB] * host.is_enabled(WEB)
     try:
-        units = show(*wanted, "ai-worker-prune.service", properties=_PROPERTIES)
+        units = show(*wanted, PRUNE, properties=_PROPERTIES)
     except AiWorkerError as error:
         yield warning("service", f"systemd cannot be asked: {error}", "Look with `systemctl status 'ai-worker*'`.")
         return

@@ -19,7 +19,6 @@ from ai_worker.cli.service_files import (
     BACKOFF,
     BACKOFF_SINCE,
     FILES,
-    PACKAGED,
     TARGET,
     TIMER,
     UNITS,
@@ -34,6 +33,7 @@ from ai_worker.cli.service_files import (
     settings_text,
     show,
     this_program,
+    unit_text,
     units_folder,
     version,
 )
@@ -102,7 +102,8 @@ def install(
     """Write units, settings and credentials, enable the services and start them. May be repeated, also with other options.
 
     /etc/ai-worker/ai-worker.env is written once and never again: it is yours. Secrets that are not given are made, and kept in
-    /etc/ai-worker/credentials. After an upgrade, run it again, and then `systemctl restart 'ai-worker*'`.
+    /etc/ai-worker/credentials. After an upgrade, or when db-password-web or db-password-prune has come into that folder, run it
+    again, and then `systemctl restart 'ai-worker*'`.
     """
     check_host(root, writes=not is_dry)
     host = Host(root, is_dry)
@@ -190,7 +191,7 @@ def _write_units(host: Host, program: Path, units: list[str]) -> bool:
     has_changed, has_web = False, WEB in units
     for name in FILES:
         if name != WEB or has_web:
-            text = (units_folder() / name).read_text(encoding="utf-8").replace(PACKAGED, str(program))
+            text = unit_text(name, program, own_password=bool(host.has_own_password(name)))
             has_changed |= host.write(UNITS / name, text)
     if version() >= BACKOFF_SINCE:
         text = (units_folder() / "restart-backoff.conf").read_text(encoding="utf-8")

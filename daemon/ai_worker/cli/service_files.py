@@ -24,8 +24,12 @@ UNITS: Final = Path("/etc/systemd/system")
 TARGET: Final = "ai-worker.target"
 WORKER: Final = "ai-worker@"
 WEB: Final = "ai-worker-web.service"
+PRUNE: Final = "ai-worker-prune.service"
 TIMER: Final = "ai-worker-prune.timer"
-FILES: Final = ("ai-worker@.service", WEB, "ai-worker-prune.service", TIMER, TARGET)
+FILES: Final = ("ai-worker@.service", WEB, PRUNE, TIMER, TARGET)
+# Units whose user of the database may be another than the workers': their settings beside the common ones, and their password.
+OWN_SETTINGS: Final = {WEB: "ai-worker-web.env", PRUNE: "ai-worker-prune.env"}
+OWN_PASSWORD: Final = {WEB: "credentials/db-password-web", PRUNE: "credentials/db-password-prune"}
 BACKOFF: Final = "10-restart-backoff.conf"
 BACKOFF_SINCE: Final = 254  # of systemd: before, its lines are unknown
 PACKAGED: Final = "/opt/ai-worker/bin/ai-worker"  # what the unit files start, as they are shipped
@@ -39,6 +43,14 @@ def units_folder() -> Path:
     package = Path(ai_worker.__file__).parent
     packaged = package / "systemd"
     return packaged if packaged.is_dir() else package.parents[1] / "systemd"
+
+
+def unit_text(name: str, program: Path, *, own_password: bool) -> str:
+    """A unit file for this installation; `own_password`: it has a file with its own password of the database."""
+    text = (units_folder() / name).read_text(encoding="utf-8").replace(PACKAGED, str(program))
+    if own_password:  # systemd can load one file or another under a name, but not one where the other is missing
+        text = text.replace(f":{credential('db_password')}\n", f":{SERVICE_FOLDER / OWN_PASSWORD[name]}\n")
+    return text
 
 
 def this_program() -> Path:
@@ -105,6 +117,15 @@ class Host:
         try:
             return self.path(absolute).read_text(encoding="utf-8")
         except FileNotFoundError:
+            return None
+
+    def has_own_password(self, unit: str) -> bool | None:
+        """Whether a unit has its own password of the database; None where this user may not look."""
+        try:
+            return unit in OWN_PASSWORD and stat.S_ISREG(self.path(SERVICE_FOLDER / OWN_PASSWORD[unit]).stat().st_mode)
+        except FileNotFoundError:
+            return False
+        except PermissionError:
             return None
 
     def write(self, absolute: Path, text: str, mode: int = 0o644) -> bool:
