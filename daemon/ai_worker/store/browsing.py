@@ -55,6 +55,8 @@ class Browsing:
 
     def tasks(self, search: TaskSearch, size: int = 25, before: int = _LAST) -> TaskPage:
         """Tasks with an id below `before`, the newest first: at most `size`, among the next TASKS_SEARCHED."""
+        if not _is_ascii(search.task_type, search.queue):
+            return TaskPage([], None, is_cut=False)
         text = search.text.strip() if search.text else ""
         number = int(text) if text.isdecimal() and len(text) < 19 else None
         where = search._asdict() | {"text": text or None, "status_id": search.status, "id_task": number}
@@ -254,6 +256,8 @@ class Browsing:
         return rows[0]["id_task_item"] if rows else 0
 
     def _matching(self, id_task: int, search: ItemSearch, after: int, scan: int, size: int) -> list[int]:
+        if not _is_ascii(search.kind):
+            return []
         where = {"status_id": search.effective_status, "review_status_id": search.review, "error_kind": search.kind}
         rows = self._db.query("matching_items", {"id_task": id_task, **where, "after": after, "scan": scan, "size": size})
         return [row["id_task_item"] for row in rows]
@@ -266,6 +270,11 @@ class Browsing:
     def _lines(self, items: Sequence[int]) -> list[ItemLine]:
         rows = self._db.query("item_lines", {"items": list(items), "characters": _LINE_CHARACTERS}) if items else []
         return [_line(row) for row in rows]
+
+
+def _is_ascii(*words: str | None) -> bool:
+    """Whether these can stand in columns of ASCII at all: the server refuses to compare such a column with anything else."""
+    return all(word is None or word.isascii() for word in words)
 
 
 def _line(row: Row) -> ItemLine:

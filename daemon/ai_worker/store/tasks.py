@@ -140,6 +140,8 @@ class Tasks:
                 raise self._not_retried(id_task, id_task_item)
             return count
         if kind is not None:
+            if not kind.isascii():
+                return 0  # as no kind is; the server would refuse to compare
             return self._batch_by_batch(
                 "failed_items_of_kind", {"id_task": id_task, "error_kind": kind}, partial(self._retry, id_task)
             )

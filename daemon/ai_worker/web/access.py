@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
@@ -18,8 +20,14 @@ _BEARER = HTTPBearer(auto_error=False, scheme_name="token", description="A token
 
 
 async def principal(request: Request, services: Served) -> Principal:
-    """Whoever makes the request. Raises Unauthorised for no token, or one that is not, or no longer, valid, and TooMany for too
-    many of these."""
+    """Whoever makes the request; looked for once. Raises as `look`."""
+    known: Principal | None = getattr(request.state, "principal", None)
+    return known or await look(request, services)
+
+
+async def look(request: Request, services: Services) -> Principal:
+    """Whoever makes the request, as it is now. Raises Unauthorised for no token, or one that is not, or no longer, valid, and
+    TooMany for too many of these."""
     found = await _found(request, services)
     if found is None:
         raise Unauthorised("this needs a valid token: `Authorization: Bearer …`; `ai-worker token add` makes one")
@@ -33,6 +41,21 @@ async def _found(request: Request, services: Services) -> Principal | None:
         return await services.door.admit(token, request)
     session = request.cookies.get(COOKIE)
     return None if session is None else await services.ask(services.tokens.session, session)
+
+
+class Guarded(APIRoute):
+    """A route that knows who asks before it reads what they send: FastAPI by itself reads and parses the whole body first, of
+    strangers too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler that FastAPI made, behind the door."""
+        handler = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            await principal(request, request.app.state.services)
+            return await handler(request)
+
+        return guarded
 
 
 def needs(scope: Scope) -> Any:

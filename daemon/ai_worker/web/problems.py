@@ -61,11 +61,9 @@ def add_problems(app: FastAPI) -> None:
         status = status_of(error)
         if isinstance(error, Refused):
             return problem(request, status, str(error), error.headers)
-        if isinstance(error, DatabaseAway):  # where it is, and what it said, is for the log
-            return problem(request, status, "the database cannot be reached; try again", {"Retry-After": "5"})
         if status is HTTPStatus.INTERNAL_SERVER_ERROR:
             raise error  # to be told in the log, with its traceback
-        return problem(request, status, str(error), {})
+        return problem(request, status, told(error), {"Retry-After": "5"} if isinstance(error, DatabaseAway) else {})
 
     @app.exception_handler(HTTPException)
     async def _of_starlette(request: Request, error: Exception) -> Response:
@@ -93,6 +91,13 @@ def status_of(error: Exception) -> HTTPStatus:
     if isinstance(error, DatabaseAway):
         return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def told(error: Exception) -> str:
+    """What those who asked are told of an error. What the database said, and where it is, is for the log alone."""
+    if isinstance(error, DatabaseAway):
+        return "the database cannot be reached; try again"
+    return "see the server's log" if status_of(error) is HTTPStatus.INTERNAL_SERVER_ERROR else str(error)
 
 
 def is_page(path: str) -> bool:

@@ -21,6 +21,8 @@ from ai_worker.web.problems import problem
 
 REQUEST_ID: Final = "X-Request-ID"
 UPLOADS: Final = "/ui/submit"
+LOGIN: Final = "/ui/login"
+LOGIN_BYTES: Final = 64 << 10
 _WELL_FORMED: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 
 # For answers that say nothing else: a page brings a policy of its own (web/pages).
@@ -50,9 +52,11 @@ class Requests:
         request_id = given if _WELL_FORMED.fullmatch(given) else str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         with log.bound(request_id=request_id):
-            # Uploads are read by a handler that knows by then who sends them, and put on the disk.
-            limit = self._upload_bytes if scope["path"] == UPLOADS else self._body_bytes
-            await self._answer(_Exchange(scope, receive, send, request_id, limit))
+            await self._answer(_Exchange(scope, receive, send, request_id, self._limit(scope["path"])))
+
+    def _limit(self, path: str) -> int:
+        """Bytes that are read. Uploads go to the disk; the login's form is the only body that is read of strangers."""
+        return {UPLOADS: self._upload_bytes, LOGIN: LOGIN_BYTES}.get(path, self._body_bytes)
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ai_worker.config import ENV_FILE_VARIABLE, PREFIX
 from ai_worker.errors import DatabaseError
 from ai_worker.log import Event, Log
-from ai_worker.store.run_requests import RunRequests
+from ai_worker.store.run_requests import RunRequest, RunRequests
 from ai_worker.web.problems import Refused
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ class Runs:
         self._lock = threading.Lock()
         self._going = 0
 
-    def start(self, who: Principal, task: int | None, task_item: int | None, max_item: int | None) -> int:
-        """Starts a run and returns its id; it goes on when this process ends. Raises Busy for one too many."""
+    def start(self, who: Principal, task: int | None, task_item: int | None, max_item: int | None) -> RunRequest:
+        """Starts a run, which goes on when this process ends. Raises Busy for one too many.
+
+        Nothing fails once the process is there: an error would say that there is no run, and who sends again would have two.
+        """
         with self._lock:
             if self._going >= self._options.runs:
                 raise Busy(
@@ -52,14 +56,21 @@ class Runs:
             self._going += 1
         try:
             number = self._requests.add(who.id_api_token, socket.gethostname(), task, task_item, max_item)
+            made = self._requests.get(number)
             process = self._process(number)
         except BaseException:
             self._gone()
             raise
         log(Event.RUN_STARTED, run=number, pid=process.pid)
         threading.Thread(target=self._wait, args=(number, process), name=f"run {number}", daemon=True).start()
-        self._requests.note_process(number, process.pid)
-        return number
+        self._note(number, process.pid)
+        return replace(made, pid=process.pid)
+
+    def _note(self, number: int, pid: int) -> None:
+        try:
+            self._requests.note_process(number, pid)
+        except DatabaseError as error:
+            log(Event.DATABASE_AWAY, reason=str(error), commit_in_doubt=False)
 
     def _process(self, number: int) -> subprocess.Popen[bytes]:
         try:

@@ -13,12 +13,12 @@ from fastapi.responses import StreamingResponse
 from ai_worker.errors import NotFound
 from ai_worker.store.answers import ENDED, Finished
 from ai_worker.store.reviews import Review, Span
-from ai_worker.web.access import Reader, Reviewer
+from ai_worker.web.access import Guarded, Reader, Reviewer
 from ai_worker.web.api.shapes import LARGEST_ID, VERDICTS, FileOut, ItemOut, ReviewedOut, ReviewIn
 from ai_worker.web.once import Answer, Exactly
 from ai_worker.web.services import Served, Services
 
-router = APIRouter(prefix="/task-item", tags=["items"])
+router = APIRouter(route_class=Guarded, prefix="/task-item", tags=["items"])
 
 ItemId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="The item.")]
 LONGEST_WAIT: Final = 60.0  # seconds; proxies give up somewhat later

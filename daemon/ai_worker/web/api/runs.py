@@ -14,12 +14,12 @@ from ai_worker.estimate import Estimate
 from ai_worker.log import excerpt
 from ai_worker.models import Filters
 from ai_worker.store.run_requests import RunRequest
-from ai_worker.web.access import Reader, Runner
+from ai_worker.web.access import Guarded, Reader, Runner
 from ai_worker.web.api.shapes import LARGEST_ID, PreviewOut, PromptOut, RunIn, RunOut
 from ai_worker.web.once import Answer, Exactly
 from ai_worker.web.services import Served, Services
 
-router = APIRouter(prefix="/task/run", tags=["runs"])
+router = APIRouter(route_class=Guarded, prefix="/task/run", tags=["runs"])
 
 PROMPTS: Final = 10  # shown
 PROMPT_CHARACTERS: Final = 20_000
@@ -41,9 +41,8 @@ async def run(body: RunIn, who: Runner, services: Served, once: Exactly) -> Resp
         task = await services.ask(_checked, services, body)
         if body.dry_run:
             return Answer(await services.ask(_preview, services, Filters(task, body.task_item), body.max_item))
-        number = await services.ask(services.runs.start, who, task, body.task_item, body.max_item)
-        made = _out(await services.ask(services.run_requests.get, number), note=_NOTE)
-        return Answer(made, HTTPStatus.ACCEPTED, {"Location": f"/task/run/{number}"})
+        made = await services.ask(services.runs.start, who, task, body.task_item, body.max_item)
+        return Answer(_out(made, note=_NOTE), HTTPStatus.ACCEPTED, {"Location": f"/task/run/{made.id_run_request}"})
 
     return await once(work)
 

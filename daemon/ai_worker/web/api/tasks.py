@@ -18,7 +18,7 @@ from ai_worker.planning import Wish
 from ai_worker.store.browsed import TaskSearch
 from ai_worker.store.new_tasks import NewItem
 from ai_worker.store.tasks import Change, Submitted
-from ai_worker.web.access import Reader, Runner
+from ai_worker.web.access import Guarded, Reader, Runner
 from ai_worker.web.api.items import item_out
 from ai_worker.web.api.shapes import (
     ITEM_STATUSES,
@@ -38,7 +38,7 @@ from ai_worker.web.api.shapes import (
 from ai_worker.web.once import Answer, Exactly
 from ai_worker.web.services import Served, Services
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(route_class=Guarded, tags=["tasks"])
 
 TaskId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="The task.")]
 _MOST: Final = 200  # of a page

@@ -110,6 +110,13 @@ def named(kind: type[E], text: str) -> E | None:
         raise UsageError(f"{text!r} is no status here; these are: {', '.join(each.name.lower() for each in kind)}") from None
 
 
+def number(text: str) -> int:
+    """An id out of a live page's key. Raises UsageError for what is none."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise UsageError(f"{text[:20]!r} is no number")
+    return int(text)
+
+
 def query_of(**given: object) -> str:
     """What an address says after its question mark: without what is not given."""
     return urlencode({name: value for name, value in given.items() if value not in (None, "")})

@@ -66,7 +66,10 @@ async def log_out(request: Request, services: Served) -> Response:
 
 def local(address: str) -> str:
     """The address if it is one of our pages, else the overview: a link must not lead elsewhere by way of the login."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # `http://[` and the like
+        return "/"
     is_ours = not parts.scheme and not parts.netloc and is_page(parts.path)
     return address if is_ours and address.isprintable() and "\\" not in address else "/"
 
@@ -92,7 +95,8 @@ def error_page(request: Request, status: HTTPStatus, detail: str, headers: dict[
 def _to_login(request: Request, *, is_part: bool) -> Response:
     wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if is_part:
-        wanted = urlsplit(request.headers.get("hx-current-url", "/"))._replace(scheme="", netloc="").geturl()
+        _, _, behind = request.headers.get("hx-current-url", "").partition("://")
+        wanted = "/" + behind.partition("/")[2]
     elif request.method != "GET":
         wanted = "/"
     elif request.headers.get("sec-fetch-site") == "cross-site":

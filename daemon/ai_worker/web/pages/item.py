@@ -16,12 +16,12 @@ from ai_worker.store.browsed import SHOWN_CHARACTERS, FullItem
 from ai_worker.store.reviews import LONGEST_NOTE, Review, Span
 from ai_worker.store.tokens import Scope
 from ai_worker.text import harmless
-from ai_worker.web.access import Reviewer, Runner, needs
+from ai_worker.web.access import Guarded, Reviewer, Runner, needs
 from ai_worker.web.pages.asking import ITEM_KINDS, go, said
 from ai_worker.web.pages.rendering import render
 from ai_worker.web.services import Served
 
-router = APIRouter(include_in_schema=False, dependencies=[needs(Scope.READ)])
+router = APIRouter(route_class=Guarded, include_in_schema=False, dependencies=[needs(Scope.READ)])
 
 _OUTCOMES: Final = {"processed": "good", "failed": "bad", "retry": "warn", "postponed": "idle", "lost": "bad"}
 _VERDICTS: Final = {

@@ -17,11 +17,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.sse import format_sse_event
 
-from ai_worker.errors import AiWorkerError, NotFound
+from ai_worker.errors import AiWorkerError, DatabaseAway, NotFound, UsageError
 from ai_worker.log import Event, Log
-from ai_worker.web.access import Reader, principal
+from ai_worker.web.access import Reader, look
 from ai_worker.web.pages.rendering import environment, permits
-from ai_worker.web.problems import Refused, TooMany
+from ai_worker.web.problems import Refused, TooMany, told
 from ai_worker.web.services import Served, Services
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ class _Channel:
                 found = await self._topic.fragments(self._services, self._may, self._key)
             except NotFound:
                 self._tell_all("reload", "")
-            except AiWorkerError as error:
+            except (UsageError, DatabaseAway) as error:
                 self._is_away = True
-                self._tell_all("away", str(error))
-            except Exception as error:  # noqa: BLE001 -- a mistake in a page: the log tells it, and those who watch are not left waiting
+                self._tell_all("away", told(error))
+            except Exception as error:  # noqa: BLE001 -- a mistake of ours: the log tells it, and those who watch are not left waiting
                 _log(Event.LIVE_FAILED, topic=self._topic.name, message=str(error), exc_info=error)
                 self._is_away = True
                 self._tell_all("away", "this page cannot be kept up to date; see the server's log")
@@ -227,7 +227,7 @@ class _EventStream(Response):
     async def _heartbeat(self) -> bytes:
         """Keeps the connection, or ends it with the session."""
         try:
-            await principal(self._request, self._services)
+            await look(self._request, self._services)
         except Refused:
             self._watcher.end()
             return format_sse_event(data_str="", event="reload")

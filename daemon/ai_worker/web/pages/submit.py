@@ -27,7 +27,7 @@ from ai_worker.store.browsed import ItemSearch
 from ai_worker.store.new_tasks import CACHE_SECONDS
 from ai_worker.store.tasks import Submitted
 from ai_worker.text import clean
-from ai_worker.web.access import Runner
+from ai_worker.web.access import Guarded, Runner
 from ai_worker.web.pages.asking import go, within_patience
 from ai_worker.web.pages.drafts import UNCONFIRMED
 from ai_worker.web.pages.estimating import estimated
@@ -35,7 +35,7 @@ from ai_worker.web.pages.rendering import render
 from ai_worker.web.services import Served, Services
 from ai_worker.web.uploads import form_of, rows_in
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(route_class=Guarded, include_in_schema=False)
 
 _DAY: Final = 86_400
 _FORMATS: Final = ("csv", "jsonl", "txt")

@@ -18,14 +18,14 @@ from ai_worker.store.browsing import ERRORS
 from ai_worker.store.reports import TaskReport
 from ai_worker.store.reviews import Review, Span
 from ai_worker.store.tokens import Scope
-from ai_worker.web.access import Reviewer, Runner, needs
-from ai_worker.web.pages.asking import ITEM_KINDS, TASK_KINDS, go, live_key, named, query_of, said, within_patience
+from ai_worker.web.access import Guarded, Reviewer, Runner, needs
+from ai_worker.web.pages.asking import ITEM_KINDS, TASK_KINDS, go, live_key, named, number, query_of, said, within_patience
 from ai_worker.web.pages.drafts import UNCONFIRMED
 from ai_worker.web.pages.live import May, Topic
 from ai_worker.web.pages.rendering import fragment, render
 from ai_worker.web.services import Served, Services
 
-router = APIRouter(include_in_schema=False, dependencies=[needs(Scope.READ)])
+router = APIRouter(route_class=Guarded, include_in_schema=False, dependencies=[needs(Scope.READ)])
 
 _LEAST_PRIORITY, _MOST_PRIORITY = -32767, 32767
 _LOOKS: Final = 3  # searches for the next item to be reviewed, in one request
@@ -133,8 +133,8 @@ def _commands(facts: Mapping[str, Any]) -> list[str]:
 async def _fragments(services: Services, may: May, key: str) -> Mapping[str, str]:
     given = parse_qs(key)
     filters = {name: given.get(name, [""])[0] for name in ("status", "review", "kind", "order", "after")}
-    facts = await _facts(services, int(given["id"][0]), filters) if given.get("id") else None
-    return {} if facts is None else {part: fragment(f"task/_{part}.html.j2", may, **facts) for part in _PARTS}
+    facts = await _facts(services, number(given.get("id", [""])[0]), {**filters, "after": str(number(filters["after"] or "0"))})
+    return {part: fragment(f"task/_{part}.html.j2", may, **facts) for part in _PARTS}
 
 
 TOPIC: Final = Topic("task", _fragments)
