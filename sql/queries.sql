@@ -3011,8 +3011,8 @@ SELECT (SELECT COUNT(*) FROM worker FORCE INDEX (k_worker_lease) WHERE ended_at 
        (SELECT COUNT(*) FROM api_token WHERE revoked_at < %(before)s OR expire_at < %(before)s) AS api_token,
        (SELECT COUNT(*) FROM run_request WHERE ended_at < %(before)s) AS run_request,
        (SELECT COUNT(*) FROM schedule_fire f WHERE f.due_at < %(before)s
-           AND f.due_at < (SELECT MAX(l.due_at) FROM schedule_fire l FORCE INDEX (PRIMARY)
-                            WHERE l.id_schedule = f.id_schedule AND l.id_task IS NOT NULL)) AS schedule_fire;
+           AND f.due_at < COALESCE((SELECT MAX(l.due_at) FROM schedule_fire l FORCE INDEX (PRIMARY)
+                                     WHERE l.id_schedule = f.id_schedule AND l.id_task IS NOT NULL), %(before)s)) AS schedule_fire;
 
 -- ===== health =====
 

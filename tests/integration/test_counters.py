@@ -14,6 +14,7 @@ from ai_worker.log import Log
 from ai_worker.models import Item
 from ai_worker.store.counters import Counters
 from ai_worker.store.queue import Queue
+from ai_worker.worker import loop as worker_loop
 from ai_worker.worker.reporter import Reporter
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
@@ -165,3 +166,18 @@ def test_counters_of_workers_that_are_no_longer_there_are_added_up(counters: Cou
     counters.fold([])
     rows = sql("SELECT id_worker, name, value FROM worker_counter ORDER BY id_worker, name")
     assert [tuple(row.values()) for row in rows] == [(0, NAME, 7), (0, "tokens_total", 10), (3, NAME, 5)]
+
+
+def test_a_last_report_that_waits_for_an_absent_database_does_not_hold_up_the_exit(
+    sql: Sql, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+
+    def close(self: Reporter) -> None:
+        ended.append(self._counters._db._given_up.wait(10))
+
+    monkeypatch.setattr(Reporter, "close", close)
+    monkeypatch.setattr(worker_loop, "STORE_SECONDS", 0.1)
+    add_task(sql, add_model(sql, None, "echo", "e"), ["echo"])
+    assert Run(database_url).summary.processed == 1
+    assert ended == [True]

@@ -59,9 +59,8 @@ def test_everything_old_goes_and_a_dry_run_foretells_it(database: Database, sql:
     assert left(sql, *ALL_GONE) == before
     gone = prune(database).rows
     assert not any(left(sql, *ALL_GONE).values())
-    assert {table: gone[table] for table in ("task", "task_item", "task_item_step", "worker", "web_session")} == {
-        table: foretold[table] for table in ("task", "task_item", "task_item_step", "worker", "web_session")
-    }
+    tables = ("task", "task_item", "task_item_step", "worker", "web_session", "schedule_fire")
+    assert {table: gone[table] for table in tables} == {table: foretold[table] for table in tables}
     assert gone["task_attempt"] == 2  # and the one whose item had gone before
     assert sql("SELECT id_worker, value FROM worker_counter") == [{"id_worker": 0, "value": 7.0}]
     assert sum(prune(database).rows.values()) == 0

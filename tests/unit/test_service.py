@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from ai_worker import config
 from ai_worker.cli import cli, service_files
 from ai_worker.cli.service_files import PACKAGED, check_readable, units_folder
-from ai_worker.errors import ConfigurationError
+from ai_worker.errors import ConfigurationError, UsageError
 
 SERVICES = ("ai-worker@.service", "ai-worker-web.service", "ai-worker-prune.service")
 HIGHEST = {
@@ -291,6 +291,30 @@ def test_uninstall_leaves_settings_unless_they_are_to_go(image: Image) -> None:
     assert image.json("uninstall")["done"] == []
     image.json("uninstall", "--purge")
     assert set(image.files()) == {"etc/systemd/system/ai-worker@.service.d/override.conf"}
+
+
+@needs_systemctl
+def test_uninstall_takes_away_links_and_never_what_they_lead_to(image: Image) -> None:
+    image.json("install", "--db-url", URL, "--web")
+    data = image.folder / "var/lib/private/ai-worker"  # as systemd lays it out for a user that it makes
+    data.mkdir(parents=True)
+    (data.parent.parent / "ai-worker").symlink_to("private/ai-worker")
+    kept = image.folder / "srv/settings"
+    shutil.move(image.folder / "etc/ai-worker", kept)
+    (image.folder / "etc/ai-worker").symlink_to(kept)
+    (image.folder / "etc/systemd/system/ai-worker-web.service").unlink()  # by hand: its link is left
+    image.json("uninstall", "--purge")
+    assert {path.split("/")[0] for path in image.files()} == {"srv"}
+    assert not data.exists()
+
+
+@needs_systemctl
+@pytest.mark.parametrize("program", ["bin/ai-worker", "/opt/my tools/bin/ai-worker", "/opt/100%/bin/ai-worker"])
+def test_a_program_that_a_unit_cannot_name_is_refused(image: Image, program: str) -> None:
+    result = image.service("install", "--db-url", URL, "--program", program)
+    assert isinstance(result.exception, UsageError)
+    assert program in str(result.exception)
+    assert image.files() == {}
 
 
 @needs_systemctl

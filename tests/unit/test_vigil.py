@@ -36,6 +36,7 @@ def worker(**changes: Any) -> dict[str, Any]:
         "under_way": SimpleNamespace(overdue=lambda: 0),
         "draining": asyncio.Event(),
         "drain_until": lambda: math.inf,
+        "longest": 0.0,
     }
     for name, values in changes.items():
         part = cast("Any", parts[name])
@@ -44,11 +45,11 @@ def worker(**changes: Any) -> dict[str, Any]:
     return parts
 
 
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> list[dict[str, str]]:
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], longest: float = 0.0) -> list[dict[str, str]]:
     """What such a worker tells within a few turns after it has become ready."""
 
     async def watched(manager: Manager) -> None:
-        task = asyncio.create_task(Vigil(**worker(**changes)).run())
+        task = asyncio.create_task(Vigil(**{**worker(**changes), "longest": longest}).run())
         await asyncio.sleep(0.05)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -87,6 +88,53 @@ def test_an_absent_database_is_no_reason_to_end_a_worker(tmp_path: Path, monkeyp
     messages = told(tmp_path, monkeypatch, changes)
     assert messages
     assert messages[-1] == {"WATCHDOG": "1", "STATUS": "waits for the database; 1 results in hand"}
+
+
+def test_a_table_that_somebody_changes_is_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim then ends by the time-outs of its connection, which a database's URL may make longer than they are."""
+    messages = told(tmp_path, monkeypatch, {"claiming": {"standstill": 301.0}}, longest=160.0)
+    assert {each["WATCHDOG"] for each in messages} == {"1"}
+
+
+def test_settings_read_anew_while_it_starts_do_not_make_it_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def started(manager: Manager) -> None:
+        parts = worker()
+        parts["claiming"].has_looked.clear()
+        subject = Vigil(**parts)
+        task = asyncio.create_task(subject.run())
+        await asyncio.sleep(0)
+        subject.reloading()
+        subject.reloaded()
+        assert not any("READY" in each or "RELOADING" in each for each in manager.rest())
+        parts["claiming"].has_looked.set()
+        await asyncio.sleep(0.02)
+        assert "READY" in manager.rest()[-1]
+        subject.reloading()
+        subject.reloaded()
+        assert [*map(set, manager.rest())] == [{"RELOADING", "MONOTONIC_USEC"}, {"READY"}]
+        parts["draining"].set()
+        subject.reloading()
+        subject.reloaded()
+        assert manager.rest() == []
+        task.cancel()
+
+    with listening(tmp_path) as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.env["NOTIFY_SOCKET"])
+        asyncio.run(started(manager))
+
+
+def test_it_says_that_it_is_ready_until_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell, refused = notify.tell, [notify.READY]
+
+    def full_once(*lines: str) -> bool:
+        if refused and refused[0] in lines:
+            refused.clear()
+            return False
+        return tell(*lines)
+
+    monkeypatch.setattr(notify, "tell", full_once)
+    assert told(tmp_path, monkeypatch, {})  # begins with READY
+    assert not refused
 
 
 def test_nobody_asks_for_more_time_long_after_the_drain_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ai_worker.cli import context
-from ai_worker.config import Settings, variable
+from ai_worker import log
+from ai_worker.config import Settings, load_settings, variable
 from ai_worker.worker import Reloaded
 
 # In force at once. All others are built into connections, threads and shares when the worker starts.
@@ -27,8 +27,9 @@ class Reload:
 
     def __call__(self) -> Reloaded:
         """Raises ConfigurationError for wrong settings, with everything left as it was."""
-        new = context.settings()  # sets up the log, too
+        new = load_settings()
         new.database_url()
+        log.configure(new.log_level, new.log_format, new.log_sample)  # last: nothing of settings that are wrong is in force
         changed = [variable(name) for name in sorted(LIVE) if getattr(new, name) != getattr(self._now, name)]
         others = sorted(Settings.model_fields.keys() - LIVE)
         at_restart = [variable(name) for name in others if getattr(new, name) != getattr(self._first, name)]

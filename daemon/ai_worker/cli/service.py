@@ -26,6 +26,7 @@ from ai_worker.cli.service_files import (
     WORKER,
     Host,
     check_host,
+    check_path,
     check_readable,
     credential,
     echo_done,
@@ -108,6 +109,7 @@ def install(
     check_host(root, writes=not is_dry)
     host = Host(root, is_dry)
     program = program or this_program()
+    check_path(program)
     check_readable(program, root)
     units = _wanted(host, instances, web=web, prune=prune)
     if WEB in units and program == this_program() and importlib.util.find_spec("fastapi") is None:
@@ -237,9 +239,8 @@ def uninstall(purge: bool, root: Path | None, is_dry: bool, as_json: bool) -> in
     """
     check_host(root, writes=not is_dry)
     host = Host(root, is_dry)
-    units = [
-        unit for unit in (*_workers(host), WEB, TIMER, TARGET) if unit.startswith(WORKER) or host.read(UNITS / unit) is not None
-    ]
+    others = [unit for unit in (WEB, TIMER, TARGET) if host.read(UNITS / unit) is not None or host.is_enabled(unit)]
+    units = [*_workers(host), *others]
     if units:
         host.systemctl("disable", *(["--now"] if root is None else []), *units)
     removed = [host.remove(UNITS / name) for name in FILES]

@@ -34,6 +34,7 @@ BACKOFF: Final = "10-restart-backoff.conf"
 BACKOFF_SINCE: Final = 254  # of systemd: before, its lines are unknown
 PACKAGED: Final = "/opt/ai-worker/bin/ai-worker"  # what the unit files start, as they are shipped
 
+_UNFIT: Final = re.compile(r"[\s\"'%$\\;]")  # of a path in ExecStart=
 # The services see nothing of these folders (ProtectHome=, PrivateTmp=).
 _HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 -- named to be refused
 
@@ -56,6 +57,12 @@ def unit_text(name: str, program: Path, *, own_password: bool) -> str:
 def this_program() -> Path:
     """The command `ai-worker` of this installation."""
     return Path(sys.prefix) / "bin" / "ai-worker"
+
+
+def check_path(program: Path) -> None:
+    """Raises UsageError for a path that would mean something else in a unit file."""
+    if not program.is_absolute() or _UNFIT.search(str(program)):
+        raise UsageError(f"{program}: systemd starts programs by an absolute path, without blanks, quotes and any of % $ ; \\")
 
 
 def check_readable(program: Path, root: Path | None) -> None:
@@ -152,11 +159,12 @@ class Host:
     def remove(self, absolute: Path) -> bool:
         """Deletes a file, or a folder with all that is in it; whether it was there."""
         path = self.path(absolute)
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         self._tell("delete", absolute)
         if not self.is_dry:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # Of a link only the link goes: systemd's /var/lib/ai-worker is one.
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return True
 
     def systemctl(self, *arguments: str) -> None:

@@ -112,6 +112,11 @@ class Database:
         return self._repeat(work, autocommit=False)
 
     @property
+    def longest(self) -> float:
+        """Seconds until a statement that a reachable server does not answer, because of somebody's lock say, is given up."""
+        return MAX_LOSSES * (self.url.connect_timeout + self.url.read_timeout)
+
+    @property
     def connections(self) -> int:
         """How many connections are open now."""
         with self._lock:

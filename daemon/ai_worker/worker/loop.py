@@ -76,7 +76,7 @@ class Worker:
         self._aborting = asyncio.Event()  # wait for nothing more
         parts = self._parts
         watched = parts.lease, parts.slots, parts.accounts, parts.claiming, parts.under_way, parts.draining
-        self._vigil = Vigil(*watched, drain_until=lambda: self._drain_until)
+        self._vigil = Vigil(*watched, drain_until=lambda: self._drain_until, longest=queue.db.longest)
         self._has_ended = False
 
     async def run(self) -> Summary:
@@ -262,12 +262,21 @@ class Worker:
         with contextlib.suppress(TimeoutError, DatabaseError):  # the row is tidied up by others when its lease is over
             await asyncio.wait_for(asyncio.to_thread(parts.lease.stop), timeout=STORE_SECONDS)
             self._has_ended = True
-            await asyncio.wait_for(asyncio.to_thread(parts.reporter.close), timeout=STORE_SECONDS)
+        if self._has_ended:
+            await self._report_at_last()
         done = parts.accounts.summary
         self._log.tell_left_out(every=0)
         self._log(Event.STOP, processed=done.processed, failed=done.failed, deferred=done.deferred, released=done.released)
         if failure is not None:
             raise failure
+
+    async def _report_at_last(self) -> None:
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._parts.reporter.close), timeout=STORE_SECONDS)
+        except TimeoutError:
+            self._give_up()  # or its thread would hold up the exit until the database is back
+        except DatabaseError:
+            pass  # nothing depends on it
 
     @staticmethod
     async def _until(condition: Callable[[], bool], seconds: float) -> None:

@@ -24,8 +24,7 @@ from ai_worker.worker.under_way import UnderWay
 
 STATUS_SECONDS: Final = 5.0  # between two lines, and between two requests for more time
 FEEDS: Final = 3  # of the watchdog in its time
-# The claim loop has not come round, and the database answers. Several times as long as a statement may wait for its answer.
-STANDSTILL_SECONDS: Final = 300.0
+STANDSTILL_SECONDS: Final = 300.0  # at the least, see `Vigil`
 OVERTIME_SECONDS: Final = 30.0  # after the drain time: the last commits. Longer than that nobody asks for
 
 
@@ -36,6 +35,8 @@ class Vigil:
     ----------
     draining: set when the worker has been told to stop.
     drain_until: until when it then has time, by the monotonic clock.
+    longest: seconds that one look for work may take until it ends by itself, while the database answers others: who changes a
+        table locks it for as long as that takes.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Vigil:
         under_way: UnderWay,
         draining: asyncio.Event,
         drain_until: Callable[[], float],
+        longest: float,
     ) -> None:
         self._lease = lease
         self._slots = slots
@@ -55,8 +57,9 @@ class Vigil:
         self._under_way = under_way
         self._draining = draining
         self._drain_until = drain_until
+        self._standstill = max(STANDSTILL_SECONDS, 2 * longest)
         self._is_ready = False
-        self._is_reloading = False
+        self._owes_ready = False  # the manager has not taken it yet
         self._has_said: str | None = None
         self._counted = (time.monotonic(), 0)
         watchdog = notify.watchdog_seconds()
@@ -75,7 +78,7 @@ class Vigil:
                     notify.tell(notify.extend(), notify.status("starting: waits for the database"))
             if not draining.done():
                 self._is_ready = True
-                notify.tell(notify.READY, notify.ALIVE, self._status())
+                self._say_ready(notify.ALIVE, self._status())
             while not draining.done():
                 await asyncio.wait([draining], timeout=self._every)
                 self._tell()
@@ -91,15 +94,21 @@ class Vigil:
 
     def reloading(self) -> None:
         """Settings are being read anew, until `reloaded`."""
-        self._is_reloading = True
-        notify.tell(notify.reloading())
+        if self._is_ready and not self._draining.is_set():
+            notify.tell(notify.reloading())
 
     def reloaded(self) -> None:
         """This is over, whatever came of it."""
-        self._is_reloading = False
-        notify.tell(notify.READY)
+        if self._is_ready and not self._draining.is_set():  # one that still starts must not be taken to be ready
+            self._say_ready()
+
+    def _say_ready(self, *lines: str) -> None:
+        """Until it is taken: a manager that waits for it in vain ends the worker."""
+        self._owes_ready = not notify.tell(notify.READY, *lines)
 
     def _tell(self) -> None:
+        if self._owes_ready:
+            self._say_ready()
         if (trouble := self._trouble()) is None:
             notify.tell(notify.ALIVE, self._status())
         elif trouble != self._has_said:
@@ -113,7 +122,7 @@ class Vigil:
         """Why the watchdog gets nothing; None while all is well, also while nothing can be done because the database is away."""
         if (overdue := self._under_way.overdue()) > 0:
             return f"{overdue} calls are under way beyond their deadlines"
-        if self._claiming.standstill > STANDSTILL_SECONDS and self._lease.may_claim:
+        if self._claiming.standstill > self._standstill and self._lease.may_claim:
             return f"no look for work has come to its end for {self._claiming.standstill:.0f} s, though the database answers"
         return None
 
