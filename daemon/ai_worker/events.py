@@ -104,7 +104,6 @@ class Event(Enum):
     )
     DATABASE_BACK = (logging.INFO, "host", "the database answers again")
     CONFLICT = (logging.DEBUG, "attempt reason", "the server broke off a transaction in favour of another; it is run again")
-    MIGRATED = (logging.INFO, "version name seconds", "a schema migration was applied")
     NO_TRACES = (logging.WARNING, "message", "traces are asked for and cannot be made; the worker goes on without")
     LEFT_OUT = (
         logging.INFO,

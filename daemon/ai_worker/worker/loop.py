@@ -25,7 +25,7 @@ from ai_worker.worker import metrics
 from ai_worker.worker.accounts import Summary
 from ai_worker.worker.assembly import Assembly
 from ai_worker.worker.options import Reloaded, WorkerOptions
-from ai_worker.worker.signals import reload_signal, stop_signals
+from ai_worker.worker.signals import OneAtATime, reload_signal, stop_signals
 from ai_worker.worker.tracing import OFF, Tracing
 from ai_worker.worker.vigil import Vigil
 
@@ -68,7 +68,7 @@ class Worker:
         self._options = options
         self._give_up = give_up
         self._reload = reload
-        self._reloading: asyncio.Task[None] | None = None
+        self._reloading = OneAtATime(self._read_anew)
         self._log = self._parts.lease.log
         self._draining = self._parts.draining
         self._drain_until = math.inf
@@ -215,9 +215,9 @@ class Worker:
     # ----- other settings
 
     def _on_reload(self) -> None:
-        """From a signal handler, made safe for the loop. One at a time: what comes meanwhile is about the same settings."""
-        if (self._reloading is None or self._reloading.done()) and not self._draining.is_set():
-            self._reloading = asyncio.create_task(self._read_anew())
+        """From a signal handler, made safe for the loop."""
+        if not self._draining.is_set():
+            self._reloading.ask()
 
     async def _read_anew(self) -> None:
         if self._reload is None:

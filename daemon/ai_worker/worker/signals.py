@@ -7,7 +7,28 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
+
+
+class OneAtATime:
+    """Work that signals ask for. Asked for while it is under way, it is done once more: it may have looked too early."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self._doing: asyncio.Task[None] | None = None
+        self._is_asked = False
+
+    def ask(self) -> None:
+        """Begins it soon. Call it in the loop."""
+        self._is_asked = True
+        if self._doing is None or self._doing.done():
+            self._doing = asyncio.create_task(self._do())
+
+    async def _do(self) -> None:
+        while self._is_asked:
+            self._is_asked = False
+            await self._work()
 
 
 @contextlib.contextmanager
