@@ -18,6 +18,7 @@ from ai_worker.web.once import Once
 from ai_worker.web.options import WebOptions
 from tests.conftest import Sql
 from tests.integration.webs import Web, problem, serving
+from tests.marks import ON_ONE_SERVER
 from tests.servers import Programs
 
 SCOPES: dict[tuple[str, str], Scope | None] = {
@@ -361,6 +362,7 @@ def test_a_run_is_previewed_and_done_by_a_process_of_its_own(
         problem(client.get(f"/task/run/{2**62}"), 404)
 
 
+@ON_ONE_SERVER  # what is killed is a process, and what it leaves the tests of claims look at
 @pytest.mark.parametrize("also_the_run", [False, True], ids=["web", "web-and-run"])
 def test_a_killed_web_loses_nothing(programs: Programs, database_url: str, sql: Sql, also_the_run: bool) -> None:
     sql("INSERT INTO ai_model (name, provider, options) VALUES ('slow', 'echo', '{\"delay_ms\": 1000}')")

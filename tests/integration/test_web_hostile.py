@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
+from threading import Event, Thread
 from typing import Any
 
 import httpx2
 import pytest
 
+from ai_worker.database_url import parse_database_url
+from ai_worker.db import Database, Transaction
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.store.run_requests import RunRequests
 from ai_worker.store.tokens import Scope
+from ai_worker.web import services as services_module
 from ai_worker.web.access import Guarded
 from ai_worker.web.app import create_app
 from ai_worker.web.options import WebOptions
 from ai_worker.web.pages.live import Topic
 from ai_worker.web.requests import LOGIN, LOGIN_BYTES
 from ai_worker.web.runs import Runs
+from ai_worker.web.services import Services
 from tests.conftest import Sql
 from tests.integration.test_web_api import flat
 from tests.integration.webs import Web, problem, serving
@@ -122,3 +130,58 @@ def test_a_run_that_was_started_is_told_whatever_the_database_does_then(
     assert second.headers["idempotency-replayed"] == "true"
     assert second.json() == first.json()
     assert sql("SELECT COUNT(*) AS runs FROM run_request") == [{"runs": 1}]
+
+
+# ----- statements that do not end
+
+
+def test_verbs_that_take_long_keep_nobody_else_waiting(database_url: str, sql: Sql) -> None:
+    sql("INSERT INTO ai_model (name, provider) VALUES ('echo', 'echo')")
+    with serving(database_url, WebOptions(connections=1)) as web, ExitStack() as stack:
+        client = web.client(Scope.RUN)
+        id_task = client.post("/task", json={"model": "echo", "items": ["a"]}).json()["id_task"]
+        asked = stack.enter_context(ThreadPoolExecutor(2))
+        with locked(web.database, id_task):
+            cancels = [asked.submit(client.post, f"/task/{id_task}/cancel") for _ in range(2)]
+            assert not wait(cancels, 0.3).done
+            assert client.get("/health/ready", timeout=2).status_code == 200
+        assert [each.result().status_code for each in cancels] == [200, 200]
+
+
+def test_the_end_waits_for_no_statement_that_does_not_end(database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services_module, "LAST_SECONDS", 0.2)
+    sql("INSERT INTO ai_model (name, provider) VALUES ('echo', 'echo')")
+    sql("INSERT INTO task (id_task, id_ai_model) SELECT 1, id_ai_model FROM ai_model")
+
+    async def end(db: Database) -> None:
+        services = Services(db, WebOptions())
+        pausing = asyncio.create_task(services.ask(services.tasks.pause, 1))
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(services.aclose(), 5)
+        with pytest.raises(DatabaseAway):
+            await pausing
+
+    url = parse_database_url(database_url)
+    with closing(Database(url)) as other, closing(Database(url)) as db, locked(other, 1):
+        asyncio.run(end(db))
+    assert sql("SELECT status_id FROM task") == [{"status_id": 0}]
+
+
+@contextmanager
+def locked(database: Database, id_task: int) -> Iterator[None]:
+    """The task's row held by somebody else."""
+    held, free = Event(), Event()
+
+    def work(tx: Transaction) -> None:
+        tx.query("lock_task", {"id_task": id_task})
+        held.set()
+        free.wait(20)
+
+    thread = Thread(target=lambda: database.transaction(work))
+    thread.start()
+    try:
+        assert held.wait(5)
+        yield
+    finally:
+        free.set()
+        thread.join()

@@ -14,7 +14,8 @@ class WebOptions:
     """
     Parameters
     ----------
-    connections: how many threads ask the database at once, each with a connection of its own; one more waits for results.
+    connections: how many threads ask the database at once, each with a connection of its own; one more waits for results,
+        and two do what takes long.
     allowed_hosts: names under which browsers and programs may address this server, `*.example.com` and `*` too; others are
         refused, so that no page of somebody else's can reach it by a name of its own (DNS rebinding).
     cors_origins: origins whose scripts may read the API's answers; none by default.

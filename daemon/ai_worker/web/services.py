@@ -42,6 +42,8 @@ from ai_worker.web.runs import Runs
 if TYPE_CHECKING:
     from ai_worker.db import Database
 
+LONG: Final = 2  # threads for what takes long
+LAST_SECONDS: Final = 2.0  # at the end, for statements that are under way
 LIBRARY_SECONDS: Final = 10.0  # a prompt that somebody has pushed is known after so long
 
 P = ParamSpec("P")
@@ -81,11 +83,16 @@ class Services:
         self.waiting = Waiting(self._look)
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="ai-worker-web-waiting")
         self._pool = ThreadPoolExecutor(options.connections, thread_name_prefix="ai-worker-web")
+        self._long = ThreadPoolExecutor(LONG, thread_name_prefix="ai-worker-web-long")
 
     async def ask(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """What the verb returns. A request that is broken off leaves its statement to end in the thread."""
-        within = copy_context().run  # so that what is logged there carries the request's id
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: within(verb, *arguments, **named))
+        return await _in(self._pool, lambda: verb(*arguments, **named))
+
+    async def ask_long(self, verb: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """The same for a verb on all items of a task, in threads of its own: however many of these are asked for, the others
+        are answered."""
+        return await _in(self._long, lambda: verb(*arguments, **named))
 
     def library(self) -> Library:
         """The task types there are, as they stood some seconds ago. Asks the database: to be called in a thread."""
@@ -101,14 +108,20 @@ class Services:
         return await asyncio.get_running_loop().run_in_executor(self._looker, self.answers.ended, items)
 
     async def aclose(self) -> None:
-        """Ends the waits for results, and all else."""
+        """Ends the waits for results, and all else. Statements under way have LAST_SECONDS to end, then their connections are
+        broken and what they began is rolled back. The database is closed by whoever opened it."""
         await self.waiting.close(RuntimeError("the server was closed"))
-        self._looker.shutdown(wait=True, cancel_futures=True)
-        self.close()
+        pools = (self._looker, self._pool, self._long)
+        ended = asyncio.gather(*(asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True) for pool in pools))
+        await asyncio.wait({ended}, timeout=LAST_SECONDS)
+        if not ended.done():
+            self.db.give_up()
+        await ended
 
-    def close(self) -> None:
-        """Lets statements under way end. The database is closed by whoever opened it."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+
+async def _in(pool: ThreadPoolExecutor, verb: Callable[[], T]) -> T:
+    within = copy_context().run  # so that what is logged there carries the request's id
+    return await asyncio.get_running_loop().run_in_executor(pool, lambda: within(verb))
 
 
 def _services(request: Request) -> Services:

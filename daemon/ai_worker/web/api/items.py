@@ -14,7 +14,8 @@ from ai_worker.errors import NotFound
 from ai_worker.store.answers import ENDED, Finished
 from ai_worker.store.reviews import Review, Span
 from ai_worker.web.access import Guarded, Reader, Reviewer
-from ai_worker.web.api.shapes import LARGEST_ID, VERDICTS, FileOut, ItemOut, ReviewedOut, ReviewIn
+from ai_worker.web.api.bodies import LARGEST_ID, VERDICTS, ReviewIn
+from ai_worker.web.api.shapes import FileOut, ItemOut, ReviewedOut
 from ai_worker.web.once import Answer, Exactly
 from ai_worker.web.services import Served, Services
 

@@ -15,7 +15,8 @@ from ai_worker.log import excerpt
 from ai_worker.models import Filters
 from ai_worker.store.run_requests import RunRequest
 from ai_worker.web.access import Guarded, Reader, Runner
-from ai_worker.web.api.shapes import LARGEST_ID, PreviewOut, PromptOut, RunIn, RunOut
+from ai_worker.web.api.bodies import LARGEST_ID, RunIn
+from ai_worker.web.api.shapes import PreviewOut, PromptOut, RunOut
 from ai_worker.web.once import Answer, Exactly
 from ai_worker.web.services import Served, Services
 

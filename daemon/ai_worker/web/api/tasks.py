@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -19,17 +19,14 @@ from ai_worker.store.browsed import TaskSearch
 from ai_worker.store.new_tasks import NewItem
 from ai_worker.store.tasks import Change, Submitted
 from ai_worker.web.access import Guarded, Reader, Runner
+from ai_worker.web.api.bodies import LARGEST_ID, NewTaskIn, ResumeIn, RetryIn
 from ai_worker.web.api.items import item_out
 from ai_worker.web.api.shapes import (
     ITEM_STATUSES,
-    LARGEST_ID,
     TASK_STATUSES,
     ChangedOut,
     ItemsOut,
     ItemStatusName,
-    NewTaskIn,
-    ResumeIn,
-    RetryIn,
     SubmittedOut,
     TaskOut,
     TasksOut,
@@ -154,7 +151,7 @@ async def retry(
     """Bring items back that ended in ERROR, with their attempts counted anew: all, or one."""
 
     async def work() -> Answer:
-        count = await services.ask(services.tasks.retry, id_task, body.id_task_item if body else None)
+        count = await services.ask_long(services.tasks.retry, id_task, body.id_task_item if body else None)
         after = await services.ask(services.tasks.state, id_task)
         return Answer(ChangedOut(id_task=id_task, status=after.name, items=count))  # type: ignore[arg-type]  # a member's name
 
@@ -164,7 +161,7 @@ async def retry(
 @router.post("/task/{id_task}/pause", response_model=ChangedOut)
 async def pause(id_task: TaskId, _: Runner, services: Served, once: Exactly) -> Response:
     """Stop claiming items; calls in flight are finished and stored."""
-    return await once(lambda: _changed(services, lambda: services.tasks.pause(id_task)))
+    return await once(lambda: _changed(services.ask(services.tasks.pause, id_task)))
 
 
 @router.post("/task/{id_task}/resume", response_model=ChangedOut)
@@ -173,17 +170,17 @@ async def resume(
 ) -> Response:
     """Go on with a paused task, or with a cancelled one and its cancelled items."""
     budget = None if body is None or body.budget is None else Decimal(body.budget)
-    return await once(lambda: _changed(services, lambda: services.tasks.resume(id_task, budget)))
+    return await once(lambda: _changed(services.ask_long(services.tasks.resume, id_task, budget)))
 
 
 @router.post("/task/{id_task}/cancel", response_model=ChangedOut)
 async def cancel(id_task: TaskId, _: Runner, services: Served, once: Exactly) -> Response:
     """End a task: what waits is cancelled; results of calls in flight are still stored. `resume` takes it back."""
-    return await once(lambda: _changed(services, lambda: services.tasks.cancel(id_task)))
+    return await once(lambda: _changed(services.ask_long(services.tasks.cancel, id_task)))
 
 
-async def _changed(services: Services, verb: Callable[[], Change]) -> Answer:
-    change = await services.ask(verb)
+async def _changed(changing: Awaitable[Change]) -> Answer:
+    change = await changing
     return Answer(ChangedOut(id_task=change.id_task, status=change.after.name, items=change.items))  # type: ignore[arg-type]  # as above
 
 

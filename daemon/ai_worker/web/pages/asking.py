@@ -66,7 +66,7 @@ async def within_patience(services: Services, verb: Callable[P, T], *arguments: 
     Cut short by the end of the process it has done what it has done, and can be called again: each of its batches is a
     transaction of its own.
     """
-    future = asyncio.ensure_future(services.ask(verb, *arguments, **named))
+    future = asyncio.ensure_future(services.ask_long(verb, *arguments, **named))
     done, _ = await asyncio.wait({future}, timeout=PATIENCE_SECONDS)
     if done:
         return future.result()
