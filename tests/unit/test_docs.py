@@ -148,3 +148,11 @@ def test_examples_are_the_plug_in_that_a_test_installs() -> None:
     for page in (PROVIDERS, TASK_TYPES):
         (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
         assert example in code
+
+
+def test_the_readme_has_the_commands_of_the_service_that_are_tried() -> None:
+    service = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    commands = re.search(r"```sh\n(python3 -m venv .*?)```", service, re.DOTALL)
+    assert commands is not None
+    assert len(commands[1].splitlines()) <= 10
+    assert commands[1] in README
