@@ -61,10 +61,11 @@ class Visit:
             self.page.locator("#live[data-state=on]").wait_for()
         return self.page
 
-    def barriers(self) -> list[str]:
-        """What axe finds on the page as it is that keeps people out."""
+    def barriers(self, *rules: str) -> list[str]:
+        """What axe finds on the page as it is that keeps people out, by all of its rules or these."""
         axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-        found = axe.Axe().run(self.page).response["violations"]
+        options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+        found = axe.Axe().run(self.page, options=options).response["violations"]
         return [
             f"{each['id']} ({each['impact']}): {node['html'][:200]} {node['failureSummary']}"
             for each in found

@@ -66,11 +66,9 @@ def test_from_a_file_to_reviewed_results(page: Any, sql: Sql, database_url: str)
     page.get_by_label("A file").set_input_files({"name": "wiersze.csv", "mimeType": "text/csv", "buffer": TABLE.encode()})
     page.get_by_text("More: format").click()
     page.get_by_label("Column with your key").fill("id")
-    assert barriers(page) == []
     page.get_by_role("button", name="Check and preview").click()
     page.get_by_role("heading", name="is ready").wait_for()
     assert page.get_by_text("Dzisiaj poszedlem do sklepu.").count() >= 1
-    assert barriers(page) == []
     page.get_by_role("button", name="Start").click()
     page.get_by_text("No worker is running").wait_for()
 
@@ -82,7 +80,6 @@ def test_from_a_file_to_reviewed_results(page: Any, sql: Sql, database_url: str)
     page.get_by_text("4 of 4 · 100.0 %").wait_for()
     worker.join(30)
     assert page.evaluate("window.same"), "it was not loaded anew"
-    assert barriers(page) == []
 
     # Reviewed by keys alone.
     first = sql("SELECT MIN(id_task_item) AS id FROM task_item")[0]["id"]
@@ -149,13 +146,11 @@ def test_on_a_phone_with_hostile_texts(page: Any, sql: Sql) -> None:
         " external_key = %s, context = %s", [HOSTILE[:190], json.dumps({HOSTILE[:40]: HOSTILE})]
     )  # fmt: skip
     sql("UPDATE task SET records_processed = 3, status_id = 1, started_at = NOW(6)")
-    page.set_viewport_size({"width": 390, "height": 844})
+    page.set_viewport_size({"width": 360, "height": 740})
     items = [row["id_task_item"] for row in sql("SELECT id_task_item FROM task_item ORDER BY 1")]
     for path in ("/ui/tasks", f"/ui/tasks/{id_task}", "/ui/submit", *(f"/ui/items/{each}" for each in items)):
         page.goto(path)
         page.locator("h1").wait_for()
         assert page.evaluate("window.hacked") is None
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than the screen"
-        assert barriers(page) == [], path
-    page.emulate_media(color_scheme="dark")
-    assert barriers(page) == []
+    assert barriers(page) == [], "also with such texts"

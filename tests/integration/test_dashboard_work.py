@@ -200,6 +200,19 @@ def test_rows_are_submitted_in_two_steps(dashboard: Dashboard, sql: Sql, databas
     assert browser.get(f"/ui/tasks/{id_task + 1000}/results.csv").status_code == 404
 
 
+def test_a_submission_says_when_and_after_what_it_begins(dashboard: Dashboard, sql: Sql) -> None:
+    first, *others = (add_model(sql, None, "echo", name) for name in ("korektor", "drugi", "trzeci"))
+    before = add_task(sql, first, ["a"])
+    sql("INSERT INTO task_group (name) VALUES ('noc')")
+    form = {"pasted": "a", "model": "korektor", "fallback": "drugi", "fallback_2": "trzeci", "group": "noc", "after": str(before)}
+    preview = place(dashboard.browser(Scope.RUN).post("/ui/submit", data={**form, "scheduled": "2040-01-31T04:00"}))
+    id_task = int(re.findall(r"\d+", preview)[0])
+    (row,) = sql("SELECT scheduled_at, id_task_group FROM task WHERE id_task = %s", [id_task])
+    assert (str(row["scheduled_at"]), row["id_task_group"]) == ("2040-01-31 04:00:00", 1)
+    assert [row["after_id_task"] for row in sql("SELECT after_id_task FROM task_dependency")] == [before]
+    assert [row["id_ai_model"] for row in sql("SELECT id_ai_model FROM task_fallback ORDER BY position")] == others
+
+
 def test_pasted_rows_and_what_is_discarded(dashboard: Dashboard, sql: Sql) -> None:
     add_model(sql, None, "echo", "korektor")
     browser = dashboard.browser(Scope.RUN)
@@ -227,6 +240,11 @@ def test_pasted_rows_and_what_is_discarded(dashboard: Dashboard, sql: Sql) -> No
         ({"parameters": "nonsense", "pasted": "a"}, None, "is not KEY=VALUE"),
         ({"type": "translation", "pasted": "a"}, None, "target_language"),
         ({"budget": "dużo", "pasted": "a"}, None, "no amount of US dollars"),
+        ({"scheduled": "jutro", "pasted": "a"}, None, "is no moment"),
+        ({"after": "7, b", "pasted": "a"}, None, "'b' is no task's number"),
+        ({"after": "7", "pasted": "a"}, None, "there is no task 7"),
+        ({"group": "brak", "pasted": "a"}, None, "brak"),
+        ({"fallback": "korektor", "pasted": "a"}, None, "stands before it already"),
         ({"pack": "0", "pasted": "a"}, None, "no whole number from 1 to 100"),
         ({"lane": "batch", "pasted": "a"}, None, "takes no batches"),
         ({"queue": "a b", "pasted": "a"}, None, "cannot be a queue"),

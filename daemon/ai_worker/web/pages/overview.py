@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 
 from ai_worker.counts import Work
 from ai_worker.store.backlog import QueueBacklog
+from ai_worker.store.glance import TASKS_SEARCHED as FAILURES_SEARCHED
 from ai_worker.store.reports import ModelReport
 from ai_worker.store.tokens import Scope
 from ai_worker.web.access import needs
@@ -128,6 +129,7 @@ def _read(services: Services, name: str) -> dict[str, Any]:
         "halfway": span.middle,
         "tasks": services.browsing.these(services.glance.under_way(_TASKS)),
         "failures": services.glance.failures(_FAILURES),
+        "failures_of": FAILURES_SEARCHED,
         "workers": reports.workers(),
         "models": models,
         "stopped": reports.stopped_models(),

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import IO, Any, Final, cast
@@ -20,7 +21,7 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.datastructures import FormData
 
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Lane, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Lane, Need, TaskStatus
 from ai_worker.planning import LONGEST_DESCRIPTION, Wish, parameter
 from ai_worker.rows import Format, Layout, RowFile, format_of
 from ai_worker.store.browsed import ItemSearch
@@ -53,6 +54,10 @@ _BLANK: Final[Mapping[str, str]] = {
     "encoding": "utf-8",
     "budget": "",
     "fallback": "",
+    "fallback_2": "",
+    "scheduled": "",
+    "after": "",
+    "group": "",
     "queue": DEFAULT_QUEUE,
     "priority": "0",
     "max_attempts": "3",
@@ -163,7 +168,10 @@ def wish_of(given: Mapping[str, str], key: str | None = None) -> Wish:
         priority=_number(given, "priority", "the priority", -32767, 32767),
         result_seconds=result_days * _DAY or None,
         max_attempts=_number(given, "max_attempts", "attempts per item", 1, 255),
-        fallbacks=(given["fallback"],) if given.get("fallback") else (),
+        scheduled_at=_moment(given.get("scheduled", "")),
+        after=_after(given.get("after", "")),
+        group=given.get("group", "").strip() or None,
+        fallbacks=tuple(name for name in (given.get("fallback"), given.get("fallback_2")) if name),
         budget=_budget(given.get("budget", "")),
         lane=Lane(lane),
         pack=_number(given, "pack", "items in one call", 1, 100),
@@ -186,6 +194,25 @@ def _number(given: Mapping[str, str], name: str, what: str, least: int, most: in
     if not least <= number <= most:
         raise UsageError(f"{what}: {text!r} is no whole number from {least:,} to {most:,}")
     return number
+
+
+def _moment(text: str) -> datetime | None:
+    """What a browser's field for a moment says, taken for UTC; a zone of its own counts."""
+    if not text.strip():
+        return None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise UsageError(f"{text!r} is no moment, such as 2030-01-31T04:00") from None
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _after(text: str) -> dict[int, Need]:
+    """Numbers of tasks that have to succeed first."""
+    numbers = text.replace(",", " ").split()
+    if wrong := [each for each in numbers if not (each.isdecimal() and len(each) < 19)]:
+        raise UsageError(f"{wrong[0]!r} is no task's number; those to wait for are written as `12, 13`")
+    return {int(each): Need.SUCCESS for each in numbers}
 
 
 def _budget(text: str) -> Decimal | None:
