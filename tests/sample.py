@@ -27,12 +27,14 @@ FAILURES = (
 def fill(connection: pymysql.Connection[Any]) -> None:
     """Fills an empty, migrated database; its clock says what is now."""
     with connection.cursor() as cursor:
+        cursor.execute("SET timestamp = UNIX_TIMESTAMP()")  # all of it is of one moment, also where a minute ends meanwhile
         _models(cursor)
         _workers(cursor)
         _tasks(cursor)
         _minutes(cursor)
         _days(cursor)
         _schedules(cursor)
+        cursor.execute("SET timestamp = DEFAULT")
     connection.commit()
 
 

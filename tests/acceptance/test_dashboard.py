@@ -12,10 +12,9 @@ from ai_worker.store.models import Models
 from ai_worker.store.tokens import Scope
 from tests import sample
 from tests.browsing import Visit, chromium
-from tests.conftest import Sql
-from tests.dashboard import Dashboard
+from tests.dashboard import Dashboard, serving
 from tests.marks import ON_ONE_SERVER
-from tests.servers import TestDatabase
+from tests.servers import TestDatabase, TestServer
 
 pytestmark = ON_ONE_SERVER
 
@@ -30,14 +29,19 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture
-def filled(dashboard: Dashboard, _shared_database: TestDatabase) -> Dashboard:
-    with _shared_database.server.connect(_shared_database.name) as connection:
-        sample.fill(connection)
-    return dashboard
+@pytest.fixture(scope="module")
+def filled(server: TestServer) -> Iterator[Dashboard]:
+    """A sample day in a database of its own: its keys begin with 1."""
+    with server.new_database() as name:
+        database = TestDatabase(server, name)
+        database.migrate()
+        with server.connect(name) as connection:
+            sample.fill(connection)
+        with serving(database.url) as dashboard:
+            yield dashboard
 
 
-def test_log_in_and_watch_the_overview_change(browser: Any, filled: Dashboard, sql: Sql) -> None:
+def test_log_in_and_watch_the_overview_change(browser: Any, filled: Dashboard) -> None:
     visit = Visit(browser, filled, anonymous=True)
     page = visit.page
     page.goto("/ui/workers")
@@ -48,7 +52,7 @@ def test_log_in_and_watch_the_overview_change(browser: Any, filled: Dashboard, s
     page.keyboard.press("o")
     page.locator("#live[data-state=on]").wait_for()
     page.get_by_text("The same as a table").click()
-    sql("UPDATE worker SET host = 'worker-9.example' WHERE pid = 811")
+    filled.database.transaction(lambda tx: tx.raw("UPDATE worker SET host = 'worker-9.example' WHERE pid = 811"))
     page.locator("#workers").get_by_text("worker-9.example").wait_for()
     assert page.locator("#charts details[open]").count() == 1  # what was opened stays open
     page.get_by_role("button", name="Log out").click()
