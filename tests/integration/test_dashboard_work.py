@@ -187,6 +187,7 @@ def test_rows_are_submitted_in_two_steps(dashboard: Dashboard, sql: Sql, databas
     page = browser.get(preview).text
     assert "Zażółć" in page
     assert "cost, about" in page
+    assert "1 row without text skipped" in page
     assert place(browser.get(f"/ui/tasks/{id_task}")) == f"/ui/submit/{id_task}", "until it is confirmed"
     assert Run(database_url).summary.processed == 0, "nobody works on it before"
     started = place(browser.post(f"/ui/submit/{id_task}/start"))

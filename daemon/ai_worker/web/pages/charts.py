@@ -127,7 +127,7 @@ def latency(steps: Sequence[Step]) -> Chart:
     """How long attempts took: half of them, and 95 of 100."""
     shares = {"first": 0.5, "second": 0.95}
     found = {kind: [step.took(share) for step in steps] for kind, share in shares.items()}
-    top = _ceiling(max((value for values in found.values() for value in values if value is not None), default=0.0), least=0.1)
+    top = _ceiling(max((value for values in found.values() for value in values if value is not None), default=0.0), least=0.2)
     whole = Step(steps[0].at, sum((step.work for step in steps), Work()))
     half, most = (whole.took(share) for share in shares.values())
     said = f"Half of the attempts took {formats.duration(half)} or less, 95 of 100 took {formats.duration(most)} or less."

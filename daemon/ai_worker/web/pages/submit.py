@@ -98,10 +98,10 @@ async def submit(request: Request, services: Served, _: Runner) -> Response:
     async with _fields(request) as fields:
         given = {name: value for name, value in fields.multi_items() if isinstance(value, str)}
         try:
-            submitted = await services.ask(stored, services, fields, given)
+            submitted, skipped = await services.ask(stored, services, fields, given)
         except UsageError as error:
             return await _form(request, services, given, str(error))
-    return go(f"/ui/submit/{submitted.id_task}", items=submitted.items)
+    return go(f"/ui/submit/{submitted.id_task}", items=submitted.items, skipped=skipped or None)
 
 
 @asynccontextmanager
@@ -114,15 +114,16 @@ async def _fields(request: Request) -> AsyncIterator[FormData]:
         await fields.close()
 
 
-def stored(services: Services, fields: FormData, given: Mapping[str, str]) -> Submitted:
-    """In a thread: reads the whole file, checks each row as the command line does, and stores it."""
+def stored(services: Services, fields: FormData, given: Mapping[str, str]) -> tuple[Submitted, int]:
+    """In a thread: reads the whole file, checks each row as the command line does, and stores it. And how many had no text."""
     file, name = rows_in(fields)
     layout = _layout(given, name, services.tasks.packet())
     # The same form sent twice makes one task; another file, or other fields, another.
     key = f"web:{given.get('key', '')[:40]}:{_digest(file, given)}"
     task, _ = wish_of(given, key).task(services.library(), services.models, services.groups)
     source = RowFile(file, name, layout)
-    return services.tasks.submit(replace(task, held=UNCONFIRMED), source.rows)
+    submitted = services.tasks.submit(replace(task, held=UNCONFIRMED), source.rows)
+    return submitted, source.skipped
 
 
 def _digest(file: IO[bytes], given: Mapping[str, str]) -> str:
@@ -231,8 +232,11 @@ def _budget(text: str) -> Decimal | None:
 
 
 @router.get("/ui/submit/{id_task}")
-async def preview(request: Request, services: Served, _: Runner, id_task: int, items: int = 0) -> Response:
-    """What was stored: its first rows, and what it will take. `items` is how many there are, until they have been counted."""
+async def preview(request: Request, services: Served, _: Runner, id_task: int, items: int = 0, skipped: int = 0) -> Response:
+    """What was stored: its first rows, and what it will take.
+
+    `items` is how many there are, until they have been counted; `skipped`, how many rows of the file had no text.
+    """
     counted = services.item_counts.complete(await services.ask(services.browsing.task, id_task))
     task = counted.task
     if task.status is not TaskStatus.PAUSED or task.status_reason != UNCONFIRMED:
@@ -241,7 +245,15 @@ async def preview(request: Request, services: Served, _: Runner, id_task: int, i
     estimate = await services.ask(estimated, services, id_task, task.total if counted.is_exact else max(task.total, items))
     page = await services.ask(services.browsing.items, id_task, ItemSearch(), _SHOWN_ROWS)
     return render(
-        request, "submit_preview.html.j2", live=None, counted=counted, task=task, words=words, estimate=estimate, rows=page.items
+        request,
+        "submit_preview.html.j2",
+        live=None,
+        counted=counted,
+        task=task,
+        words=words,
+        estimate=estimate,
+        rows=page.items,
+        skipped=skipped,
     )
 
 

@@ -108,7 +108,7 @@ async def _hints(services: Services, task: TaskReport) -> list[str]:
     elif task.is_ahead:
         hint = f"Starts at {formats.iso(task.scheduled_at)}."
     elif not any(each.state in {"alive", "late"} for each in await services.ask(services.reports.workers)):
-        hint = f"No worker is running: `ai-worker run --task {task.id_task}` starts one."
+        hint = f"No worker is running. To start one: ai-worker run --task {task.id_task}"
     return [hint] if hint else []
 
 
