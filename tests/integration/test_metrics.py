@@ -14,11 +14,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ai_worker.counts import PREFIX, Metric, Source
-from ai_worker.models import Filters
+from ai_worker.db import Database
+from ai_worker.models import Filters, Secret
 from ai_worker.store import gauges
+from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
 from ai_worker.store.tokens import Scope
-from ai_worker.worker import Worker
+from ai_worker.worker import Reloaded, Worker, WorkerOptions
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider, Rule
 from tests.integration.lifecycle import Application
@@ -170,3 +172,16 @@ def test_a_worker_tells_of_itself(sql: Sql, database_url: str, promtool: Promtoo
     assert seen["claim_duration_seconds_count", ()] >= 1
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_worker_tells_how_many_calls_it_may_make_after_other_settings(database: Database) -> None:
+    def read_anew() -> Reloaded:
+        return Reloaded(1.0, 4, [], [])
+
+    options = WorkerOptions(forever=True, concurrency=9)
+    worker = Worker(
+        Queue(database), Models(database), lambda *_: Secret(""), filters=Filters(), options=options, reload=read_anew
+    )
+    assert worker._gauges()[Metric.CONCURRENCY] == 9
+    asyncio.run(worker._read_anew())
+    assert worker._gauges()[Metric.CONCURRENCY] == 4

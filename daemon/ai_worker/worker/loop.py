@@ -228,7 +228,7 @@ class Worker:
         except ConfigurationError as error:
             self._log(Event.RELOAD_REFUSED, message=str(error))
         else:
-            self._options = replace(self._options, drain_seconds=new.drain_seconds)
+            self._options = replace(self._options, drain_seconds=new.drain_seconds, concurrency=new.concurrency)
             self._parts.slots.resize(new.concurrency)
             self._log(Event.RELOADED, changed=new.changed, at_restart=new.at_restart)
         finally:
