@@ -28,7 +28,7 @@ PAGES = {
 LOOKS = {
     "": {"color_scheme": "light", "viewport": {"width": 1280, "height": 860}},
     "-dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 860}},
-    "-phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True},
+    "-phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "device_scale_factor": 1.5, "is_mobile": True},
 }
 
 

@@ -46,8 +46,8 @@ def live_of(services: Services) -> Live:
 def warm(services: Services) -> None:
     """In a thread, when the web has started: makes what the first visitors would wait for otherwise, two seconds' work in all.
 
-    Templates are compiled, and prompts read and tried out. Without the database the prompts wait for whoever asks first; told to
-    stop, it ends early.
+    Templates are compiled, the overview's numbers and the prompts read. Without the database the rest waits for whoever asks
+    first; told to stop, it ends early.
     """
     made = environment()
     for name in made.list_templates():
@@ -57,6 +57,7 @@ def warm(services: Services) -> None:
     for file in STATIC.iterdir():
         static(file.name)
     with suppress(AiWorkerError):
+        overview.read(services, "day")  # connects, and has the charts' day at hand
         library = services.library()
         for name in library.names():
             if services.stopping.is_set():

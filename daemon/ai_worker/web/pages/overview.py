@@ -104,11 +104,11 @@ async def _fragments(services: Services, may: May, key: str) -> Mapping[str, str
 
 
 async def _facts(services: Services, name: str) -> dict[str, Any]:
-    facts = await services.ask(_read, services, name)
+    facts = await services.ask(read, services, name)
     return {**facts, "tasks": [services.item_counts.complete(each) for each in facts["tasks"]]}
 
 
-def _read(services: Services, name: str) -> dict[str, Any]:
+def read(services: Services, name: str) -> dict[str, Any]:
     """All of the page, one statement after the other in one thread: so it never keeps other pages from theirs."""
     span = SPANS[name]
     minutes = services.history.minutes(max(60, span.minutes))
