@@ -83,7 +83,7 @@ class Once:
             raise UnderWay("the same request is being answered just now", {"Retry-After": "1"})
         try:
             answered = _answered(await work())
-        except BaseException:
+        except Exception:  # not where the server ends in the middle: the thread goes on, and what it does may come to something
             await ask(requests.give_up, who.id_api_token, self._key)
             raise
         if len(answered.body) <= LONGEST_BODY:
