@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,16 @@ def test_the_readme_has_the_commands_of_the_service_that_are_tried() -> None:
     assert commands is not None
     assert len(commands[1].splitlines()) <= 10
     assert commands[1] in README
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the command is one for systemd's hosts")
+@pytest.mark.parametrize("password", ["geheim", None])
+def test_no_user_of_the_database_is_made_without_a_password(tmp_path: Path, password: str | None) -> None:
+    (command,) = [line for line in README.splitlines() if "CREATE USER ai_worker@localhost" in line]
+    if password is not None:
+        (tmp_path / "db-password").write_text(f"{password}\n")
+    command = command.replace("/etc/ai-worker/credentials/", "").replace("| mariadb", "| cat")
+    said = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        said.stdout.startswith("CREATE USER ai_worker@localhost IDENTIFIED BY 'geheim'; GRANT") if password else not said.stdout
+    )
