@@ -46,13 +46,17 @@ def waiting(server: Server, clients: int, seconds: float) -> dict[str, float]:
     environment = {**os.environ, "AI_WORKER_DB_URL": server.url, "AI_WORKER_LOG_FORMAT": "json"}
     command = [sys.executable, "-m", "ai_worker", "web", "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as web:
+        reader: threading.Thread | None = None
         try:
             line = web.stderr.readline() if web.stderr else ""
             base = line.split('"address":"')[1].split('"')[0]
-            threading.Thread(target=lambda: [None for _ in web.stderr or ()], daemon=True).start()
+            reader = threading.Thread(target=lambda: [None for _ in web.stderr or ()], daemon=True)
+            reader.start()
             return asyncio.run(_round(server, base, token, items, seconds))
         finally:
             web.terminate()
+            if reader is not None:
+                reader.join()  # to the end of the log, before the pipe is closed
 
 
 async def _round(server: Server, base: str, token: str, items: list[int], seconds: float) -> dict[str, float]:
