@@ -2175,8 +2175,8 @@ SELECT id_task, id_task_item, %(review_status_id)s, %(text_reviewed)s, %(note)s,
  WHERE id_task_item IN %(items)s;
 
 -- name: tasks_under_way
--- For the overview: tasks with claimed items, in the order of the claim, off its own index.
-SELECT id_task FROM task FORCE INDEX (k_task_runnable) WHERE status_id = 1 ORDER BY status_id, claim_order, id_task LIMIT %(size)s;
+-- For the overview: tasks that are worked on, or (status 0) that nobody has begun, in the order of the claim, off its own index.
+SELECT id_task FROM task FORCE INDEX (k_task_runnable) WHERE status_id = %(status)s ORDER BY status_id, claim_order, id_task LIMIT %(size)s;
 
 -- name: tasks_with_failures
 -- Of the newest tasks those in which something failed: their keys first, off the primary key, then the rows.

@@ -144,7 +144,7 @@ def test_reviewing_goes_from_item_to_item(dashboard: Dashboard, task: int, sql: 
     after = place(browser.get(after))
     assert after.startswith(f"/ui/items/{second}?")
     page = browser.get(after).text
-    assert f"Item {first}: 1 item accepted" in page
+    assert f"Item {first} accepted." in page
     assert f'action="/ui/items/{first}/review"' in page, "undo is there"
     edited = browser.post(f"/ui/items/{second}/review", data={"verdict": "edit", "text": "moje\r\nsłowa"})
     assert place(browser.get(place(edited))).startswith(f"/ui/items/{third}?")
@@ -174,6 +174,12 @@ def test_many_are_reviewed_at_once(dashboard: Dashboard, task: int, sql: Sql) ->
     assert [row["review_status_id"] for row in items_of(sql)] == [2, 2, 1, 0, 0, 0]
 
 
+def test_the_overview_shows_tasks_that_wait_too(dashboard: Dashboard, task: int, sql: Sql) -> None:
+    waiting = add_task(sql, sql("SELECT id_ai_model FROM task")[0]["id_ai_model"], ["Jutro"])
+    page = dashboard.browser().get("/").text
+    assert page.index(f'href="/ui/tasks/{task}"') < page.index(f'href="/ui/tasks/{waiting}"') < page.index("waits to begin")
+
+
 def test_rows_are_submitted_in_two_steps(dashboard: Dashboard, sql: Sql, database_url: str) -> None:
     add_model(sql, None, "echo", "korektor")
     browser = dashboard.browser(Scope.RUN)
@@ -191,7 +197,7 @@ def test_rows_are_submitted_in_two_steps(dashboard: Dashboard, sql: Sql, databas
     assert place(browser.get(f"/ui/tasks/{id_task}")) == f"/ui/submit/{id_task}", "until it is confirmed"
     assert Run(database_url).summary.processed == 0, "nobody works on it before"
     started = place(browser.post(f"/ui/submit/{id_task}/start"))
-    assert "Started" in browser.get(started).text
+    assert "Started, but no worker is running" in browser.get(started).text
     assert Run(database_url).summary.processed == 2
     assert [row["external_key"] for row in items_of(sql)] == ["7", "9"]
     lines = browser.get(f"/ui/tasks/{id_task}/results.jsonl").text.splitlines()
@@ -261,6 +267,7 @@ def test_what_is_wrong_with_a_submission_is_said(
     assert answer.status_code == 422
     assert said in html.unescape(answer.text)
     assert "zostaje &lt;b&gt;" in answer.text, "what was written is there still"
+    assert ("Choose the file" in answer.text) == (file is not None), "which browsers do not give back"
     assert not sql("SELECT id_task FROM task")
 
 

@@ -418,6 +418,7 @@ def parameters() -> dict[str, Any]:
         "items_processed": 0,
         "items_failed": 0,
         "review_status_id": 1,
+        "status": 1,
         "text_reviewed": None,
         "reviewed_by": "ja",
         "workers": [7],

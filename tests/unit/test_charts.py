@@ -9,6 +9,7 @@ import pytest
 
 from ai_worker.counts import LATENCY_BUCKETS, Work
 from ai_worker.web.pages.charts import Step, latency, percentile, spending, steps_of, throughput
+from ai_worker.web.pages.overview import Figures
 
 BEGIN = datetime(2026, 11, 23, 1, 0)  # noqa: DTZ001 -- as the database has it: UTC, without a zone
 MINUTE = timedelta(minutes=1)
@@ -57,3 +58,15 @@ def test_spending_is_per_hour_and_unknown_prices_count_as_nothing() -> None:
     steps = [Step(BEGIN, work(1, cost="0.5")), Step(BEGIN, work(1)), Step(BEGIN, Work())]
     chart = spending(steps, timedelta(minutes=15))
     assert (chart.top, len(chart.columns), chart.now) == ("$2.00", 1, "$0/h")
+
+
+def test_what_was_done_just_now_counts_at_once() -> None:
+    """The present minute has only begun: before its end it says more than the last one, or nothing."""
+    for before, present, said in ((0, 162, "162 items/min"), (162, 3, "162 items/min")):
+        assert throughput([Step(BEGIN, work(before)), Step(BEGIN + MINUTE, work(present))], MINUTE).now == said
+        assert Figures.of([], [work(before), work(present)], []).per_minute == 162
+
+
+def test_the_middle_of_an_axis_is_half_of_its_top() -> None:
+    quick = latency([Step(BEGIN, work(4, bucket=3))])
+    assert (quick.top, quick.middle) == ("0.5 s", "0.25 s")

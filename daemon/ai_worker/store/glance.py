@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from ai_worker.db import Database
+from ai_worker.models import TaskStatus
 
 TASKS_SEARCHED: Final = 200  # the newest, for failures
 TASKS_SHOWN: Final = 5  # whose failures are looked at
@@ -27,8 +28,12 @@ class Glance:
         self._db = db
 
     def under_way(self, size: int) -> list[int]:
-        """Tasks that are being worked on, in the order in which items are claimed from them."""
-        return [row["id_task"] for row in self._db.query("tasks_under_way", {"size": size})]
+        """Tasks that are being worked on, then those that wait to be begun: each in the order in which items are claimed."""
+        found: list[int] = []
+        for status in (TaskStatus.IN_PROGRESS, TaskStatus.NEW):
+            rows = self._db.query("tasks_under_way", {"status": status, "size": size})
+            found += [row["id_task"] for row in rows if row["id_task"] not in found]  # one may be begun in between
+        return found[:size]
 
     def failures(self, size: int) -> list[Failure]:
         """The latest failures: the last items in ERROR of the newest tasks that have any, the latest to end first."""

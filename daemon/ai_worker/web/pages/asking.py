@@ -39,8 +39,8 @@ ITEM_KINDS: Final[Mapping[ItemStatus, str]] = {
     ItemStatus.DEFERRED: "warn",
     ItemStatus.CANCELLED: "idle",
 }
-# What a page says when it was come to by a form; `%s` is how many items. Only these: an address must not put words into our
-# mouth.
+# What a page says when it was come to by a form; `%s` is how many items, or which. Only these: an address must not put words
+# into our mouth.
 _SAID: Final = {
     "pause": "Paused: no more items are begun; what is in flight is finished and stored.",
     "resume": "The task goes on.",
@@ -54,6 +54,7 @@ _SAID: Final = {
     "reviewed": "Nothing more waits for review here.",
     "working": "This takes a while and goes on by itself; this page shows how far it is.",
     "start": "Started. Workers take the items now.",
+    "unattended": "Started, but no worker is running: the items wait until one is.",
     "discard": "Discarded: nothing of it will be processed.",
 }
 
@@ -81,6 +82,11 @@ def _end(future: asyncio.Future[Any]) -> None:
         raise error  # a mistake of ours: told by the event loop's handler; the others have been logged where they came from
 
 
+async def somebody_works(services: Services) -> bool:
+    """Whether there is a worker that takes items."""
+    return any(each.state in {"alive", "late"} for each in await services.ask(services.reports.workers))
+
+
 def go(address: str, did: str | None = None, items: int | None = None, **more: object) -> Response:
     """Sends the browser to a page of ours after a form, which then says what was done."""
     query = {"did": did, "items": items, **more}
@@ -89,10 +95,12 @@ def go(address: str, did: str | None = None, items: int | None = None, **more: o
     return RedirectResponse(f"{address}{joint}{urlencode(given)}" if given else address, HTTPStatus.SEE_OTHER)
 
 
-def said(did: str, items: int | None) -> str | None:
-    """What a page says that was come to so."""
+def said(did: str, items: int | None, of: int | None = None) -> str | None:
+    """What a page says that was come to so: of so many items, or of the one with the id `of`."""
     text = _SAID.get(did)
-    return text.replace("%s", count_of(1 if items is None else items)) if text else None
+    if text is None or of is None:
+        return text.replace("%s", count_of(1 if items is None else items)) if text else None
+    return text.replace("%s", f"Item {of}") if "%s" in text else f"Item {of}: {text[0].lower()}{text[1:]}"
 
 
 def count_of(items: int) -> str:

@@ -115,7 +115,7 @@ def throughput(steps: Sequence[Step], length: timedelta) -> Chart:
         if step.work.processed or step.work.failed
     ]
     processed, failed = sum(step.work.processed for step in steps), sum(step.work.failed for step in steps)
-    now = _last_full(steps, lambda step: (step.work.processed + step.work.failed) / minutes)
+    now = _lately(steps, lambda step: (step.work.processed + step.work.failed) / minutes)
     return Chart(
         "throughput", "Throughput", *_labels(top, lambda value: f"{value:,.0f}"), f"{now:,.0f} items/min",
         f"{formats.number(processed)} items processed and {formats.number(failed)} failed, at most {top:,.0f} a minute.",
@@ -132,7 +132,7 @@ def latency(steps: Sequence[Step]) -> Chart:
     half, most = (whole.took(share) for share in shares.values())
     said = f"Half of the attempts took {formats.duration(half)} or less, 95 of 100 took {formats.duration(most)} or less."
     return Chart(
-        "latency", "Latency", *_labels(top, formats.duration), f"p95 {formats.duration(most)}" if most is not None else "–",
+        "latency", "Latency", *_labels(top, _seconds), f"p95 {formats.duration(most)}" if most is not None else "–",
         said if half is not None else "No attempt was measured.", len(steps),
         lines=[Line(kind, _pieces(values, top)) for kind, values in found.items()],
         legend=(("busy-fill", "half (p50)"), ("warn-fill", "95 of 100 (p95)")),
@@ -150,7 +150,7 @@ def spending(steps: Sequence[Step], length: timedelta) -> Chart:
         if rate
     ]
     total = sum((step.work.cost or Decimal(0) for step in steps), Decimal(0))
-    now = _last_full(steps, lambda step: float(step.work.cost or 0) / hours)
+    now = _lately(steps, lambda step: float(step.work.cost or 0) / hours)
     return Chart(
         "spending", "Spending", *_labels(top, _dollars), f"{_dollars(now)}/h",
         f"{formats.money(total)} spent, at most {_dollars(top)} an hour.", len(steps), columns,
@@ -203,9 +203,14 @@ def _labels(top: float, written: Callable[[float], str]) -> tuple[str, str]:
     return written(top), written(top / 2)
 
 
-def _last_full(steps: Sequence[Step], value: Callable[[Step], float]) -> float:
-    """Of the last step but one: the last one has only begun."""
-    return value(steps[-2]) if len(steps) > 1 else 0.0
+def _lately(steps: Sequence[Step], value: Callable[[Step], float]) -> float:
+    """Of the last full step, or of the present one, which has only begun, where that has more already."""
+    return max((value(step) for step in steps[-2:]), default=0.0)
+
+
+def _seconds(value: float) -> str:
+    """A mark of an axis: the half of 0.5 s is 0.25 s."""
+    return f"{value:g} s" if value < 1 else formats.duration(value)
 
 
 def _dollars(amount: float) -> str:

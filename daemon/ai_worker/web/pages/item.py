@@ -51,16 +51,11 @@ async def item(request: Request, services: Served, id_task_item: int, did: str =
         steps=steps.get(id_task_item, []),
         kinds=ITEM_KINDS,
         outcomes=_OUTCOMES,
-        said=_said(did, of),
+        said=said(did, None, of),
         undo=of if did in _VERDICTS and did != "reset" else id_task_item if found.review is not ReviewStatus.UNREVIEWED else None,
         longest_note=LONGEST_NOTE,
         shown_characters=SHOWN_CHARACTERS,
     )
-
-
-def _said(did: str, of: int | None) -> str | None:
-    text = said(did, None)
-    return f"Item {of}: {text[0].lower()}{text[1:]}" if text and of else text
 
 
 def _texts(found: FullItem) -> Marked:

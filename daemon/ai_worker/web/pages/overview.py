@@ -58,6 +58,7 @@ class Figures:
     """The numbers on top. None stands for what nothing is known of.
 
     `waiting` are items that wait, exactly or not; `oldest_seconds` for how long the oldest one that could be claimed has waited;
+    `per_minute` have ended in the last full minute, or in the present one where that has more already;
     `failed_ratio` is of what ended in the last _ERROR_MINUTES; `cost_hour` is of the last hour, `cost_today` of the UTC day; USD.
     """
 
@@ -76,7 +77,6 @@ class Figures:
         """From the queues, the work of the last hour by minute, and the models."""
         recent = sum(minutes[-_ERROR_MINUTES:], Work())
         ended = recent.processed + recent.failed
-        before = minutes[-2]  # the last one has only begun
         costs = [each.cost for each in models if each.cost is not None]
         return cls(
             waiting=sum(each.pending + each.deferred for each in backlog),
@@ -84,7 +84,7 @@ class Figures:
             paused=sum(each.paused for each in backlog),
             oldest_seconds=max((each.oldest_seconds for each in backlog if each.oldest_seconds is not None), default=None),
             in_flight=sum(each.in_progress for each in backlog),
-            per_minute=before.processed + before.failed,
+            per_minute=max(each.processed + each.failed for each in minutes[-2:]),
             failed_ratio=recent.failed / ended if ended else None,
             cost_hour=sum(minutes, Work()).cost,
             cost_today=sum(costs, Decimal(0)) if costs else None,

@@ -18,7 +18,7 @@ from typing import IO, Any, Final, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 
 from ai_worker.errors import UsageError
 from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Lane, Need, TaskStatus
@@ -29,7 +29,7 @@ from ai_worker.store.new_tasks import CACHE_SECONDS
 from ai_worker.store.tasks import Submitted
 from ai_worker.text import clean
 from ai_worker.web.access import Guarded, Runner
-from ai_worker.web.pages.asking import go, within_patience
+from ai_worker.web.pages.asking import go, somebody_works, within_patience
 from ai_worker.web.pages.drafts import UNCONFIRMED
 from ai_worker.web.pages.estimating import estimated
 from ai_worker.web.pages.rendering import render
@@ -74,7 +74,9 @@ async def form(request: Request, services: Served, _: Runner) -> HTMLResponse:
     return await _form(request, services, _BLANK, None)
 
 
-async def _form(request: Request, services: Services, given: Mapping[str, str], error: str | None) -> HTMLResponse:
+async def _form(
+    request: Request, services: Services, given: Mapping[str, str], error: str | None, file: str | None = None
+) -> HTMLResponse:
     library = await services.ask(services.library)
     models = [each for each in await services.ask(services.models.all) if each.is_active]
     return render(
@@ -89,6 +91,7 @@ async def _form(request: Request, services: Services, given: Mapping[str, str], 
         formats=_FORMATS,
         bytes_at_most=services.options.upload_bytes,
         error=error,
+        file=file,
     )
 
 
@@ -100,7 +103,8 @@ async def submit(request: Request, services: Served, _: Runner) -> Response:
         try:
             submitted, skipped = await services.ask(stored, services, fields, given)
         except UsageError as error:
-            return await _form(request, services, given, str(error))
+            sent = fields.get("file")
+            return await _form(request, services, given, str(error), sent.filename if isinstance(sent, UploadFile) else None)
     return go(f"/ui/submit/{submitted.id_task}", items=submitted.items, skipped=skipped or None)
 
 
@@ -261,7 +265,7 @@ async def preview(request: Request, services: Served, _: Runner, id_task: int, i
 async def start(services: Served, _: Runner, id_task: int) -> Response:
     """Lets workers have it. Twice does no harm."""
     await services.ask(services.tasks.resume, id_task)
-    return go(f"/ui/tasks/{id_task}", "start")
+    return go(f"/ui/tasks/{id_task}", "start" if await somebody_works(services) else "unattended")
 
 
 @router.post("/ui/submit/{id_task}/discard")

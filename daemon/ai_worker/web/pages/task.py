@@ -19,7 +19,18 @@ from ai_worker.store.reports import TaskReport
 from ai_worker.store.reviews import Review, Span
 from ai_worker.store.tokens import Scope
 from ai_worker.web.access import Guarded, Reviewer, Runner, needs
-from ai_worker.web.pages.asking import ITEM_KINDS, TASK_KINDS, go, live_key, named, number, query_of, said, within_patience
+from ai_worker.web.pages.asking import (
+    ITEM_KINDS,
+    TASK_KINDS,
+    go,
+    live_key,
+    named,
+    number,
+    query_of,
+    said,
+    somebody_works,
+    within_patience,
+)
 from ai_worker.web.pages.drafts import UNCONFIRMED
 from ai_worker.web.pages.live import May, Topic
 from ai_worker.web.pages.rendering import fragment, render
@@ -107,7 +118,7 @@ async def _hints(services: Services, task: TaskReport) -> list[str]:
         hint = f"Waits for {names}."
     elif task.is_ahead:
         hint = f"Starts at {formats.iso(task.scheduled_at)}."
-    elif not any(each.state in {"alive", "late"} for each in await services.ask(services.reports.workers)):
+    elif not await somebody_works(services):
         hint = f"No worker is running. To start one: ai-worker run --task {task.id_task}"
     return [hint] if hint else []
 

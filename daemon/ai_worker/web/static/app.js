@@ -4,9 +4,9 @@
   const find = (selector, from = document) => from.querySelector(selector);
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 
-  // ----- theme: as the system, light, dark
+  // ----- theme: as the system, then the opposite of that, so that the first change is seen, then the same by choice
 
-  const THEMES = ["", "light", "dark"];
+  const THEMES = matchMedia("(prefers-color-scheme: dark)").matches ? ["", "light", "dark"] : ["", "dark", "light"];
   const themed = (theme) => {
     if (theme) document.documentElement.dataset.theme = theme;
     else delete document.documentElement.dataset.theme;
