@@ -190,6 +190,26 @@ def test_lists_go_on_by_key(web: Web, sql: Sql) -> None:
     problem(client.get(f"/task/{2**62}/items"), 404)
 
 
+def test_a_request_that_is_not_understood_is_told_plainly(web: Web) -> None:
+    client = web.client(Scope.RUN)
+
+    def said(**request: Any) -> list[tuple[str, str]]:
+        return [(each["field"], each["message"]) for each in problem(client.post("/task", **request), 422)["errors"]]
+
+    assert said(json={"items": ["x", ""]}) == [("body.items.1", "String should have at least 1 character")]
+    assert said(json={"items": ["x", 7]}) == [("body.items.1", "An item is a text, or an object with a field `text`")]
+    assert said(json={"items": [{"txt": "x"}]}) == [
+        ("body.items.0.text", "This field is missing"),
+        ("body.items.0.txt", "There is no such field"),
+    ]
+    ((field, message),) = said(content='{"items": ["x"', headers={"Content-Type": "application/json"})
+    assert (field, message) == ("body", "No JSON: Expecting ',' delimiter, at character 14")
+    assert said(json=["x"]) == [("body", "A JSON object is expected")]
+    ((field, message),) = said(content='{"items": ["x"]}')
+    assert field == "body"
+    assert "`Content-Type: application/json`" in message
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,14 @@ from starlette.exceptions import HTTPException
 from ai_worker.errors import AiWorkerError, DatabaseAway, NotFound, UsageError, ValueRefused
 
 PROBLEM_TYPE = "application/problem+json"
+
+_PLAIN: Final = {
+    "missing": "This field is missing",
+    "extra_forbidden": "There is no such field",
+    "model_attributes_type": "An object is expected",
+    "dict_type": "An object is expected",
+}
+_TAGS: Final = {"(text)", "(object)"}  # which of an item's shapes was meant: see bodies.ItemIn
 
 
 class Refused(AiWorkerError):
@@ -75,9 +83,21 @@ def add_problems(app: FastAPI) -> None:
     async def _of_fields(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             raise error
-        fields = [{"field": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
+        is_json = "json" in request.headers.get("content-type", "")
+        fields = [_field(each, is_json=is_json) for each in error.errors()]
         detail = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, {}, errors=fields)
+
+
+def _field(error: dict[str, Any], *, is_json: bool) -> dict[str, str]:
+    """What pydantic says of a field, in the words of the API: its own kinds of types are nothing that who asks can know."""
+    kind, place = error["type"], [str(part) for part in error["loc"]]
+    message = _PLAIN.get(kind, error["msg"])
+    if kind == "json_invalid":
+        place, message = ["body"], f"No JSON: {error['ctx']['error']}, at character {place[-1]}"
+    elif place == ["body"]:
+        message = "A JSON object is expected" if is_json else "JSON is expected, with the header `Content-Type: application/json`"
+    return {"field": ".".join(part for part in place if part not in _TAGS), "message": message}
 
 
 def status_of(error: Exception) -> HTTPStatus:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Need, ReviewStatus
 from ai_worker.planning import LONGEST_DESCRIPTION
@@ -66,6 +66,21 @@ class NewItemIn(_In):
     context_key: Key | None = None
 
 
+def _kind_of_item(value: object) -> str | None:
+    return "(text)" if isinstance(value, str) else "(object)" if isinstance(value, dict | NewItemIn) else None
+
+
+# Told apart by their kind, so that a wrong item is told once, and not as what it is not. Tags in parentheses are in no answer.
+ItemIn = Annotated[
+    Annotated[str, Field(min_length=1), Tag("(text)")] | Annotated[NewItemIn, Tag("(object)")],
+    Discriminator(
+        _kind_of_item,
+        custom_error_type="item",
+        custom_error_message="An item is a text, or an object with a field `text`",
+    ),
+]
+
+
 class AfterIn(_In):
     """A task that must have ended before: successfully, or in whatever way."""
 
@@ -76,7 +91,7 @@ class AfterIn(_In):
 class NewTaskIn(_In):
     """A task to be made, with all its items in one transaction. The fields are the options of `ai-worker submit`."""
 
-    items: Annotated[list[Annotated[str, Field(min_length=1)] | NewItemIn], Field(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MOST_ITEMS)]
     type: Annotated[str, Field(min_length=1, max_length=50)] = "correction"
     model: Annotated[str, Field(max_length=100)] | None = None
     fallbacks: Annotated[list[str], Field(max_length=20)] = []
