@@ -106,7 +106,7 @@ def test_priority_and_schedule_show_where_there_is_one(ai_worker: Commands, task
     assert "STARTS" not in plain
     ai_worker("priority", str(task), "-7")
     sql("UPDATE task SET scheduled_at = '2999-12-31 08:30:00'")
-    sql("INSERT INTO task (id_ai_model, description) SELECT id_ai_model, 'inne' FROM ai_model")
+    sql("INSERT INTO task (id_ai_model, description) SELECT id_ai_model, REPEAT('inne', 11) FROM ai_model")
     heading, other, scheduled = ai_worker("status").out.splitlines()
     assert heading.split() == [
         *("ID", "STATUS", "STARTS", "TYPE", "MODEL", "ITEMS", "DONE", "ERROR", "OPEN", "COST"),
@@ -115,6 +115,7 @@ def test_priority_and_schedule_show_where_there_is_one(ai_worker: Commands, task
     assert scheduled.split()[1:3] == ["IN_PROGRESS", "2999-12-31T08:30:00.000Z"]
     assert scheduled.index("-7") + 2 == heading.index("PRIORITY") + len("PRIORITY")
     assert other.split()[1:3] == ["NEW", "-"]
+    assert other.endswith(" " + "inne" * 9 + "inn…")
     shown = ai_worker("status", str(task)).out
     assert re.search(r"^  priority +-7$", shown, re.M)
     assert re.search(r"^  scheduled +2999-12-31T08:30:00\.000Z$", shown, re.M)

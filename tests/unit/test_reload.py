@@ -39,4 +39,8 @@ def test_the_command_line_outranks_the_settings(monkeypatch: pytest.MonkeyPatch)
     assert (reload().concurrency, reload().changed, reload().at_restart) == (7, [], [])
     reload = Reload(load_settings(), None)  # three slots
     monkeypatch.setenv("AI_WORKER_CONCURRENCY", "9")
-    assert (reload().concurrency, reload().at_restart) == (3, ["AI_WORKER_CONCURRENCY"])
+    more = reload()  # named once: it waits for the restart
+    assert (more.concurrency, more.changed, more.at_restart) == (3, [], ["AI_WORKER_CONCURRENCY"])
+    monkeypatch.setenv("AI_WORKER_CONCURRENCY", "2")
+    fewer = reload()
+    assert (fewer.concurrency, fewer.changed, fewer.at_restart) == (2, ["AI_WORKER_CONCURRENCY"], [])

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ai_worker import config
-from ai_worker.cli import cli, service_files
+from ai_worker.cli import cli, service, service_files
 from ai_worker.cli.service_files import PACKAGED, check_readable, units_folder
 from ai_worker.errors import ConfigurationError, UsageError
 
@@ -324,6 +324,14 @@ def test_restarts_back_off_where_systemd_can(image: Image, monkeypatch: pytest.M
     image.json("install", "--db-url", URL)
     has_it = "etc/systemd/system/ai-worker@.service.d/10-restart-backoff.conf" in image.files()
     assert has_it is (version >= 254)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [("active", "4 in flight"), ("deactivating", "4 in flight"), ("inactive", None), ("failed", None)]
+)
+def test_a_service_that_was_stopped_says_nothing_any_more(state: str, says: str | None) -> None:
+    unit = {"Id": "ai-worker@1.service", "ActiveState": state, "SubState": "?", "NRestarts": "0", "StatusText": "4 in flight"}
+    assert service._row(unit)[-1] == says
 
 
 # ----- where it cannot work

@@ -30,13 +30,17 @@ class Reload:
         new = load_settings()
         new.database_url()
         log.configure(new.log_level, new.log_format, new.log_sample)  # last: nothing of settings that are wrong is in force
-        changed = [variable(name) for name in sorted(LIVE) if getattr(new, name) != getattr(self._now, name)]
-        others = sorted(Settings.model_fields.keys() - LIVE)
-        at_restart = [variable(name) for name in others if getattr(new, name) != getattr(self._first, name)]
-        most = self._concurrency or self._first.concurrency
-        if self._concurrency is not None:
-            changed = [name for name in changed if name != variable("concurrency")]
-        elif new.concurrency > most:
-            at_restart.append(variable("concurrency"))
+        waiting = {name for name in Settings.model_fields.keys() - LIVE if getattr(new, name) != getattr(self._first, name)}
+        changed = {name for name in LIVE if getattr(new, name) != getattr(self._now, name)} - {"concurrency"}
+        concurrency = self._concurrency or min(new.concurrency, self._first.concurrency)
+        if self._concurrency is None:
+            if new.concurrency > concurrency:
+                waiting.add("concurrency")  # also where a part of it is in force at once: a setting is in one list only
+            elif concurrency != min(self._now.concurrency, self._first.concurrency):
+                changed.add("concurrency")
         self._now = new
-        return Reloaded(new.drain_seconds, min(self._concurrency or new.concurrency, most), changed, at_restart)
+        return Reloaded(new.drain_seconds, concurrency, _variables(changed), _variables(waiting))
+
+
+def _variables(names: set[str]) -> list[str]:
+    return [variable(name) for name in sorted(names)]

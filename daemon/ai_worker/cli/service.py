@@ -305,7 +305,8 @@ def status(as_json: bool) -> int:
 
 
 def _row(unit: dict[str, str]) -> tuple[str | None, ...]:
-    says = visible(unit.get("StatusText", "")) or None
+    # Of a unit that was stopped systemd keeps the last words, which are true no more.
+    says = None if unit["ActiveState"] in {"inactive", "failed"} else visible(unit.get("StatusText", "")) or None
     return _unit(unit), f"{unit['ActiveState']} ({unit['SubState']})", unit.get("NRestarts"), says
 
 

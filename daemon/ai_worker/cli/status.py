@@ -123,6 +123,10 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _show_task(
     task: TaskReport, batches: Sequence[BatchReport], workers: Sequence[WorkerReport], stopped: Sequence[StoppedModel]
 ) -> None:
@@ -265,7 +269,7 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
             task.status.name,
             *[formats.iso(task.scheduled_at) if task.is_ahead else None] * with_start,
             task.task_type,
-            visible(task.model[:30]),
+            visible(_shortened(task.model, 30)),
             formats.number(task.total),
             formats.number(task.records_processed),
             formats.number(task.records_failed),
@@ -273,7 +277,7 @@ def _show_tasks(tasks: Sequence[TaskReport]) -> None:
             None if task.cost is None else formats.money(task.cost),
             *[visible(task.queue)] * with_queue,
             *[task.priority or None] * with_priority,
-            visible(task.description[:40]),
+            visible(_shortened(task.description, 40)),
         )
         for task in tasks
     ]
