@@ -50,8 +50,8 @@ def top(interval: float, once: bool, as_json: bool) -> None:
         with keys() as read, Live(console=console, screen=True, auto_refresh=False) as live:
             due = time.monotonic() + interval
             while True:
-                live.update(screen(picture, view, console, height=console.height), refresh=True)
-                size = console.size
+                size = console.size  # of what is drawn now: a change while it is drawn is seen below
+                live.update(screen(picture, view, console, height=size.height), refresh=True)
                 key = None
                 while key is None and console.size == size and (view.is_paused or time.monotonic() < due):
                     key = read(_RESIZED if view.is_paused else min(_RESIZED, due - time.monotonic()))
