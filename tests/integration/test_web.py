@@ -112,6 +112,15 @@ def test_every_answer_has_an_id_and_headers_that_keep_browsers_from_guessing(web
     assert "server" not in made.headers
 
 
+def test_a_browser_that_is_lost_sees_a_page(web: Web) -> None:
+    client = web.client(token="", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    lost = client.get("/nothere")
+    assert (lost.status_code, lost.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "<h1>Not found</h1>" in lost.text
+    problem(client.post("/nothere"), 404)
+    problem(client.get("/task/7"), 401)  # of the API
+
+
 def test_other_origins_may_not_read_unless_they_are_named(web: Web, database_url: str) -> None:
     origin = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in web.client(token="").get("/health/live", headers=origin).headers

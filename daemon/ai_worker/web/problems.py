@@ -125,9 +125,14 @@ def is_page(path: str) -> bool:
     return path in {"/", "/docs"} or path.startswith("/ui/")
 
 
+def _is_astray(request: Request) -> bool:
+    """Whether a browser asks for an address that leads nowhere: neither to a page nor to anything of the API."""
+    return request.method == "GET" and "endpoint" not in request.scope and "text/html" in request.headers.get("accept", "")
+
+
 def problem(request: Request, status: HTTPStatus, detail: str, headers: dict[str, str], **more: object) -> Response:
     """An answer that says what is wrong: a page where pages are, else problem details."""
-    if is_page(request.url.path):
+    if is_page(request.url.path) or (status is HTTPStatus.NOT_FOUND and _is_astray(request)):
         page: Response = request.app.state.error_page(request, status, detail, headers)
         return page
     body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, "instance": request.url.path}
