@@ -21,6 +21,7 @@ pytestmark = ON_ONE_SERVER
 PAGES = ("/", "/ui/tasks", "/ui/models", "/ui/workers", "/ui/schedules")
 NOTHING = "/ui/nothing"
 PHONE = {"width": 360, "height": 740}
+HIDDEN = "[...document.querySelectorAll('.stack')].filter(({parentElement: e}) => e.scrollWidth > e.clientWidth).length"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def test_pages_keep_nobody_out_fit_a_phone_and_ask_for_nothing_elsewhere(browser
 def look(visit: Visit, path: str) -> None:
     """Nothing on the page as it is may be wrong."""
     assert visit.overflow() == 0, path
+    assert visit.page.evaluate(HIDDEN) == 0, f"{path}: of these tables nothing is cut off on a phone"
     assert visit.barriers() == [], path
     visit.page.emulate_media(color_scheme="dark")
     assert visit.barriers("color-contrast") == [], path
