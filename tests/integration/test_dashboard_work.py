@@ -197,7 +197,7 @@ def test_rows_are_submitted_in_two_steps(dashboard: Dashboard, sql: Sql, databas
     assert place(browser.get(f"/ui/tasks/{id_task}")) == f"/ui/submit/{id_task}", "until it is confirmed"
     assert Run(database_url).summary.processed == 0, "nobody works on it before"
     started = place(browser.post(f"/ui/submit/{id_task}/start"))
-    assert "Started, but no worker is running" in browser.get(started).text
+    assert "Started: the items wait for a worker." in browser.get(started).text
     assert Run(database_url).summary.processed == 2
     assert [row["external_key"] for row in items_of(sql)] == ["7", "9"]
     lines = browser.get(f"/ui/tasks/{id_task}/results.jsonl").text.splitlines()

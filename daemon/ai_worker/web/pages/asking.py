@@ -54,7 +54,7 @@ _SAID: Final = {
     "reviewed": "Nothing more waits for review here.",
     "working": "This takes a while and goes on by itself; this page shows how far it is.",
     "start": "Started. Workers take the items now.",
-    "unattended": "Started, but no worker is running: the items wait until one is.",
+    "unattended": "Started: the items wait for a worker.",
     "discard": "Discarded: nothing of it will be processed.",
 }
 
