@@ -211,11 +211,12 @@ def test_a_submission_says_when_and_after_what_it_begins(dashboard: Dashboard, s
     first, *others = (add_model(sql, None, "echo", name) for name in ("korektor", "drugi", "trzeci"))
     before = add_task(sql, first, ["a"])
     sql("INSERT INTO task_group (name) VALUES ('noc')")
+    group = sql("SELECT id_task_group FROM task_group")[0]["id_task_group"]
     form = {"pasted": "a", "model": "korektor", "fallback": "drugi", "fallback_2": "trzeci", "group": "noc", "after": str(before)}
     preview = place(dashboard.browser(Scope.RUN).post("/ui/submit", data={**form, "scheduled": "2040-01-31T04:00"}))
     id_task = int(re.findall(r"\d+", preview)[0])
     (row,) = sql("SELECT scheduled_at, id_task_group FROM task WHERE id_task = %s", [id_task])
-    assert (str(row["scheduled_at"]), row["id_task_group"]) == ("2040-01-31 04:00:00", 1)
+    assert (str(row["scheduled_at"]), row["id_task_group"]) == ("2040-01-31 04:00:00", group)
     assert [row["after_id_task"] for row in sql("SELECT after_id_task FROM task_dependency")] == [before]
     assert [row["id_ai_model"] for row in sql("SELECT id_ai_model FROM task_fallback ORDER BY position")] == others
 
