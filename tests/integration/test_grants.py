@@ -302,7 +302,8 @@ def test_the_web_can_show_and_submit(users: Users, sql: Sql, id_ai_model: int) -
     try:
         services = Services(db, WebOptions())
         rows = {"pasted": "Zażółć\ngęślą", "model": "echo"}
-        id_task = stored(services, FormData(rows), rows).id_task
+        submitted, _ = stored(services, FormData(rows), rows)
+        id_task = submitted.id_task
         look = services.browsing
         assert estimated(services, id_task, 2).tokens_input > 0
         assert look.tasks(TaskSearch(text="x", model="echo")).tasks == []
