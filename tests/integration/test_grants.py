@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -320,7 +321,7 @@ def test_the_web_can_show_and_submit(users: Users, sql: Sql, id_ai_model: int) -
         sql("UPDATE task SET records_failed = 2")
         assert look.task(id_task).task.errors[0].items == 2
         assert services.tasks.retry(id_task, kind="x") == 2
-        services.close()
+        asyncio.run(services.aclose())
     finally:
         db.close()
 
