@@ -77,7 +77,8 @@ def test_in_a_terminal_it_takes_keys_and_a_new_size_and_leaves_all_as_it_was(dat
 
     resize(24, 80)
     before = termios.tcgetattr(theirs)
-    settings = environment(database_url, {"NO_COLOR": "1", "TERM": "xterm"})
+    # pytest-xdist sets COLUMNS, which would stand above the size of the terminal.
+    settings = environment(database_url, {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": None, "LINES": None})
     process = subprocess.Popen(
         [sys.executable, "-m", "ai_worker", "top"], stdin=theirs, stdout=theirs, stderr=theirs, env=settings
     )
