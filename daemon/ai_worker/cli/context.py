@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ai_worker import formats, log
+from ai_worker.cli.secrecy import keep_memory_private
 from ai_worker.config import Settings, load_settings
 from ai_worker.database_url import parse_database_url
 from ai_worker.errors import DatabaseAway, DatabaseError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 def settings() -> Settings:
     """The settings, with the log set up as they say. Every command that does more than print begins with this."""
+    keep_memory_private()  # before there is a secret in it that the environment does not hold
     found = load_settings()
     log.configure(found.log_level, found.log_format, found.log_sample)
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ai_worker.cli import context
+from ai_worker.cli.secrecy import keep_memory_private
 from ai_worker.config import PREFIX, encoding_of
 from ai_worker.errors import ConfigurationError, UsageError
 from ai_worker.models import Secret
@@ -28,6 +29,7 @@ def keygen() -> None:
     """
     from ai_worker.keys import generate_master_key
 
+    keep_memory_private()
     click.echo(generate_master_key())
 
 
