@@ -118,7 +118,8 @@ GRANT SELECT (id_ai_model, name, provider, model, is_active, stopped_kind, stopp
   ON ai_worker.ai_model TO ai_worker_app@'%';
 -- It can say what is to be done, and cannot say that it was done. The Python client writes a task under an id that it reserved.
 GRANT SELECT, INSERT (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
-                      lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds) ON ai_worker.task TO ai_worker_app@'%';
+                      lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds, personal_data)
+  ON ai_worker.task TO ai_worker_app@'%';
 GRANT SELECT ON ai_worker.prompt TO ai_worker_app@'%';
 GRANT SELECT, INSERT ON ai_worker.task_fallback TO ai_worker_app@'%';
 GRANT SELECT, INSERT (id_task, text_original, context, context_key, external_key) ON ai_worker.task_item TO ai_worker_app@'%';

@@ -107,6 +107,8 @@ CREATE TABLE task (
   expire_at         DATETIME(6) NULL,
   -- Nothing for a task of no group, whose place in the index then stays the same when it ends.
   ended_in_group    TINYINT UNSIGNED GENERATED ALWAYS AS (IF(id_task_group IS NULL, NULL, finished_at IS NOT NULL)) STORED,
+  -- No CHECK: one would have copied the table when the column was added.
+  personal_data     ENUM('off', 'mask', 'block') CHARACTER SET ascii COLLATE ascii_general_ci NOT NULL DEFAULT 'off',
   PRIMARY KEY (id_task),
   UNIQUE KEY u_task_submit_key (submit_key),
   KEY k_task_model (id_ai_model),
@@ -446,6 +448,7 @@ CREATE TABLE schedule (
   next_at        DATETIME(6) NULL,
   message        VARCHAR(1000) NULL,
   created_at     DATETIME(6) NOT NULL DEFAULT (UTC_TIMESTAMP(6)),
+  personal_data  ENUM('off', 'mask', 'block') CHARACTER SET ascii COLLATE ascii_general_ci NOT NULL DEFAULT 'off',
   PRIMARY KEY (id_schedule),
   UNIQUE KEY u_schedule_name (name),
   KEY k_schedule_due (is_active, next_at),
@@ -607,4 +610,5 @@ CREATE TABLE worker_counter (
   PRIMARY KEY (id_worker, name, id_ai_model, label)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_unicode_520_ci;
 
-INSERT INTO schema_migration (version, name) VALUES (1, 'core'), (2, 'budget_and_lanes'), (3, 'library_and_review'), (4, 'web_and_metrics');
+INSERT INTO schema_migration (version, name) VALUES (1, 'core'), (2, 'budget_and_lanes'), (3, 'library_and_review'), (4, 'web_and_metrics'),
+  (5, 'personal_data');
