@@ -15,7 +15,7 @@ QUICKSTART ?= $(CURDIR)/.quickstart
 
 .PHONY: help
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
 quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in a private database, without an API key
@@ -27,6 +27,14 @@ prepare: $(VENV)/.installed-dev .server .browser .promtool ## install what the t
 .PHONY: test
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
 	@$(BIN)/pytest $(PYTEST)
+
+SERVER ?= mariadb
+SEED ?=
+chaos = AI_WORKER_TEST_SERVER="$(SERVER)" AI_WORKER_TEST_SEED="$(SEED)"
+
+.PHONY: chaos
+chaos: prepare ## faults of every kind, alone and all at once, for less than 20 minutes; SERVER=mysql on the one that AI_WORKER_TEST_MYSQLD names, SEED=... as it was
+	@$(chaos) $(BIN)/pytest -m "chaos or not chaos" tests/chaos $(PYTEST)
 
 .PHONY: test-windows
 test-windows: prepare .wine ## what can be tried of Windows under wine: the commands, and NSSM; fetches a Windows Python into .windows

@@ -28,6 +28,7 @@ from ai_worker.db import Database
 
 MYSQL_URL = "AI_WORKER_TEST_MYSQL_URL"
 REQUIRE_MYSQL = "AI_WORKER_TEST_REQUIRE_MYSQL"
+ONLY = "AI_WORKER_TEST_SERVER"  # mariadb or mysql: the tests run on that one alone
 
 # What the migrations fill and nobody else: left alone between tests.
 DICTIONARIES = {"schema_migration", "task_status", "task_item_status", "review_status"}
@@ -42,7 +43,14 @@ def settings_in_environment() -> list[str]:
 
 def names() -> list[str]:
     """The servers to run on. A MySQL that is required but not named is in the list too, and fails there."""
-    return ["mariadb", "mysql"] if os.environ.get(MYSQL_URL) or os.environ.get(REQUIRE_MYSQL) else ["mariadb"]
+    return asked_for(["mariadb", "mysql"] if os.environ.get(MYSQL_URL) or os.environ.get(REQUIRE_MYSQL) else ["mariadb"])
+
+
+def asked_for(names: list[str]) -> list[str]:
+    """Of these servers the one that AI_WORKER_TEST_SERVER names; all, where it names none. Whoever asks for one that is not at
+    hand is told so by the tests that then fail."""
+    only = os.environ.get(ONLY)
+    return [only] if only else names
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import pymysql
 from ai_worker import embedded, migrate
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
-from tests.servers import TestServer, free_port, tcp_options
+from tests.servers import TestServer, asked_for, free_port, tcp_options
 
 MYSQLD = "AI_WORKER_TEST_MYSQLD"
 """Names the server program of a MySQL of which tests may start private instances, and kill them."""
@@ -27,10 +27,12 @@ DATABASE = "ai_worker"
 PASSWORD = "Test.1-zxcvb"  # not a secret: of users of a server that lives for one test
 ADMINISTRATOR = "tester"
 
+LOST = frozenset({0, 1040, 1053, 2003, 2006, 2013, 2014})  # errors of a connection, or of the lack of one
+
 
 def kinds() -> list[str]:
-    """The servers to try: MariaDB, and MySQL where its program is at hand."""
-    return ["mariadb", "mysql"] if os.environ.get(MYSQLD) else ["mariadb"]
+    """The servers to try: MariaDB, and MySQL where its program is at hand; of these the one that was asked for, if any was."""
+    return asked_for(["mariadb", "mysql"] if os.environ.get(MYSQLD) else ["mariadb"])
 
 
 def program_of(kind: str) -> str:
@@ -42,6 +44,38 @@ def program_of(kind: str) -> str:
     program = shutil.which("mariadbd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     assert program, "no mariadbd found"
     return program
+
+
+class Patient:
+    """`sql(statement, parameters=None)` over a connection that is made anew when the server has been away. For one thread.
+
+    Waits for a server on its way up, for at most 60 s. A statement whose connection breaks is sent again: it must bear that.
+    """
+
+    def __init__(self, connect: Callable[[], pymysql.Connection[Any]]) -> None:
+        self._connect = connect
+        self._connection: pymysql.Connection[Any] | None = None
+
+    def __call__(self, statement: str, parameters: Any = None) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self._connect()
+                with self._connection.cursor() as cursor:
+                    cursor.execute(statement, parameters)
+                    return list(cursor.fetchall())
+            except (pymysql.err.OperationalError, pymysql.err.InterfaceError) as error:
+                if error.args[0] not in LOST or time.monotonic() > deadline:
+                    raise
+                self.forget()
+                time.sleep(0.05)
+
+    def forget(self) -> None:
+        """The next statement gets a new connection."""
+        if self._connection is not None:
+            self._connection._force_close()  # the server may not be there to be told
+            self._connection = None
 
 
 @dataclass
@@ -56,7 +90,11 @@ class Arena:
     port: int
     host: str = "127.0.0.1"
     options: Sequence[str] = ()
-    _connection: pymysql.Connection[Any] | None = field(default=None, repr=False)
+    sql: Patient = field(init=False, repr=False)
+    """Plain SQL as the administrator. For one thread; another one makes a `Patient(arena.connect)` of its own."""
+
+    def __post_init__(self) -> None:
+        self.sql = Patient(self.connect)
 
     @property
     def worker_url(self) -> str:
@@ -100,29 +138,9 @@ class Arena:
         """A new connection of the administrator's, in autocommit mode, rows as dicts."""
         return self.test_server.connect(DATABASE)
 
-    def sql(self, statement: str, parameters: Any = None) -> list[dict[str, Any]]:
-        """Plain SQL as the administrator, over a connection that is made anew when the server has been away.
-
-        Waits for a server on its way up, for at most 60 s. A statement whose connection breaks is sent again: it must bear that.
-        """
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                if self._connection is None:
-                    self._connection = self.connect()
-                with self._connection.cursor() as cursor:
-                    cursor.execute(statement, parameters)
-                    return list(cursor.fetchall())
-            except (pymysql.err.OperationalError, pymysql.err.InterfaceError) as error:
-                if error.args[0] not in (0, 1040, 1053, 2003, 2006, 2013, 2014) or time.monotonic() > deadline:
-                    raise
-                self.forget_connection()
-                time.sleep(0.05)
-
     def forget_connection(self) -> None:
-        if self._connection is not None:
-            self._connection._force_close()  # the server may not be there to be told
-            self._connection = None
+        """`sql` gets a new connection with its next statement."""
+        self.sql.forget()
 
     def prepare(self) -> None:
         """Makes the administrator, the schema, and the users with the grants that are delivered."""

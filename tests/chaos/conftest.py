@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.fleet import Fake, fake_provider
+from tests.chaos import figures
 from tests.chaos.arena import Arena, arena_on, kinds
 from tests.chaos.fleet import Fleet
 
@@ -62,3 +63,10 @@ def provider() -> Iterator[Fake]:
     """A fake provider that takes 50 ms for an answer."""
     with fake_provider(50) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of all runs once more, where they can be read together."""
+    for block in figures.blocks:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(block)

@@ -101,6 +101,29 @@ def audit(sql: Sql, provider: Fake | None, *tasks: int, may_fail: bool = False) 
     )
 
 
+def assert_histories(sql: Sql, *tasks: int) -> None:
+    """Fails the test unless the attempts of every item of these tasks tell its story: numbered without a gap, each that went
+    wrong with its reason, the last one with the item's own end."""
+    which = f"IN ({', '.join(map(str, tasks))})"
+    items = sql(f"SELECT id_task_item, status_id, attempt, error_kind FROM task_item WHERE id_task {which}")
+    stories: dict[int, list[dict[str, Any]]] = {row["id_task_item"]: [] for row in items}
+    for row in sql(
+        "SELECT id_task_item, attempt, outcome, error_kind, id_worker FROM task_attempt"
+        f" WHERE id_task {which} AND step IS NULL ORDER BY attempt, operation_uuid"
+    ):
+        stories[row["id_task_item"]].append(row)
+    for item in items:
+        story = stories[item["id_task_item"]]
+        told = f"item {item['id_task_item']}: {[(row['attempt'], row['outcome'], row['error_kind']) for row in story]}"
+        charged = [row for row in story if row["outcome"] != "postponed"]
+        assert [row["attempt"] for row in charged] == list(range(1, item["attempt"] + 1)), told
+        for row in story:
+            assert row["id_worker"], told
+            assert (row["error_kind"] is None) == (row["outcome"] == "processed"), told
+        assert charged[-1]["outcome"] == ("processed" if item["status_id"] == 1 else "failed"), told
+        assert charged[-1]["error_kind"] == item["error_kind"], told
+
+
 def _against_provider(provider: Fake, items: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> tuple[int, int, int]:
     """Billed calls, those beyond one per item, and those in no attempt. The provider never billed less than was booked."""
     paid = {text: counts["paid"] for text, counts in provider.get("_texts").items()}

@@ -77,6 +77,14 @@ class Pair:
         self.primary = new
         return time.monotonic() - began
 
+    def revive(self) -> None:
+        """Starts the primary again after it was killed or stopped, with the replica behind it."""
+        self.primary.forget_connection()
+        self.primary.start()
+        if self.semi_sync:
+            _wait_for_replicas(self.primary, on=True)
+        _catch_up(self.replica, _position(self.primary))
+
     def rejoin(self) -> None:
         """Whoever was killed comes back as the replica of the other, with its data: its own may hold what nobody else has.
 
