@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from tests.chaos.nursery import Nursery
 from tests.servers import Background, environment
 
 LEASE_SECONDS = 5.0  # the shortest there is; a lost worker's items are back after it and a rescue's turn
@@ -64,13 +65,15 @@ class Process:
 class Fleet:
     """Starts workers on one database; a context manager that kills whatever still runs at its end.
 
-    concurrency: of each worker, unless `start` is given another; env: further settings of all workers.
+    concurrency: of each worker, unless `start` is given another; env: further settings of all workers; nursery: where workers
+    without a prefix come from, if they are to start at once.
     """
 
     url: str
     folder: Path
     concurrency: int = 100
     env: Mapping[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
     processes: list[Process] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -98,16 +101,20 @@ class Fleet:
             **self.env,
             **(env or {}),
         }
-        with output.open("ab") as file:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "ai_worker", command, *options],
-                env=environment(url or self.url, settings),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        values = environment(url or self.url, settings)
+        if self.nursery is not None and not prefix:
+            process: Any = self.nursery.start([command, *options], values, self.folder, output)
+        else:
+            with output.open("ab") as file:
+                process = subprocess.Popen(
+                    [*prefix, sys.executable, "-m", "ai_worker", command, *options],
+                    env=values,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
         started = Process(name, Background(process, output))
         self.processes.append(started)
         return started

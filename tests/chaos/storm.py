@@ -30,6 +30,7 @@ from tests.acceptance.fleet import Fake, fake_provider
 from tests.chaos import figures, ledger
 from tests.chaos.arena import DATABASE, LOST, PASSWORD, Patient
 from tests.chaos.fleet import LEASE_SECONDS, Fleet, Process
+from tests.chaos.nursery import Nursery
 from tests.chaos.recovery import Recovery
 from tests.chaos.relay import Relay
 from tests.chaos.replicas import Pair, pair_on
@@ -85,7 +86,10 @@ class Storm:
             self._to_databases, self._to_provider = (first, second), to_provider
             hosts = ",".join(f"127.0.0.1:{relay.port}" for relay in self._to_databases)
             url = f"mysql://ai_worker:{PASSWORD}@{hosts}/{DATABASE}?ssl=off"
-            with Fleet(url, self._folder, concurrency=self._scale.concurrency, env=SETTINGS) as fleet:
+            with (
+                Nursery() as nursery,
+                Fleet(url, self._folder, self._scale.concurrency, env=SETTINGS, nursery=nursery) as fleet,
+            ):
                 return self._run(fleet)
 
     def _run(self, fleet: Fleet) -> str:
@@ -222,7 +226,7 @@ class Storm:
             for text in ledger.texts(round(self._scale.items * share), f"{name} ")
         ]
         self._rng.shuffle(rows)
-        inserting = _Inserting(self._connect)
+        inserting = _Inserting(self._connect_as_application)
         for start in range(0, len(rows), 100):
             at = self._began + (start - LEAD) / len(rows) * self._scale.seconds
             if self._stopped.wait(max(0.0, at - time.monotonic())):
@@ -279,6 +283,10 @@ class Storm:
 
     def _connect(self) -> pymysql.Connection[Any]:
         return self._pair.primary.connect()
+
+    def _connect_as_application(self) -> pymysql.Connection[Any]:
+        """With an application's rights: an administrator could write on a server that is just handing over."""
+        return self._pair.primary.test_server.connect(DATABASE, "ai_worker_app", PASSWORD)
 
     def _sql(self) -> Sql:
         """Plain SQL on whichever server is the primary; for one thread."""
@@ -389,6 +397,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
     parser.add_argument("--short", action="store_true", help="about twenty seconds, as in CI")
     parser.add_argument("--keep", type=Path, help="a folder for the workers' logs, which are thrown away otherwise")
+    parser.add_argument("--share", type=float, default=1.0, help="so much of everything, and of the time (0 to 1)")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)  # noqa: T201 -- needed most where the run fails
     with tempfile.TemporaryDirectory(prefix="ai-worker-storm-") as folder:
@@ -396,7 +405,7 @@ def main() -> None:
         where.mkdir(parents=True, exist_ok=True)
         storm_on(
             options.server,
-            SHORT if options.short else WHOLE,
+            SHORT if options.short else WHOLE.part(options.share),
             options.seed,
             where,
             lambda line: print(line, flush=True),  # noqa: T201 -- so that nine minutes are not silent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 # What the provider does wrong for a while. Only plain items are struck, so that each strike is one item's call.
@@ -57,7 +57,13 @@ class Scale:
     concurrency: int = 20
     recovery_seconds: float = 2.0
 
+    def part(self, share: float) -> Scale:
+        """The same weather for a part of the time, 0 to 1."""
+        counts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in STAYS}
+        return replace(self, **{name: max(1, round(count * share)) for name, count in counts.items()})
 
+
+STAYS = ("workers", "concurrency", "recovery_seconds")
 WHOLE = Scale(50_000, 460, 205, 12, 12, 20, 8, 4, 8, 4, 10, 4, 22)
 SHORT = Scale(800, 6, 3, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1, workers=3, recovery_seconds=6)
 
