@@ -249,11 +249,12 @@ SELECT a.id_task_item, a.id_ai_model, a.finished_at, m.name, a.error_message
  WHERE a.id_task_item IN %(items)s AND a.error_message IS NOT NULL;
 
 -- name: start_tasks
--- NEW begins, and is pinned to the prompt that its first items are done with; a finished task that got new items goes on.
+-- NEW begins, and is pinned to the prompt that its first items are done with; a finished task that got new items goes on. One that
+-- somebody has paused or cancelled since the claim looked stays so, but it has begun: it has items in flight.
 UPDATE task FORCE INDEX (PRIMARY)
-   SET status_id = 1, started_at = COALESCE(started_at, NOW(6)), finished_at = NULL, expire_at = NULL,
-       id_prompt = COALESCE(id_prompt, %(id_prompt)s)
- WHERE id_task IN %(tasks)s AND status_id IN (0, 2, 3);
+   SET status_id = IF(status_id IN (0, 2, 3), 1, status_id), started_at = COALESCE(started_at, NOW(6)), finished_at = NULL,
+       expire_at = NULL, id_prompt = COALESCE(id_prompt, %(id_prompt)s)
+ WHERE id_task IN %(tasks)s AND (status_id IN (0, 2, 3) OR started_at IS NULL);
 
 -- name: claimed_items
 -- What a claim really got, where that is in doubt: the rows that carry its token. `attempt` as before the claim, like its siblings'.
@@ -788,7 +789,7 @@ UPDATE task_item FORCE INDEX (PRIMARY)
  WHERE id_task_item IN %(items)s AND status_id = 2;
 
 -- name: cancel_lost
--- The same for items of cancelled tasks.
+-- The same for items whose task is not there any more.
 UPDATE task_item FORCE INDEX (PRIMARY)
    SET status_id = 5, id_worker = NULL, lost_count = lost_count + 1
  WHERE id_task_item IN %(items)s AND status_id = 2;

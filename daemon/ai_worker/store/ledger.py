@@ -359,12 +359,13 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[dict[int,
     models: dict[int, int] = {}
     for row in rows:
         task = tasks.get(row["id_task"])
-        if task is None or task["status_id"] == TaskStatus.CANCELLED:
+        if task is None:
             verb = "cancel_lost"
-        elif row["lost_count"] + 1 >= MAX_LOSSES:
+        elif row["lost_count"] + 1 >= MAX_LOSSES and task["status_id"] != TaskStatus.CANCELLED:
             verb = "bury_lost"
             counters.setdefault(row["id_task"], Counters()).failed += 1
         else:
+            # Of a cancelled task too: `settle` cancels it under the task's lock, unless somebody has just brought the task back.
             verb = "give_back_lost"
         groups[verb].append(row["id_task_item"])
         operation = uuid_bytes(operation_uuid(row["claim_token"], row["id_task_item"]))
