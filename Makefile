@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in 
 	@$(BIN)/ai-worker quickstart --folder "$(QUICKSTART)"
 
 .PHONY: prepare
-prepare: $(VENV)/.installed-dev .server .browser .promtool ## install what the tests need, and nothing else
+prepare: $(VENV)/.installed-dev .server .browser .promtool .spin ## install what the tests need, and nothing else
 
 .PHONY: test
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
@@ -106,13 +106,15 @@ $(BIN)/python:
 	@if command -v promtool >/dev/null || [ -x "$(VENV)/tools/promtool" ]; then :; \
 	elif ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then \
 	  echo "No promtool and no apt to fetch it with: metrics and alert rules are not checked by Prometheus itself."; \
-	else echo "fetching promtool"; folder=$$(mktemp -d); \
-	  if { { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && cd "$$folder" && apt-get -o APT::Sandbox::User=root download -qq prometheus \
-	    && dpkg -x prometheus_*.deb files && mkdir -p "$(abspath $(VENV))/tools" \
-	    && mv files/usr/bin/promtool "$(abspath $(VENV))/tools/promtool"; } >"$$folder/log" 2>&1; then :; \
-	  else cat "$$folder/log" >&2; echo "No promtool: metrics and alert rules are not checked by Prometheus itself." >&2; fi; \
-	  rm -rf "$$folder"; \
-	fi
+	else $(call fetch,prometheus,usr/bin/promtool,metrics and alert rules are not checked by Prometheus itself); fi
+
+# The checker of the protocol's model, out of Debian's package in the same way. It writes C: without a compiler its tests are skipped.
+.PHONY: .spin
+.spin: | $(VENV)/.installed-dev
+	@if command -v spin >/dev/null || [ -x "$(VENV)/tools/spin" ]; then :; \
+	elif ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then \
+	  echo "No spin and no apt to fetch it with: the model of the protocol is not checked."; \
+	else $(call fetch,spin,usr/bin/spin,the model of the protocol is not checked); fi
 
 # Windows programs' ground, and what makes the one library that older versions of it lack.
 .PHONY: .wine
@@ -121,6 +123,14 @@ $(BIN)/python:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,wine wine64 binutils-mingw-w64-x86-64); \
 	  else echo "No wine. As root: apt-get install --no-install-recommends wine wine64 binutils-mingw-w64-x86-64" >&2; exit 1; fi; \
 	fi
+
+# One program out of a Debian package, which is not installed: package, path in it, what is missing without it.
+fetch = echo "fetching $(notdir $(2))"; folder=$$(mktemp -d); \
+  if { { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && cd "$$folder" && apt-get -o APT::Sandbox::User=root download -qq $(1) \
+    && dpkg -x $(1)_*.deb files && mkdir -p "$(abspath $(VENV))/tools" \
+    && mv files/$(2) "$(abspath $(VENV))/tools/$(notdir $(2))"; } >"$$folder/log" 2>&1; then :; \
+  else cat "$$folder/log" >&2; echo "No $(notdir $(2)): $(3)." >&2; fi; \
+  rm -rf "$$folder"
 
 # Quiet unless it fails.
 apt = { echo "installing $(1)"; log=$$(mktemp); \
