@@ -28,13 +28,21 @@ prepare: $(VENV)/.installed-dev .server .browser .promtool .spin ## install what
 test: lint prepare ## lint, then all tests, on MariaDB and (where AI_WORKER_TEST_MYSQL_URL names one) on MySQL
 	@$(BIN)/pytest $(PYTEST)
 
-SERVER ?= mariadb
+SERVER ?=
 SEED ?=
-chaos = AI_WORKER_TEST_SERVER="$(SERVER)" AI_WORKER_TEST_SEED="$(SEED)"
+chaos = AI_WORKER_TEST_SERVER="$(or $(SERVER),mariadb)" AI_WORKER_TEST_SEED="$(SEED)"
 
 .PHONY: chaos
-chaos: prepare ## faults of every kind, alone and all at once, for less than 20 minutes; SERVER=mysql on the one that AI_WORKER_TEST_MYSQLD names, SEED=... as it was
+chaos: prepare .faults ## faults of every kind, alone and all at once, below 20 minutes; SERVER=mysql, SEED=... for another server, the same chance
 	@$(chaos) $(BIN)/pytest -m "chaos or not chaos" tests/chaos $(PYTEST)
+
+.PHONY: chaos-soak
+chaos-soak: prepare ## 30 minutes at full speed: nothing may grow that should not; SERVER=mysql
+	@$(BIN)/python -m tests.chaos.soak --minutes 30 $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+.PHONY: chaos-model
+chaos-model: prepare ## the protocol against its model, 2,000 random examples on each server at hand; SERVER=... on one
+	@$(BIN)/python -m tests.chaos.model $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 .PHONY: test-windows
 test-windows: prepare .wine ## what can be tried of Windows under wine: the commands, and NSSM; fetches a Windows Python into .windows
@@ -115,6 +123,17 @@ $(BIN)/python:
 	elif ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then \
 	  echo "No spin and no apt to fetch it with: the model of the protocol is not checked."; \
 	else $(call fetch,spin,usr/bin/spin,the model of the protocol is not checked); fi
+
+# What the faults are made with. Without one of them its tests are skipped, and say so.
+.PHONY: .faults
+.faults:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for each in ip:iproute2 nft:nftables spin:spin rsync:rsync socat:socat; do \
+	  command -v "$${each%%:*}" >/dev/null || missing="$$missing $${each#*:}"; done; \
+	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$$missing libfaketime"; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ( $(call apt,$$missing) ); then :; \
+	else echo "Missing, and their tests with them:$$missing. As root: apt-get install --no-install-recommends$$missing" >&2; fi
 
 # Windows programs' ground, and what makes the one library that older versions of it lack.
 .PHONY: .wine

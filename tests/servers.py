@@ -1,7 +1,8 @@
 """The database servers that the tests run on, and the programs that they start.
 
 MariaDB is a private one, made for the session. MySQL is the one that AI_WORKER_TEST_MYSQL_URL names; a user who may create
-databases is needed. Without that variable the tests run on MariaDB alone, unless AI_WORKER_TEST_REQUIRE_MYSQL is set.
+databases is needed. Without that variable the tests run on MariaDB alone, unless AI_WORKER_TEST_REQUIRE_MYSQL is set, or
+AI_WORKER_TEST_SERVER asks for MySQL alone: then a private one of the program AI_WORKER_TEST_MYSQLD will do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ai_worker.db import Database
 
 MYSQL_URL = "AI_WORKER_TEST_MYSQL_URL"
 REQUIRE_MYSQL = "AI_WORKER_TEST_REQUIRE_MYSQL"
+MYSQLD = "AI_WORKER_TEST_MYSQLD"  # a server program, of which tests may start private instances, and kill them
 ONLY = "AI_WORKER_TEST_SERVER"  # mariadb or mysql: the tests run on that one alone
 
 # What the migrations fill and nobody else: left alone between tests.
@@ -118,11 +120,15 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
-def private_mariadb(port: int, *options: str) -> Iterator[tuple[TestServer, embedded.Server]]:
+def private_mariadb(port: int, *options: str) -> AbstractContextManager[tuple[TestServer, embedded.Server]]:
     """A private server on a TCP port, also as a handle that can stop, kill and start it again (with `options(port)`)."""
+    return _private("mariadb", None, port, *options)
+
+
+@contextmanager
+def _private(name: str, program: str | None, port: int, *options: str) -> Iterator[tuple[TestServer, embedded.Server]]:
     with tempfile.TemporaryDirectory(prefix="ai-worker-test-") as folder:
-        server = embedded.Server(Path(folder))
+        server = embedded.Server(Path(folder), program)
         server.start(tcp_options(port, *options))
         try:
             url = parse_database_url(server.url)
@@ -132,7 +138,7 @@ def private_mariadb(port: int, *options: str) -> Iterator[tuple[TestServer, embe
             ):
                 cursor.execute("CREATE USER tester@'%' IDENTIFIED BY 'tester'")
                 cursor.execute("GRANT ALL ON *.* TO tester@'%' WITH GRANT OPTION")
-            yield TestServer("mariadb", parse_database_url(f"mysql://tester:tester@127.0.0.1:{port}/mysql")), server
+            yield TestServer(name, parse_database_url(f"mysql://tester:tester@127.0.0.1:{port}/mysql")), server
         finally:
             server.stop()
 
@@ -156,8 +162,12 @@ def running(name: str) -> Iterator[TestServer]:
         with private_mariadb(free_port()) as (server, _):
             yield server
         return
-    url = os.environ.get(MYSQL_URL)
-    assert url, f"{REQUIRE_MYSQL} is set, but {MYSQL_URL} is not"
+    url, program = os.environ.get(MYSQL_URL), os.environ.get(MYSQLD)
+    if program and not url:
+        with _private(name, program, free_port()) as (server, _):
+            yield server
+        return
+    assert url, f"a MySQL server is asked for, but neither {MYSQL_URL} nor {MYSQLD} names one"
     yield TestServer("mysql", parse_database_url(url.rstrip("/") + "/mysql"))
 
 

@@ -18,10 +18,7 @@ import pymysql
 from ai_worker import embedded, migrate
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
-from tests.servers import TestServer, asked_for, free_port, tcp_options
-
-MYSQLD = "AI_WORKER_TEST_MYSQLD"
-"""Names the server program of a MySQL of which tests may start private instances, and kill them."""
+from tests.servers import MYSQLD, TestServer, asked_for, free_port, tcp_options
 
 DATABASE = "ai_worker"
 PASSWORD = "Test.1-zxcvb"  # not a secret: of users of a server that lives for one test
