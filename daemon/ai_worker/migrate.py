@@ -12,8 +12,10 @@ database, for programs that do not have the file.
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,12 @@ _SESSION = "SET SESSION lock_wait_timeout = 15"
 _LOCK = f"SELECT GET_LOCK(CONCAT('ai_worker_migrate_', LEFT(SHA2(DATABASE(), 256), 32)), {_LOCK_SLICE}) AS got"
 # All columns: `compatible_from` has been there since 0004.
 _APPLIED = "SELECT * FROM schema_migration ORDER BY version"
+
+# What a server without named locks says: Percona XtraDB Cluster in its strict mode, MariaDB 10.6.13 and its like on Galera, a proxy.
+_NO_LOCKS = frozenset({1105, 1235, 1305})
+# Somebody else made it between our look and our statement: a table, a column, a key, a row, a constraint; or took it away.
+_MADE_MEANWHILE = frozenset({1050, 1060, 1061, 1062, 1091, 1826, 3822})
+_RACES = 20
 
 _NO_SUCH_DATABASE = 1049
 _NO_SUCH_TABLE = 1146
@@ -128,13 +136,17 @@ def check(db: Database, folder: Path | None = None) -> int:
 def migrate(db: Database, folder: Path | None = None) -> list[str]:
     """Brings the schema up to date and returns what it applied, as in `["0001_core"]`; makes the database where there is none.
 
-    May be called by any number of hosts at once: one does the work, the others wait and find it done. Raises SchemaMismatch
+    May be called by any number of hosts at once: one does the work, the others wait and find it done. On the nodes of a cluster,
+    whose named locks hold on one node or are refused, several may be at work: each statement may be repeated, and whoever finds
+    that another one was quicker looks again. Raises SchemaMismatch
     when the database is ahead and not compatible, or holds another text of a migration, ConfigurationError when the user may
     not change the schema, DatabaseAway when the server cannot be reached or the lock is not to be had.
     """
     known = migrations(folder)
 
-    def work(transaction: Transaction) -> list[str]:
+    done: dict[str, None] = {}  # in order; survives a repeat
+
+    def work(transaction: Transaction) -> None:
         transaction.raw(_SESSION)
         _lock(transaction, db)
         applied = _applied(transaction)
@@ -142,17 +154,18 @@ def migrate(db: Database, folder: Path | None = None) -> list[str]:
         for migration in pending:
             for statement in split(migration.text):
                 transaction.raw(statement)
+            done[migration.label] = None
         unsigned = {row["version"] for row in applied if row["checksum"] is None} | {each.version for each in pending}
         for migration in known:
             if migration.version in unsigned:
                 transaction.raw(_sign(migration))
-        return [migration.label for migration in pending]
 
     # A connection of its own, whose end frees the lock, and with time for statements that rebuild a large table.
     own = Database(replace(db.url, read_timeout=max(db.url.read_timeout, STATEMENT_PATIENCE)), patience=db.patience)
     try:
         _connect_or_create(own)
-        return own.transaction(work)
+        _among_others(own, work)
+        return list(done)
     except DatabaseError as error:
         raise _explained(error, db) from error
     finally:
@@ -180,9 +193,30 @@ def _connect_or_create(db: Database) -> None:
             server.close()
 
 
+def _among_others(db: Database, work: Callable[[Transaction], None]) -> None:
+    """Runs `work` again where one that no lock keeps out has changed the schema between a look and the change that came of it."""
+    races = 0
+    while True:
+        try:
+            db.transaction(work)
+            return
+        except DatabaseError as error:
+            races += 1
+            if error.code not in _MADE_MEANWHILE or races == _RACES:
+                raise
+            time.sleep(random.uniform(0.1, 1.0))  # noqa: S311 -- jitter
+
+
 def _lock(transaction: Transaction, db: Database) -> None:
     deadline = time.monotonic() + LOCK_PATIENCE
-    while transaction.raw(_LOCK)[0]["got"] != 1:
+    while True:
+        try:
+            if transaction.raw(_LOCK)[0]["got"] == 1:
+                return
+        except Exception as error:  # the driver's, by its number: its name is known to db alone
+            if error.args[:1] and error.args[0] in _NO_LOCKS:
+                return
+            raise
         if time.monotonic() > deadline:
             raise DatabaseError(f"another process has been migrating {db.url} for {LOCK_PATIENCE / 60:.0f} minutes; is it stuck?")
 

@@ -7,6 +7,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
@@ -141,6 +142,26 @@ def test_a_host_that_becomes_read_only_is_left(primary: Primary, other_url: Data
     finally:
         primary.read_only(False)
         database.close()
+
+
+def test_where_one_thread_leaves_a_host_the_others_follow(primary: Primary, other_url: DatabaseUrl) -> None:
+    """Else they would go on reading there, as long as the connection holds: from what is a replica now."""
+
+    def read() -> int:
+        port: int = database.transaction(lambda tx: tx.raw("SELECT @@port AS port"))[0]["port"]
+        return port
+
+    database = Database(replace(primary.url, hosts=primary.url.hosts + other_url.hosts))
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(read).result() == read() == primary.url.hosts[0][1]
+        primary.read_only(True)
+        try:
+            assert another.submit(database.transaction, add_item).result() == other_url.hosts[0][1]
+            assert read() == other_url.hosts[0][1]
+            assert database.connections == 2
+        finally:
+            primary.read_only(False)
+            database.close()
 
 
 def test_when_every_host_is_read_only_the_database_is_away(primary: Primary) -> None:

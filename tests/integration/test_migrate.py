@@ -73,6 +73,33 @@ def test_twenty_hosts_that_start_at_once(empty_database_url: str) -> None:
     assert sorted(results) == [[]] * 19 + [LABELS]
 
 
+@pytest.mark.parametrize("code", [1105, 1235])
+def test_where_named_locks_are_refused(
+    server: TestServer, empty: Database, empty_database_url: str, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As some clusters do. Whoever comes at the same time finds parts done by others, and carries on."""
+    server.execute(
+        f"CREATE FUNCTION {empty.url.database}.refused() RETURNS INT DETERMINISTIC NO SQL BEGIN"
+        f" SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'this cluster has no GET_LOCK'; RETURN 1; END"
+    )
+    monkeypatch.setattr(migrate, "_LOCK", "SELECT refused() AS got")
+    together = threading.Barrier(4)
+
+    def host(_: int) -> list[str]:
+        database = Database(parse_database_url(empty_database_url))
+        try:
+            together.wait()
+            return migrate.migrate(database)
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(host, range(4)))
+    assert {label for applied in results for label in applied} == set(LABELS)
+    assert migrate.check(empty) == NEWEST
+    assert migrate.migrate(empty) == []
+
+
 def test_one_that_finds_another_at_work_waits(server: TestServer, empty: Database) -> None:
     """Whoever migrates holds the lock of this database, and only of this one."""
     lock = migrate._LOCK.replace("DATABASE()", f"'{empty.url.database}'")

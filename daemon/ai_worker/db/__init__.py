@@ -63,6 +63,7 @@ class Database:
         self._local = threading.local()
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
+        self._hosts = url.hosts or ((url.unix_socket or "localhost", 0),)
         self._preferred = 0
         self._has_been_in = False
         self._given_up = threading.Event()
@@ -157,6 +158,7 @@ class Database:
                 if losses >= MAX_LOSSES:
                     raise DatabaseAway(f"{name_of(session.host)}: the connection was lost {losses} times: {error}") from error
             except ConflictError as error:
+                in_doubt = in_doubt or error.in_doubt
                 conflicts += 1
                 with self._lock:
                     self.conflicts += 1
@@ -167,7 +169,9 @@ class Database:
 
     def _session(self) -> Session:
         session: Session | None = getattr(self._local, "session", None)
-        if session is not None and session.is_open:
+        # Where one thread has left a host, the others follow: it may be a replica by now, with old data, or a node of a cluster on
+        # which the threads of one process would be in one another's way.
+        if session is not None and session.is_open and (session.in_transaction or session.host == self._hosts[self._preferred]):
             return session
         if session is not None:
             self._forget(session)
@@ -208,12 +212,11 @@ class Database:
         Refused for good is who is refused by all hosts before any has let him in. Later it is a password being changed, or a
         replica being made anew: a worker with results in hand waits for that.
         """
-        hosts = self.url.hosts or ((self.url.unix_socket or "localhost", 0),)
         problems: list[DatabaseError] = []
-        for step in range(len(hosts)):
-            index = (self._preferred + step) % len(hosts)
+        for step in range(len(self._hosts)):
+            index = (self._preferred + step) % len(self._hosts)
             try:
-                session = Session(self.url, hosts[index], self._writable)
+                session = Session(self.url, self._hosts[index], self._writable)
             except (DatabaseAway, DatabaseRefused) as error:
                 problems.append(error)
                 continue

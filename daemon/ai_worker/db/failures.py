@@ -24,6 +24,7 @@ LOST: Final = frozenset(
         1040, 1203,  # too many connections
         1047,  # Galera: not prepared for queries
         1053, 1077, 1079,  # the server shuts down
+        1180,  # COMMIT failed half-way; on Galera, the node was cut off with it under way, and the others may have it
         1158, 1159, 1160, 1161,  # network errors as the server saw them
         1290, 1792, 1836,  # read-only: a former primary after a failover
         1927, 3169, 4031,  # the connection was killed, or closed for being idle
@@ -61,7 +62,15 @@ class CommitLostError(Exception):
 
 
 class ConflictError(Exception):
-    """The server chose this transaction as the victim of a conflict."""
+    """The server chose this transaction as the victim of a conflict.
+
+    `in_doubt`: it said so at the COMMIT of a cluster's node, which says the same when it is cut off with that COMMIT under way:
+    then the others may have it.
+    """
+
+    def __init__(self, reason: str, *, in_doubt: bool = False) -> None:
+        super().__init__(reason)
+        self.in_doubt = in_doubt
 
 
 def code_of(error: BaseException) -> int:

@@ -40,6 +40,9 @@ SESSION: Final = (
 WRITABLE: Final = "SELECT CAST(@@GLOBAL.read_only AS CHAR), CAST(@@GLOBAL.innodb_read_only AS CHAR), @@SESSION.max_allowed_packet"
 IS_GALERA: Final = "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON'"
 GALERA_STATE: Final = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
+# What one node has committed, the next one applies a little later. Whoever changes nodes with a COMMIT in doubt, or has a thread on
+# each, must see it all the same: reads, BEGIN (1), UPDATE and DELETE (2), INSERT (4) wait for what the cluster had committed before.
+CAUSAL: Final = "SET SESSION wsrep_sync_wait = 7"
 
 
 class Session:
@@ -55,7 +58,9 @@ class Session:
                     cursor.execute(statement)
                 cursor.execute(WRITABLE)
                 ((read_only, innodb_read_only, self.max_packet),) = cursor.fetchall()
-                if cursor.execute(IS_GALERA):
+                self._is_galera = bool(cursor.execute(IS_GALERA))
+                if self._is_galera:
+                    cursor.execute(CAUSAL)
                     cursor.execute(GALERA_STATE)
                 galera = dict(cursor.fetchall())
             # The driver knows no time-out of the handshake alone.
@@ -92,7 +97,7 @@ class Session:
                 raise (CommitLostError if committing else ConnectionLostError)(str(error)) from error
             self._rollback()
             if code in CONFLICT:
-                raise ConflictError(str(error)) from error
+                raise ConflictError(str(error), in_doubt=committing and self._is_galera) from error
             raise (ValueRefused if code in VALUE else DatabaseError)(message_of(error), code) from error
         except BaseException:
             self._rollback()
