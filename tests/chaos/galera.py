@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,8 @@ class Node(Arena):
         self.scripts = folder / "scripts"
         self.group_port, self._ist_port, self._sst_port = free_port(), free_port(), free_port()
         self.peers: list[Node] = []
+        self.is_up = False
+        """Whether it was started and not killed since; it may still be on its way."""
 
     @property
     def name(self) -> str:
@@ -122,16 +124,21 @@ class Node(Arena):
         self.options = self._cluster_options(self._recovered())
         self._spawn()
 
+    def kill(self) -> None:
+        self.is_up = False
+        super().kill()
+
     def _spawn(self) -> None:
         before = os.environ["PATH"]
         os.environ["PATH"] = f"{self.scripts}{os.pathsep}{_path()}"  # the server looks for them there
         try:
             super().start()
+            self.is_up = True
         finally:
             os.environ["PATH"] = before
 
     def _recovered(self) -> str | None:
-        """Where this node's data stand, as its systemd unit finds out after a crash (`galera_recovery`): else all is copied anew."""
+        """Where this node's data stand, as its systemd unit asks after a crash (`galera_recovery`): else all is copied anew."""
         data = self.server.folder / "data"
         if not (data / "grastate.dat").exists():
             return None

@@ -31,11 +31,11 @@ def open_items(sql: Sql, *tasks: int) -> int:
     return count
 
 
-def wait_until(is_so: Callable[[], bool], timeout: float, what: str, step: float = 0.05) -> float:
+def wait_until(is_so: Callable[[], bool], timeout: float, what: str | Callable[[], str], step: float = 0.05) -> float:
     """Waits for it; the seconds that it took. Fails the test after `timeout` seconds, saying what did not come."""
     began = time.monotonic()
     while not is_so():
-        assert time.monotonic() - began < timeout, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() - began < timeout, f"not within {timeout:g} s: {what() if callable(what) else what}"
         time.sleep(step)
     return time.monotonic() - began
 
