@@ -6,6 +6,7 @@ pause of the machine moves it as little as it moves a median.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,11 @@ class Sampler:
 
     def _add(self, now: float, name: str, unit: str, value: float, bound: Bound | None) -> None:
         self.series.setdefault(name, Series(name, unit, bound)).add(now, value)
+
+    def save(self, path: Path) -> None:
+        """All samples, as JSON: for whoever wants to draw them."""
+        found = {series.name: {"seconds": series.times, "values": series.values} for series in self.series.values()}
+        path.write_text(json.dumps(found), encoding="utf-8")
 
     def verdicts(self, warm_up: float) -> list[Verdict]:
         """Of all measures, by the samples after so many seconds."""
