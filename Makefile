@@ -56,13 +56,19 @@ lint: $(VENV)/.installed-dev ## ruff, mypy --strict, mypy as on Windows, import 
 	@$(BIN)/mypy --config-file tests/mypy-windows.ini
 	@$(BIN)/lint-imports --no-logo
 
+# In an environment of its own: what looks for holes is not to be one of the dependencies.
+.PHONY: audit
+audit: $(VENV)/.installed-dev ## known holes in what is installed (pip-audit; asks pypi.org about each package)
+	@[ -x "$(VENV)-audit/bin/pip-audit" ] || { $(BIN)/python -m venv "$(VENV)-audit" && "$(VENV)-audit/bin/pip" install -qq pip-audit; }
+	@"$(VENV)-audit/bin/pip-audit" --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 .PHONY: bench
 bench: prepare ## all benchmarks, on private databases (hours; one alone: python -m bench.NAME); BENCH=... passes options on
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: clean
 clean: ## remove what make has made, the quickstart's database too
-	@rm -rf "$(VENV)" "$(VENV)-maker" "$(QUICKSTART)" .windows dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf "$(VENV)" "$(VENV)-maker" "$(VENV)-audit" "$(QUICKSTART)" .windows dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The stamps are newer than pyproject.toml when the environment has what it names. The one for tests stands for the other too.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python

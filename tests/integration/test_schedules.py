@@ -9,7 +9,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -373,7 +373,10 @@ def test_a_schedule_from_the_command_line(commands: Commands, application: Appli
 
 def test_what_the_command_line_refuses(commands: Commands, application: Application, tmp_path: Path) -> None:
     application.model("echo")
-    refused: Callable[..., str] = lambda *args: commands("schedule", "add", "x", "--type", "correction", *args).err  # noqa: E731
+
+    def refused(*args: str) -> str:
+        return commands("schedule", "add", "x", "--type", "correction", *args).err
+
     assert "time zone 'Warsaw'" in refused("--cron", "0 2 * * *", "--tz", "Warsaw", "--text", "a")
     assert "five fields" in refused("--cron", "0 2 * *", "--text", "a")
     assert "what its items are" in refused("--cron", "0 2 * * *")
