@@ -120,7 +120,7 @@ def test_the_key_is_not_in_the_providers_repr_and_reaches_the_server(fake: FakeP
     ],
 )
 def test_a_429_by_its_words(message: str, details: Any, kind: type[ProviderError], retry_after: float | None) -> None:
-    error = failure(429, {"error": {"message": message, "status": "RESOURCE_EXHAUSTED", "details": details}}, {}, None)
+    error = failure(429, {"error": {"message": message, "status": "RESOURCE_EXHAUSTED", "details": details}}, {}, ())
     assert (type(error), error.retry_after, error.code) == (kind, retry_after, "RESOURCE_EXHAUSTED")
 
 
@@ -128,7 +128,7 @@ def test_a_daily_quota_decides_over_one_by_the_minute() -> None:
     """As the API really answers when both are hit."""
     violations = [{"quotaId": PER_MINUTE}, {"quotaId": PER_DAY}]
     details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}]
-    error = failure(429, [{"error": {"message": "You exceeded your current quota", "details": details}}], {}, None)
+    error = failure(429, [{"error": {"message": "You exceeded your current quota", "details": details}}], {}, ())
     assert (type(error), error.code) == (errors.QuotaExhausted, PER_DAY)
 
 
@@ -153,7 +153,7 @@ PER_MINUTE_TOKENS = "GenerateContentInputTokensPerModelPerMinute-PaidTier2"
 )
 def test_a_429_names_the_limit_that_was_hit(violations: Any, limits: Limits | None) -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}]
-    assert failure(429, {"error": {"message": "Quota exceeded", "details": details}}, {}, None).limits == limits
+    assert failure(429, {"error": {"message": "Quota exceeded", "details": details}}, {}, ()).limits == limits
 
 
 @pytest.mark.parametrize("version", ["v1beta", "v1"])
@@ -194,7 +194,7 @@ ANY_JSON = st.recursive(
 def test_no_shape_of_an_answer_or_error_breaks_the_reader(body: dict[str, Any], status: int) -> None:
     with contextlib.suppress(ProviderError):
         assert read(body, KEY).text.strip()
-    error = failure(status, body, {}, KEY)
+    error = failure(status, body, {}, (KEY,))
     assert isinstance(error, ProviderError)
     assert len(str(error)) < 600
 

@@ -98,8 +98,8 @@ DAILY = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [
 )
 def test_what_counts_as_shed(status: int, details: list[Any], in_flex: type, online: type) -> None:
     body = {"error": {"message": "Try again later.", "details": details}}
-    assert type(failure(status, body, {}, None, Lane.FLEX)) is in_flex
-    assert type(failure(status, body, {}, None)) is online
+    assert type(failure(status, body, {}, (), Lane.FLEX)) is in_flex
+    assert type(failure(status, body, {}, ())) is online
 
 
 def test_the_limit_that_was_hit_comes_with_the_429(fake: FakeProvider) -> None:

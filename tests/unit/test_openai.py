@@ -184,7 +184,7 @@ def test_no_shape_of_an_answer_or_error_breaks_the_readers(body: dict[str, Any],
             said = read(body, KEY)
             assert said.text.strip()
             assert said.usage.tokens_output >= 0
-    error = failure(status, body, {"retry-after": str(body)[:20]}, KEY)
+    error = failure(status, body, {"retry-after": str(body)[:20]}, (KEY,))
     assert isinstance(error, ProviderError)
     assert len(str(error)) < 600
 

@@ -81,7 +81,7 @@ def test_a_shed_call_is_told_from_a_rate_limit(fake: FakeProvider, api: str) -> 
 
 @pytest.mark.parametrize("error", [{"type": "resource_unavailable"}, {"code": "resource_unavailable", "type": "tokens"}])
 def test_shed_by_type_or_by_code(error: dict[str, str]) -> None:
-    assert type(failure(429, {"error": error}, {}, None)) is errors.Shed
+    assert type(failure(429, {"error": error}, {}, ())) is errors.Shed
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_limit_whose_period_was_not_clear_is_looked_at_again() -> None:
 
 
 def a_429(message: str = "Rate limit reached for gpt-x", **error: Any) -> errors.ProviderError:
-    return failure(429, {"error": {"message": message, **error}}, OPENAI, None)
+    return failure(429, {"error": {"message": message, **error}}, OPENAI, ())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def a_429(message: str = "Rate limit reached for gpt-x", **error: Any) -> errors
             a_429("Request too large for gpt-x on tokens per min (TPM): Limit 30000, Requested 41000.", type="tokens"),
             errors.InputTooLong,
         ),
-        (failure(503, {"error": {"message": "Slow Down", "code": "slow_down"}}, OPENAI, None), errors.RateLimited),
+        (failure(503, {"error": {"message": "Slow Down", "code": "slow_down"}}, OPENAI, ()), errors.RateLimited),
     ],
 )
 def test_a_429_is_sorted_by_its_type(problem: errors.ProviderError, kind: type[errors.ProviderError]) -> None:

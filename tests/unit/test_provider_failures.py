@@ -7,7 +7,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from ai_worker.providers._failures import MESSAGE_LIMIT, clean, duration, retry_after
+from ai_worker.errors import ConfigurationError
+from ai_worker.providers import _gemini_wire, _openai_wire
+from ai_worker.providers._failures import MESSAGE_LIMIT, check_base_url, clean, duration, retry_after, secrets_of
+from ai_worker.providers._options import Options
 
 KEY = "tajny-klucz-123"
 
@@ -24,8 +27,8 @@ KEY = "tajny-klucz-123"
     ],
 )
 def test_the_key_is_taken_out(text: str) -> None:
-    assert KEY[:5] not in clean(text, KEY)
-    assert "***" in clean(text, KEY) or clean(text, KEY).endswith("…")
+    assert KEY[:5] not in clean(text, (KEY,))
+    assert "***" in clean(text, (KEY,)) or clean(text, (KEY,)).endswith("…")
 
 
 @pytest.mark.parametrize(
@@ -90,3 +93,35 @@ def test_retry_after_as_a_date() -> None:
 )
 def test_duration(text: str, seconds: float | None) -> None:
     assert duration(text) == seconds
+
+
+def test_what_is_secret_in_a_model_is_taken_out_of_messages() -> None:
+    """The key, a second one in a header, the password and the token in a base URL; also where a server says it in its code."""
+    base = "https://me:pass%2Fw0rd@gateway.example/v1?access_token=t0ken-of-9&api=1"
+    secrets = secrets_of("the-key", base, {"x-gateway": "Bearer second-key", "x-team": "shop"})
+    said = "the-key second-key pass/w0rd pass%2Fw0rd t0ken-of-9 Bearer second-key shop 1"
+    assert clean(said, secrets) == "*** *** *** *** *** *** shop 1"
+    body = {"error": {"message": "", "code": "bad the-key", "type": "second-key", "status": "the-key"}}
+    for failure in (_openai_wire.failure, _gemini_wire.failure):
+        error = failure(500, body, {}, secrets)
+        assert "the-key" not in f"{error} {error.code}"
+    assert secrets_of(None, None) == ()
+
+
+@pytest.mark.parametrize(
+    "given", [{"headers": {"X": 7, "Y": "second-key"}}, {"headers": "X: second-key"}, {"extra_body": "second-key"}]
+)
+def test_a_complaint_about_options_does_not_show_what_may_be_a_key(given: dict[str, object]) -> None:
+    options = Options("m", given, ("headers", "extra_body"))
+    with pytest.raises(ConfigurationError, match="must be a JSON object") as raised:
+        options.headers("headers") if "headers" in given else options.mapping("extra_body")
+    assert "second-key" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@host/v1", "me:secret@host", "http://", "http://host:secret/v1", "http://[secret"]
+)
+def test_a_complaint_about_a_base_url_does_not_show_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="must begin with http:// or https://") as raised:
+        check_base_url(url, "m")
+    assert "secret" not in str(raised.value)

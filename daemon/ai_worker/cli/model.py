@@ -329,7 +329,7 @@ def _as_row(model: Model) -> tuple[object, ...]:
 
 
 def _as_json(model: Model) -> dict[str, Any]:
-    from ai_worker.log import redacted
+    from ai_worker.log import redacted, redacted_text
 
     stopped = {
         "kind": model.stopped_kind,
@@ -342,7 +342,7 @@ def _as_json(model: Model) -> dict[str, Any]:
         "name": model.name,
         "provider": model.provider,
         "model": model.model,
-        "base_url": model.base_url,
+        "base_url": model.base_url and redacted_text(model.base_url),
         "has_api_key": model.api_key_encrypted is not None,
         "options": redacted(model.options),  # headers may hold a second key
         "max_requests_per_minute": model.max_requests_per_minute,

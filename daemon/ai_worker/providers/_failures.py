@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ai_worker.errors import (
     AccessDenied,
@@ -22,10 +24,15 @@ from ai_worker.errors import (
 from ai_worker.models import Secret
 
 MESSAGE_LIMIT = 500  # characters of a provider's own words that are kept
+SHORTEST_SECRET = 8  # characters of a header of the model's own: shorter ones are words such as a team's name
+
+Secrets = tuple[str, ...]
+"""What a provider was sent and must not bring back by its own words."""
 
 _TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _SECRET_SHAPES = re.compile(
     r"(?P<label>\bBearer\s+|\bkey=|\bapi[-_ ]?key(?: provided)?['\"]?\s*[:=]\s*['\"]?)[^\s'\"&,)]*[^\s'\"&,).]"
+    r"|(?<=://)[^\s/@\"'\\]+(?=@)"  # user and password of a URL
     r"|\bsk-[\w*.-]{4,}"  # OpenAI, Anthropic, DeepSeek, OpenRouter; also partly starred out
     r"|\bAIza[\w-]{10,}",  # Google
     re.IGNORECASE,
@@ -45,15 +52,32 @@ def header_safe(key: Secret | None, model: str) -> str | None:
 
 def check_base_url(url: str | None, model: str) -> None:
     """Raises ConfigurationError when it is no HTTP address."""
-    if url is not None and not re.match(r"https?://[^/\s]+", url):
-        raise ConfigurationError(f"model {model!r}: the base URL must begin with http:// or https://, not {clean(url)!r}")
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_usable = False
+    if not is_usable or re.match(r"https?://[^/\s]+", url) is None:
+        # Of what is not understood, any part may be a password.
+        raise ConfigurationError(f"model {model!r}: the base URL must begin with http:// or https://, and name a host")
 
 
-def clean(text: str, key: str | None = None) -> str:
-    """A provider's words, fit for a log: without keys and markup, on one line, of bounded length."""
+def secrets_of(key: str | None, base_url: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> Secrets:
+    """The key, the password and the query of the base URL, and what headers of the model's own may hold: whole, and the part
+    behind a word such as Bearer."""
+    url = urlsplit(base_url or "")
+    values = [*headers.values(), *(value for _, value in parse_qsl(url.query)), *filter(None, (url.password, url.username))]
+    parts = {part for value in values for part in (value, unquote(value), *value.split()) if len(part) >= SHORTEST_SECRET}
+    return tuple(sorted(filter(None, {key, *parts}), key=len, reverse=True))  # a longer one may hold a shorter one
+
+
+def clean(text: str, secrets: Secrets = ()) -> str:
+    """A provider's words, fit for a log: without secrets and markup, on one line, of bounded length."""
     text = text[: 100 * MESSAGE_LIMIT]
-    if key:
-        text = text.replace(key, "***")
+    for secret in secrets:
+        text = text.replace(secret, "***")
     text = _SECRET_SHAPES.sub(lambda found: (found["label"] or "") + "***", text)
     text = " ".join(_TAG.sub(" ", text).split())
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
@@ -82,7 +106,7 @@ def class_for_status(status: int) -> type[ProviderError]:
     return _BY_STATUS.get(status, ModelUnknown if status < 400 else InvalidRequest)
 
 
-def network_failure(error: BaseException, limit: float, key: str | None) -> NetworkFailed:
+def network_failure(error: BaseException, limit: float, secrets: Secrets) -> NetworkFailed:
     """For an exchange that broke off. Looks at the causes: the SDKs' transports take a lost connection for a time-out.
 
     `limit` is the time in seconds that the whole exchange was given.
@@ -94,7 +118,7 @@ def network_failure(error: BaseException, limit: float, key: str | None) -> Netw
         causes.append(causes[-1].__cause__)
     root = causes[-1]
     what, code = ("timed out", "timeout") if isinstance(root, TimeoutError) else ("connection failed", None)
-    return NetworkFailed(f"{what}: {clean(str(root), key) or type(root).__name__}", code=code)
+    return NetworkFailed(f"{what}: {clean(str(root), secrets) or type(root).__name__}", code=code)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -21,6 +21,7 @@ from google.genai import types
 from ai_worker.errors import InvalidRequest, ModelUnknown, ProviderError
 from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import BATCH_UNKNOWN, BatchLimits, BatchState
+from ai_worker.providers._failures import Secrets
 from ai_worker.providers._gemini_errors import sorted_problem
 from ai_worker.providers._gemini_wire import failure, read
 from ai_worker.providers._structured import json_object_in
@@ -48,13 +49,13 @@ class GeminiBatches:
 
     Parameters
     ----------
-    client: gives the client. key: is taken out of messages. model: the model's name.
+    client: gives the client. secrets: are taken out of messages. model: the model's name.
     config: what stands around a prompt's text.
     timeout: seconds for one exchange; those that carry all rows have longer.
     """
 
     client: Callable[[], genai.Client]
-    key: str
+    secrets: Secrets
     model: str
     config: Callable[[Prompt], types.GenerateContentConfig]
     timeout: float
@@ -125,9 +126,9 @@ class GeminiBatches:
                 code = row.error.code or 2
                 if cut_short and code in _UNDONE:
                     return None
-                raise failure(_HTTP.get(code, 500), {"error": {"message": row.error.message}}, {}, self.key)
+                raise failure(_HTTP.get(code, 500), {"error": {"message": row.error.message}}, {}, self.secrets)
             body = row.response.model_dump(mode="json", by_alias=True, exclude_none=True) if row.response else {}
-            said = read(body, self.key)
+            said = read(body, self.secrets)
         except ProviderError as problem:
             return row_id, problem
         text = json_object_in(said.text)
@@ -170,7 +171,7 @@ class GeminiBatches:
             async with asyncio.timeout(limit):
                 return await asyncio.to_thread(call, client, options)
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, limit, self.key)
+            problem = sorted_problem(error, limit, self.secrets)
         if isinstance(problem, ModelUnknown) and not names_model:
             problem = InvalidRequest(str(problem), code=BATCH_UNKNOWN)
         raise problem

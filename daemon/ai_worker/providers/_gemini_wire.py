@@ -21,7 +21,7 @@ from ai_worker.errors import (
     Shed,
 )
 from ai_worker.models import File, Lane, Limits, Usage
-from ai_worker.providers._failures import class_for_status, clean, duration, retry_after
+from ai_worker.providers._failures import Secrets, class_for_status, clean, duration, retry_after
 from ai_worker.providers._images import NO_PICTURE, decoded
 from ai_worker.providers._limits import whole
 
@@ -69,10 +69,10 @@ def supported_schema(schema: Any) -> Any:
     return kept
 
 
-def read(body: Mapping[str, Any], key: str | None) -> Said:
+def read(body: Mapping[str, Any], secrets: Secrets) -> Said:
     """A generateContent answer. Raises ContentRefused, BadAnswer, or what an error inside it stands for; each with its usage."""
     usage = _usage(_dict(body.get("usageMetadata")))
-    parts, finish = _parts(body, usage, key)
+    parts, finish = _parts(body, usage, secrets)
     text = _words(parts)
     if not text.strip():
         if finish == "MAX_TOKENS":
@@ -81,7 +81,7 @@ def read(body: Mapping[str, Any], key: str | None) -> Said:
     return _said(body, text, usage, finish)
 
 
-def read_picture(body: Mapping[str, Any], key: str | None) -> tuple[Said, File]:
+def read_picture(body: Mapping[str, Any], secrets: Secrets) -> tuple[Said, File]:
     """The same for an answer with a picture, and what the model said beside it, if anything. All of the output counts as picture
     where the usage does not tell; but not thoughts."""
     counted = _dict(body.get("usageMetadata"))
@@ -89,7 +89,7 @@ def read_picture(body: Mapping[str, Any], key: str | None) -> tuple[Said, File]:
     details = [_dict(one) for one in _list(counted.get("candidatesTokensDetails"))]
     image = sum(_int(one.get("tokenCount")) for one in details if one.get("modality") == "IMAGE")
     usage = replace(usage, tokens_image=image if details else usage.tokens_output - usage.tokens_reasoning)
-    parts, finish = _parts(body, usage, key)
+    parts, finish = _parts(body, usage, secrets)
     words = _words(parts)
     for part in parts:
         found = _dict(part.get("inlineData"))
@@ -101,28 +101,32 @@ def read_picture(body: Mapping[str, Any], key: str | None) -> tuple[Said, File]:
         raise ModelStopped(
             "Gemini sent an address instead of the picture, and addresses are not fetched", usage=usage, code="url"
         )
-    said = f"no picture but words: {clean(words, key)}" if words.strip() else "there is no picture in the answer"
+    said = f"no picture but words: {clean(words, secrets)}" if words.strip() else "there is no picture in the answer"
     raise BadAnswer(said, usage=usage, code=NO_PICTURE)
 
 
-def _parts(body: Mapping[str, Any], usage: Usage, key: str | None) -> tuple[list[dict[str, Any]], str]:
+def _parts(body: Mapping[str, Any], usage: Usage, secrets: Secrets) -> tuple[list[dict[str, Any]], str]:
     """The parts of an answer's first candidate, and how it ended: STOP or MAX_TOKENS. Raises for all other ends."""
     if error := _dict(body.get("error")):
-        problem = failure(_int(error.get("code")) or 500, {"error": error}, {}, key)
+        problem = failure(_int(error.get("code")) or 500, {"error": error}, {}, secrets)
         problem.usage = usage
         raise problem
     if blocked := _dict(body.get("promptFeedback")).get("blockReason"):
-        raise ContentRefused(f"Gemini blocked the prompt: {clean(str(blocked), key)}", usage=usage, code=_text(blocked) or None)
+        raise ContentRefused(
+            f"Gemini blocked the prompt: {clean(str(blocked), secrets)}", usage=usage, code=clean(_text(blocked), secrets) or None
+        )
     candidate = _dict(_first(body.get("candidates")))
     if not candidate:
-        raise BadAnswer(f"the answer has no candidates: {clean(str(dict(body)), key)}", usage=usage, code="wrong_shape")
+        raise BadAnswer(f"the answer has no candidates: {clean(str(dict(body)), secrets)}", usage=usage, code="wrong_shape")
     finish = _text(candidate.get("finishReason"))
     if finish in _REFUSALS:
-        said = clean(_text(candidate.get("finishMessage")), key)
+        said = clean(_text(candidate.get("finishMessage")), secrets)
         raise ContentRefused(f"Gemini stopped the answer: {finish} {said}".rstrip(), usage=usage, code=finish)
     if finish not in ("STOP", "MAX_TOKENS"):
         raise BadAnswer(
-            f"Gemini ended the answer with {clean(str(finish), key)}", usage=usage, code=_text(finish) or "wrong_shape"
+            f"Gemini ended the answer with {clean(str(finish), secrets)}",
+            usage=usage,
+            code=clean(_text(finish), secrets) or "wrong_shape",
         )
     return [_dict(part) for part in _list(_dict(candidate.get("content")).get("parts"))], finish
 
@@ -143,7 +147,7 @@ def served_in_flex(headers: Mapping[str, str]) -> bool:
     return any(name.lower() == "x-gemini-service-tier" and value.lower() == "flex" for name, value in headers.items())
 
 
-def failure(status: int, body: object, headers: Mapping[str, str], key: str | None, lane: Lane = Lane.ONLINE) -> ProviderError:
+def failure(status: int, body: object, headers: Mapping[str, str], secrets: Secrets, lane: Lane = Lane.ONLINE) -> ProviderError:
     """The sorted error for an HTTP status with its body: `{"error": {code, message, status, details}}`, or what came instead.
 
     `lane` is the one that was asked for: Google has no word of its own for a flex request that finds no room, but answers "503 or
@@ -153,8 +157,8 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     error = _dict(_dict(body).get("error")) or _dict(body)
     message = _text(error.get("message"))
     details = [_dict(detail) for detail in _list(error.get("details"))]
-    words = clean(message, key) or _text(error.get("status")) or "no explanation"
-    label = next(_quota_ids(details), None) or next(_reasons(details), None) or _text(error.get("status")) or None
+    words = clean(message or _text(error.get("status")), secrets) or "no explanation"
+    label = next(_quota_ids(details), None) or next(_reasons(details), None) or clean(_text(error.get("status")), secrets) or None
     wait = next(_delays(details), None)
     if wait is None:
         wait = retry_after(headers)

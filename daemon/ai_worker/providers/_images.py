@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ai_worker.errors import BadAnswer, InvalidRequest, ModelStopped
 from ai_worker.models import File, ImageRequest, Prompt, Usage
-from ai_worker.providers._failures import clean
+from ai_worker.providers._failures import Secrets, clean
 
 PICTURE_TIMEOUT: Final = 300.0  # seconds at least; OpenAI: "complex prompts may take up to 2 minutes", and busy servers longer
 NO_PICTURE: Final = "no_picture"  # code of an answer that could be read and has no picture in it
@@ -61,7 +61,7 @@ def gemini_request(image: ImageRequest) -> tuple[str | None, str | None]:
     return ratio, resolution
 
 
-def openai_picture(body: Mapping[str, Any], key: str | None, usage: Usage, asked: str | None) -> tuple[File, str]:
+def openai_picture(body: Mapping[str, Any], secrets: Secrets, usage: Usage, asked: str | None) -> tuple[File, str]:
     """The picture in an answer of the images API, and what the model made of the prompt, if it says so.
 
     Raises BadAnswer, and ModelStopped where the server sends addresses.
@@ -80,7 +80,7 @@ def openai_picture(body: Mapping[str, Any], key: str | None, usage: Usage, asked
             usage=usage,
             code="url",
         )
-    what = f": {clean(words, key)}" if words else ""
+    what = f": {clean(words, secrets)}" if words else ""
     raise BadAnswer(f"there is no picture in the answer{what}", usage=usage, code=NO_PICTURE)
 
 

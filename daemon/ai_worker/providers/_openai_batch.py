@@ -19,6 +19,7 @@ import openai
 from ai_worker.errors import InvalidRequest, ModelUnknown, ProviderError, Transient
 from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import BATCH_UNKNOWN, BatchLimits, BatchState
+from ai_worker.providers._failures import Secrets
 from ai_worker.providers._openai_errors import sorted_problem
 from ai_worker.providers._openai_wire import failure
 
@@ -43,7 +44,7 @@ class OpenAIBatches:
     Parameters
     ----------
     client: gives the client, once inside the event loop.
-    headers, key: what goes with each request; the key is taken out of messages.
+    headers: what goes with each request. secrets: are taken out of messages.
     path: of the API, as the client calls it: `/chat/completions`.
     body: the request for a prompt.
     read: a Completion from an answer's body; raises ProviderError.
@@ -53,7 +54,7 @@ class OpenAIBatches:
 
     client: Callable[[], openai.AsyncOpenAI]
     headers: Mapping[str, str | openai.Omit]
-    key: str | None
+    secrets: Secrets
     path: str
     body: Callable[[Prompt], Mapping[str, Any]]
     read: Callable[[Mapping[str, Any]], Completion]
@@ -179,7 +180,7 @@ class OpenAIBatches:
             async with asyncio.timeout(limit):
                 return await call(self.client())
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, limit, self.key)
+            problem = sorted_problem(error, limit, self.secrets)
         if isinstance(problem, ModelUnknown):
             problem = InvalidRequest(str(problem), code=BATCH_UNKNOWN)
         raise problem
@@ -196,7 +197,7 @@ class OpenAIBatches:
                         yield line
                     await asyncio.sleep(0)  # others get their turn, also while everything is there already
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, self.timeout, self.key)
+            problem = sorted_problem(error, self.timeout, self.secrets)
         if problem is not None:
             raise problem
         if rest:
@@ -221,9 +222,9 @@ class OpenAIBatches:
 
     def _answer(self, response: object, error: object) -> Completion:
         if not isinstance(response, dict) or not response:
-            raise failure(500, error, {}, self.key)
+            raise failure(500, error, {}, self.secrets)
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or not isinstance(body, dict):
-            raise failure(status if isinstance(status, int) and status != 200 else 500, body, {}, self.key)
+            raise failure(status if isinstance(status, int) and status != 200 else 500, body, {}, self.secrets)
         request_id = response.get("request_id")
         return self.read(body)._replace(request_id=request_id if isinstance(request_id, str) else None, lane=Lane.BATCH)

@@ -23,7 +23,7 @@ from ai_worker.errors import (
     Shed,
 )
 from ai_worker.models import NO_USAGE, Lane, Usage
-from ai_worker.providers._failures import class_for_status, clean, retry_after
+from ai_worker.providers._failures import Secrets, class_for_status, clean, retry_after
 from ai_worker.providers._limits import limits_in
 
 # https://platform.openai.com/docs/guides/error-codes, and what compatible servers were seen to send.
@@ -87,7 +87,7 @@ class Said:
     lane: Lane
 
 
-def failure(status: int, body: object, headers: Mapping[str, str], key: str | None, usage: Usage = NO_USAGE) -> ProviderError:
+def failure(status: int, body: object, headers: Mapping[str, str], secrets: Secrets, usage: Usage = NO_USAGE) -> ProviderError:
     """The sorted error for an HTTP status with its body (the content of its `error` field, or whatever came instead).
 
     A status of 200 stands for an error found inside a good answer; its own numeric code then counts as the status.
@@ -99,8 +99,8 @@ def failure(status: int, body: object, headers: Mapping[str, str], key: str | No
     if status == 200 and code and code.isdecimal() and len(code) == 3:
         status = int(code)
     message = _text(error.get("message")) or _text(error.get("detail")) or _text(error.get("error"))
-    label = code if code and not code.isdecimal() else type_
-    words = clean(message, key) or label or "no explanation"
+    label = clean((code if code and not code.isdecimal() else type_) or "", secrets) or None
+    words = clean(message, secrets) or label or "no explanation"
     sort = _sort(status, code, type_, words)
     return sort(f"HTTP {status}: {words}", usage=usage, code=label, retry_after=retry_after(headers), limits=limits_in(headers))
 
@@ -122,46 +122,46 @@ def _sort(status: int, code: str | None, type_: str | None, words: str) -> type[
     return class_for_status(status)
 
 
-def read_chat(body: Mapping[str, Any], key: str | None) -> Said:
+def read_chat(body: Mapping[str, Any], secrets: Secrets) -> Said:
     """A chat completion. Raises ContentRefused, BadAnswer, or what an error inside the answer stands for; each with its usage."""
     usage = _chat_usage(_dict(body.get("usage")))
     choice = _dict(_first(body.get("choices")))
     if error := body.get("error") or choice.get("error"):
-        raise failure(200, error, {}, key, usage)
+        raise failure(200, error, {}, secrets, usage)
     if not choice:
-        raise BadAnswer(f"the answer has no choices: {clean(str(dict(body)), key)}", usage=usage, code="wrong_shape")
+        raise BadAnswer(f"the answer has no choices: {clean(str(dict(body)), secrets)}", usage=usage, code="wrong_shape")
     message, finish = _dict(choice.get("message")), choice.get("finish_reason")
     if refusal := _text(message.get("refusal")):
-        raise ContentRefused(f"the model refused: {clean(refusal, key)}", usage=usage, code="refusal")
+        raise ContentRefused(f"the model refused: {clean(refusal, secrets)}", usage=usage, code="refusal")
     if finish == "content_filter":
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     if finish in _GAVE_UP:
-        raise Overloaded(f"the server broke off: {finish}", usage=usage, code=str(finish))
+        raise Overloaded(f"the server broke off: {finish}", usage=usage, code=clean(str(finish)))
     return _said(_text(message.get("content")), usage, cut=finish == "length", body=body)
 
 
-def read_responses(body: Mapping[str, Any], key: str | None) -> Said:
+def read_responses(body: Mapping[str, Any], secrets: Secrets) -> Said:
     """A response. Raises as `read_chat` does; a `failed` one arrives with HTTP 200."""
     usage = _responses_usage(_dict(body.get("usage")))
     if error := body.get("error"):
-        raise failure(200, error, {}, key, usage)
+        raise failure(200, error, {}, secrets, usage)
     status, reason = body.get("status"), _dict(body.get("incomplete_details")).get("reason")
     if reason == "content_filter":
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     cut = status == "incomplete" and reason == "max_output_tokens"
     if not isinstance(body.get("output"), list) or not (cut or status == "completed"):
-        what = f"status {clean(str(status), key)}" if "output" in body else clean(str(dict(body)), key)
+        what = f"status {clean(str(status), secrets)}" if "output" in body else clean(str(dict(body)), secrets)
         raise BadAnswer(f"the response is not complete: {what}", usage=usage, code="wrong_shape")
     parts = [
         _dict(part) for item in map(_dict, body["output"]) if item.get("type") == "message" for part in _list(item.get("content"))
     ]
     if refusal := "".join(_text(part.get("refusal")) for part in parts if part.get("type") == "refusal"):
-        raise ContentRefused(f"the model refused: {clean(refusal, key)}", usage=usage, code="refusal")
+        raise ContentRefused(f"the model refused: {clean(refusal, secrets)}", usage=usage, code="refusal")
     text = "".join(_text(part.get("text")) for part in parts if part.get("type") == "output_text")
     return _said(text, usage, cut=cut, body=body)
 
 
-def images_usage(body: Mapping[str, Any], key: str | None) -> Usage:
+def images_usage(body: Mapping[str, Any], secrets: Secrets) -> Usage:
     """The tokens of an answer of the images API, all of whose output counts as picture where it does not say. Raises what an
     error inside the answer stands for."""
     counted = _dict(body.get("usage"))
@@ -170,7 +170,7 @@ def images_usage(body: Mapping[str, Any], key: str | None) -> Usage:
     image = _int(details.get("image_tokens")) if "image_tokens" in details else usage.tokens_output
     usage = replace(usage, tokens_image=image)
     if error := body.get("error"):
-        raise failure(200, error, {}, key, usage)
+        raise failure(200, error, {}, secrets, usage)
     return usage
 
 

@@ -73,7 +73,7 @@ class Options:
         return number
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """A JSON object, given as such or as its text; empty when not given."""
+        """A JSON object, given as such or as its text; empty when not given. A complaint does not show it: it may hold a key."""
         value = self._given.get(name, {})
         if isinstance(value, str):
             try:
@@ -81,13 +81,15 @@ class Options:
             except ValueError:
                 value = None
         if not isinstance(value, Mapping):
-            raise self._wrong(name, "a JSON object")
+            raise ConfigurationError(f"model {self._model!r}: option {name!r} must be a JSON object")
         return dict(value)
 
     def headers(self, name: str) -> dict[str, str]:
-        """HTTP headers, as a JSON object of texts; names in lower case."""
+        """HTTP headers, as a JSON object of texts; names in lower case. A complaint does not show them: one may be a key."""
         found = {header.lower(): value for header, value in self.mapping(name).items()}
         for header, value in found.items():
             if not isinstance(value, str) or not (header + value).isascii() or not (header + value).isprintable():
-                raise self._wrong(name, "a JSON object of header names and printable ASCII texts")
+                raise ConfigurationError(
+                    f"model {self._model!r}: option {name!r} must be a JSON object of header names and printable ASCII texts"
+                )
         return found

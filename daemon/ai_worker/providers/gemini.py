@@ -18,7 +18,7 @@ from google.genai import types
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
 from ai_worker.models import Completion, ImageRequest, Lane, Prompt
 from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
-from ai_worker.providers._failures import check_base_url, clean, header_safe
+from ai_worker.providers._failures import check_base_url, clean, header_safe, secrets_of
 from ai_worker.providers._gemini_batch import LIMITS, GeminiBatches
 from ai_worker.providers._gemini_errors import sorted_problem
 from ai_worker.providers._gemini_wire import read, read_picture, served_in_flex, supported_schema
@@ -62,6 +62,7 @@ class GeminiProvider:
             raise ConfigurationError(f"model {config.name!r}: Gemini needs an API key")
         check_base_url(config.base_url, config.name)
         self._key = key
+        self._secrets = secrets_of(key, config.base_url)
         self._model = config.model
         self._config = config
         self._api_version = options.text("api_version", "v1beta")
@@ -76,7 +77,7 @@ class GeminiProvider:
         self._has_flex = True  # until the server refuses it
         self._configs: dict[Hashable, tuple[Mapping[str, Any], types.GenerateContentConfig]] = {}
         self._client: genai.Client | None = None
-        self._batches = GeminiBatches(self._connected, key, config.model, self._batch_config, config.request_timeout)
+        self._batches = GeminiBatches(self._connected, self._secrets, config.model, self._batch_config, config.request_timeout)
 
     def __repr__(self) -> str:
         return f"<GeminiProvider {self._config.name!r}>"
@@ -132,7 +133,9 @@ class GeminiProvider:
         limit = max(self._config.request_timeout, PICTURE_TIMEOUT)
         config = self._image_config(prompt, image, limit)
         answer = await self._sent(whole_prompt(prompt), config, limit, Lane.ONLINE)
-        said, file = await asyncio.to_thread(lambda: read_picture(self._json(answer), self._key))  # megabytes of JSON and base64
+        said, file = await asyncio.to_thread(
+            lambda: read_picture(self._json(answer), self._secrets)
+        )  # megabytes of JSON and base64
         return Completion(said.text, said.usage, said.finish, said.model, said.request_id, files=(file,))
 
     def _image_config(self, prompt: Prompt, image: ImageRequest, limit: float) -> types.GenerateContentConfig:
@@ -158,12 +161,12 @@ class GeminiProvider:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._key)}", code="not_json")
+            raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._secrets)}", code="not_json")
         return body
 
     async def _ask(self, prompt: Prompt, *, flex: bool) -> Completion:
         answer = await self._generate(prompt, flex=flex)
-        said = read(self._json(answer), self._key)
+        said = read(self._json(answer), self._secrets)
         lane = Lane.FLEX if flex and served_in_flex(answer.headers or {}) else said.lane
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, said.request_id, lane)
 
@@ -184,7 +187,7 @@ class GeminiProvider:
                 )
                 return response.sdk_http_response or types.HttpResponse()
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, limit, self._key, lane)
+            problem = sorted_problem(error, limit, self._secrets, lane)
         raise problem
 
     def _request_config(self, prompt: Prompt, *, flex: bool) -> types.GenerateContentConfig:

@@ -18,7 +18,7 @@ import openai
 from ai_worker.errors import BadAnswer, ConfigurationError, InvalidRequest, ModelStopped, ProviderError
 from ai_worker.models import Completion, Lane, Prompt
 from ai_worker.providers import BatchLimits, BatchState, ProviderConfig
-from ai_worker.providers._failures import check_base_url, clean, header_safe
+from ai_worker.providers._failures import Secrets, check_base_url, clean, header_safe, secrets_of
 from ai_worker.providers._images import PICTURE_TIMEOUT, openai_picture, openai_request
 from ai_worker.providers._limits import LimitsReader
 from ai_worker.providers._openai_batch import LIMITS, OpenAIBatches
@@ -88,7 +88,7 @@ class Api(Protocol):
 
     def body(self, prompt: Prompt, system: str, dialect: Dialect, settings: Settings) -> dict[str, Any]: ...
 
-    def read(self, body: Mapping[str, Any], key: str | None) -> Said: ...
+    def read(self, body: Mapping[str, Any], secrets: Secrets) -> Said: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,10 @@ class OpenAIProvider:
             options.mapping("extra_body"),
         )
         self._key = header_safe(config.api_key, config.name)
-        self._headers = _headers(options.headers("headers"), self._key)
+        extra = options.headers("headers")
+        self._headers = _headers(extra, self._key)
         check_base_url(config.base_url, config.name)
+        self._secrets = secrets_of(self._key, config.base_url, extra)
         if self._key is None and config.base_url is None:
             raise ConfigurationError(f"model {config.name!r}: api.openai.com needs an API key")
         self._config = config
@@ -144,7 +146,7 @@ class OpenAIProvider:
         self._batches = OpenAIBatches(
             self._connected,
             self._headers,
-            self._key,
+            self._secrets,
             self._api.path,
             self._batch_body,
             self._read,
@@ -206,7 +208,7 @@ class OpenAIProvider:
         return body
 
     def _read(self, body: Mapping[str, Any]) -> Completion:
-        said = self._api.read(body, self._key)
+        said = self._api.read(body, self._secrets)
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, lane=said.lane)
 
     def _judged(self, error: ProviderError) -> ProviderError | None:
@@ -231,8 +233,8 @@ class OpenAIProvider:
 
     def _read_picture(self, answer: httpx2.Response, prompt: Prompt) -> Completion:
         body = self._json(answer)
-        usage = images_usage(body, self._key)
-        file, words = openai_picture(body, self._key, usage, prompt.image and prompt.image.format)
+        usage = images_usage(body, self._secrets)
+        file, words = openai_picture(body, self._secrets, usage, prompt.image and prompt.image.format)
         request_id = answer.headers.get("x-request-id")
         return Completion(
             words, usage, model=self._settings.model, request_id=request_id, limits=self._limits(answer.headers), files=(file,)
@@ -244,7 +246,7 @@ class OpenAIProvider:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            start = clean(answer.content.decode(errors="replace"), self._key)
+            start = clean(answer.content.decode(errors="replace"), self._secrets)
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {start}", code="not_json")
         return content
 
@@ -255,7 +257,7 @@ class OpenAIProvider:
             body.setdefault("service_tier", "flex")
             limit = max(limit, FLEX_TIMEOUT)
         answer = await self._post(body, limit, self._api.path)
-        said = self._api.read(self._json(answer), self._key)
+        said = self._api.read(self._json(answer), self._secrets)
         limits, request_id = self._limits(answer.headers), answer.headers.get("x-request-id")
         return Completion(json_object_in(said.text), said.usage, said.finish, said.model, request_id, said.lane, limits)
 
@@ -275,7 +277,7 @@ class OpenAIProvider:
             async with asyncio.timeout(limit):
                 return await self._connected().post(path, cast_to=httpx2.Response, body=body, options=options)
         except Exception as error:  # noqa: BLE001 -- whatever an SDK lets out becomes a ProviderError
-            problem = sorted_problem(error, limit, self._key)
+            problem = sorted_problem(error, limit, self._secrets)
         raise problem
 
     def _connected(self) -> openai.AsyncOpenAI:
