@@ -553,13 +553,16 @@ SELECT t.id_task
 
 -- name: look_at_time
 -- What time brings besides items, in one statement a second: whether a schedule is due, a closed group may end, a callback is to be
--- sent, or results have had their time. Four look-ups that mostly find nothing.
+-- sent, results have had their time, or a worker's lease is over. Five look-ups that mostly find nothing.
 SELECT (SELECT s.id_schedule FROM schedule s FORCE INDEX (k_schedule_due)
          WHERE s.is_active = 1 AND s.next_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_schedule,
        (SELECT g.id_task_group FROM task_group g FORCE INDEX (k_task_group_open)
          WHERE g.ended_at IS NULL AND g.closed_at IS NOT NULL LIMIT 1) IS NOT NULL AS has_group,
        (SELECT c.id_callback FROM callback c FORCE INDEX (k_callback_due) WHERE c.due_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_callback,
-       (SELECT t.id_task FROM task t FORCE INDEX (k_task_expire) WHERE t.expire_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_expired;
+       (SELECT t.id_task FROM task t FORCE INDEX (k_task_expire) WHERE t.expire_at <= NOW(6) LIMIT 1) IS NOT NULL AS has_expired,
+       (SELECT w.id_worker FROM worker w FORCE INDEX (k_worker_lease)
+         WHERE w.ended_at IS NULL AND w.lease_until < NOW(6) AND (w.mode <> 'batch' OR w.lost_at IS NOT NULL)
+         LIMIT 1) IS NOT NULL AS has_stale;
 
 -- name: newest_item
 -- One look at the end of the primary key: has anybody inserted anything?

@@ -78,6 +78,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
         "g": ("k_task_group_open", 100),
         "c": ("k_callback_due", 10),
         "t": ("k_task_expire", 5),
+        "w": (LEASE, 300),
     },
     "held_tasks": {"t": (RUNNABLE, 30), "d": (PRIMARY, 2), "p": (PRIMARY, 1), "i": (CLAIM, ITEMS)},
     "dependencies_of_task": {"d": (PRIMARY, 2), "p": (PRIMARY, 1)},

@@ -186,6 +186,29 @@ def test_dead_workers_are_rescued_and_the_claimers_told(
     assert_ledger(sql)
 
 
+def test_a_lease_that_ends_between_two_sweeps_is_seen_at_the_next_step(
+    application: Application, queue: Queue, loop: Loop, worker: int, claimed_item: Item, told: Told
+) -> None:
+    upkeep = Upkeep(queue, loop.lease, 0.001, told)
+    upkeep.step()
+    upkeep._next_sweep = time.monotonic() + 3600
+    application.kill_worker(worker)
+    upkeep.step()
+    assert application.item_status(claimed_item.id_task_item) is ItemStatus.PENDING
+
+
+def test_who_waited_for_the_database_at_the_start_takes_nobody_for_dead_at_once(far: Queue, proxy: Proxy) -> None:
+    proxy.down()
+    far.db.patience = 10
+    waiting = threading.Timer(0.3, proxy.up)
+    waiting.start()
+    with leased(far) as loop:
+        assert not loop.lease.may_rescue
+        until(lambda: loop.lease.may_rescue)
+        assert time.monotonic() - far.db.back_at >= LEASE
+    waiting.join()
+
+
 def test_a_schedule_that_the_database_refuses_holds_up_no_group(
     queue: Queue, loop: Loop, model: int, application: Application, sql: Sql, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ and the function has to look first whether its earlier run landed (by `operation
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -43,6 +44,7 @@ log = Log()
 
 MAX_CONFLICTS: Final = 20
 MAX_LOSSES: Final = 5
+LONGEST_PAUSE: Final = 5.0  # seconds
 
 
 class Database:
@@ -60,6 +62,10 @@ class Database:
         self.url = url
         self._writable = writable
         self.patience = patience
+        self.longest_pause = LONGEST_PAUSE
+        """Seconds between two attempts to connect, at most."""
+        self.back_at = -math.inf
+        """When the last wait for a server that was away ended, on the monotonic clock."""
         self._local = threading.local()
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
@@ -194,7 +200,7 @@ class Database:
 
         retrying = Retrying(
             retry=retry_if_exception_type(DatabaseAway),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
+            wait=wait_random_exponential(multiplier=0.1, max=self.longest_pause),
             stop=stop_after_delay(self.patience) | stop_when_event_set(self._given_up),
             sleep=sleep_using_event(self._given_up),
             before_sleep=note,
@@ -203,6 +209,7 @@ class Database:
         session = retrying(self._connect_once)
         self.is_away = False
         if retrying.statistics.get("attempt_number", 1) > 1:
+            self.back_at = time.monotonic()
             log(Event.DATABASE_BACK, host=name_of(session.host))
         return session
 

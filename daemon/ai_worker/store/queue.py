@@ -69,12 +69,14 @@ class Waiting:
 
 
 class Due(NamedTuple):
-    """What time has brought: a schedule, a closed group that may end, a callback to be sent, results to be cleared."""
+    """What time has brought: a schedule, a closed group that may end, a callback to be sent, results to be cleared, the
+    end of a worker's lease."""
 
     has_schedule: bool
     has_group: bool
     has_callback: bool
     has_expired: bool
+    has_stale: bool
 
 
 class Queue:

@@ -67,7 +67,7 @@ class Courier:
             except Exception as error:  # noqa: BLE001 -- a defect must not end all callbacks: log it and go on
                 self._lease.log(Event.LIBRARY, level=ERROR, exc_info=error, logger="callbacks", message=type(error).__name__)
 
-    async def last_round(self, keep_time: Callable[[], None]) -> None:
+    async def last_round(self, keep_time: Callable[[], object]) -> None:
         """Before a `run` ends: groups that it has completed are told of now, not by whoever comes next."""
         with contextlib.suppress(DatabaseError, TimeoutError):
             async with asyncio.timeout(2 * TIMEOUT_SECONDS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -44,14 +45,16 @@ class Lease:
         name: str | None,
     ) -> None:
         self._queue = queue
+        # Or a lease that outlived an outage would run out between two attempts to connect.
+        queue.db.longest_pause = min(queue.db.longest_pause, lease_seconds / BEATS_PER_LEASE)
         self._seconds = lease_seconds
         self._mode = mode
         self._concurrency = concurrency
         self.host = name or socket.gethostname()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
-        self._last_beat = self._last_tick = self._steady_since = time.monotonic()
-        self._has_had_gap = False
+        self._last_beat = self._last_tick = time.monotonic()
+        self._steady_since = -math.inf  # since the last gap in our own heartbeat
         self.id_worker = 0
         self.log = Log()
         """One object for good, whose lines carry the present `id_worker`."""
@@ -70,6 +73,7 @@ class Lease:
         """
         self._load, self._on_lost, self._on_beat = load, on_lost, on_beat
         self._register()
+        self._steady_since = self._queue.db.back_at  # who had to wait for the database begins with the end of an outage
         self._thread.start()
 
     def stop(self) -> None:
@@ -106,11 +110,11 @@ class Lease:
 
     @property
     def may_rescue(self) -> bool:
-        """Whether the silence of others means that they are dead: not while our own heartbeat has only just come back.
+        """Whether the silence of others means that they are dead: not while our own heartbeat has only just come back, or begun.
 
         After an outage of the database every lease is stale, and whoever is first back must give the others time for a beat.
         """
-        return not self._has_had_gap or time.monotonic() - self._steady_since >= self._seconds
+        return time.monotonic() - self._steady_since >= self._seconds
 
     def _register(self) -> None:
         self.id_worker = self._queue.register(
@@ -137,7 +141,7 @@ class Lease:
                 self.log(Event.HEARTBEAT_LATE, seconds=round(time.monotonic() - self._last_beat, 1), reason=str(error))
                 continue
             if began - self._last_beat > 2.5 * interval or time.monotonic() - began > interval:
-                self._has_had_gap, self._steady_since = True, time.monotonic()
+                self._steady_since = time.monotonic()
             self._last_beat = began
             self._on_beat()
 

@@ -11,11 +11,11 @@ from typing import Final
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.log import Event, Log
 from ai_worker.store.ledger import EndedTask
-from ai_worker.store.queue import Queue, Rescued
+from ai_worker.store.queue import Due, Queue, Rescued
 from ai_worker.store.schedules import Broken
 from ai_worker.worker.lease import Lease
 
-ORPHANS_EVERY: Final = 8  # rounds of the rescue
+ORPHANS_EVERY: Final = 8  # sweeps
 FORGET_EVERY: Final = 8  # the same, of answers that nobody can use any more
 
 
@@ -40,7 +40,7 @@ class Upkeep:
         self._keeping_time = threading.Lock()  # who looks for what is left must see what another thread is just making
         self._page: int | None = None
         self._round = 0
-        self._next_rescue = time.monotonic()  # at once: what an earlier worker on this host left behind waits for us
+        self._next_sweep = time.monotonic()
 
     def step(self) -> None:
         """One second's share of the work."""
@@ -48,16 +48,17 @@ class Upkeep:
         if due is not None and due <= 0:
             while self._queue.promote_due():
                 self._on_work()
-        if time.monotonic() >= self._next_rescue:
-            self._next_rescue = time.monotonic() + self._seconds / 4 * random.uniform(0.75, 1.25)  # noqa: S311 -- jitter
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + self._seconds / 4 * random.uniform(0.75, 1.25)  # noqa: S311 -- jitter
             self._sweep()
             self._round += 1
-        self.keep_time()
+        if self.keep_time().has_stale:  # also what an earlier worker on this host has left behind
+            self._rescue()
 
-    def keep_time(self) -> None:
+    def keep_time(self) -> Due:
         """Fires schedules, ends groups, and clears results whose time is over: what is due now, a bounded share of it.
 
-        Callable from any thread.
+        What it found to be due. Callable from any thread.
         """
         with self._keeping_time:
             due = self._queue.look_at_time()
@@ -75,6 +76,7 @@ class Upkeep:
                 self._on_callback()
             if refused is not None:
                 raise refused
+            return due
 
     def _fire(self) -> None:
         for each in self._queue.schedules.fire_some():
@@ -102,14 +104,19 @@ class Upkeep:
         while page is not None:
             page = self._queue.reopen_page(page)
 
-    def _sweep(self) -> None:
+    def _may_rescue(self) -> bool:
         # Right after a restart of the server every lease is stale and nobody is dead: let them all beat first.
-        if self._lease.may_rescue and self._queue.uptime() >= self._seconds:
+        return self._lease.may_rescue and self._queue.uptime() >= self._seconds
+
+    def _rescue(self) -> None:
+        if self._may_rescue():
             while self._report(self._queue.rescue()):
                 pass
-            if self._round % ORPHANS_EVERY == 0:
-                while self._report(self._queue.rescue_orphans()):
-                    pass
+
+    def _sweep(self) -> None:
+        if self._round % ORPHANS_EVERY == 0 and self._may_rescue():
+            while self._report(self._queue.rescue_orphans()):
+                pass
         if self._round % FORGET_EVERY == 0:
             self._queue.cache.forget()
         if self._queue.resume_due():
