@@ -13,7 +13,7 @@
 -- The whole key in ORDER BY: by its last column alone MySQL sorts. Tasks of other queues are passed over in the index, which ends in
 -- the queue: one of its own would be written anew at each task's start and end.
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.personal_data, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
            ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
         m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
@@ -53,7 +53,7 @@
   LIMIT 500)
 UNION ALL
 (SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+        t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.personal_data, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
            ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
         m.max_in_flight, m.budget_per_day,
         m.max_requests_per_minute, m.max_tokens_per_minute,
@@ -661,7 +661,7 @@ UPDATE task_item i FORCE INDEX (PRIMARY)
 -- What that claim got, if it got it, with its task.
 SELECT i.id_task_item, i.text_original, i.context, i.attempt - 1 AS attempt_before, i.lost_count, i.refused, i.is_single, i.context_key,
        t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.personal_data, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute,
         (SELECT CONCAT(COALESCE(p.requests_per_minute, ''), '/', COALESCE(p.tokens_per_minute, ''), '/', p.growth, '/',
                        TIMESTAMPDIFF(MICROSECOND, COALESCE(p.slowed_at, NOW(6)), NOW(6)))
@@ -902,7 +902,7 @@ SELECT i.id_task, i.status_id, s.name AS status FROM task_item i JOIN task_item_
 -- For dry runs: all tasks that a run would come to, page by page along the primary key, also those that wait for a stopped model. `id_prompt` is
 -- NULL where a task is not pinned yet: a dry run may come before the first worker, and the library knows the current ones.
 SELECT t.id_task, t.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.id_prompt, m.max_in_flight, m.budget_per_day,
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.personal_data, t.id_prompt, m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, m.stopped_at IS NOT NULL AS is_probe,
        (SELECT GROUP_CONCAT(f.id_ai_model ORDER BY f.position) FROM task_fallback f FORCE INDEX (PRIMARY)
         WHERE f.id_task = t.id_task) AS fallbacks
@@ -1008,7 +1008,7 @@ SELECT b.id_batch, b.batch_key, b.id_task, b.id_ai_model, b.id_worker, b.state, 
 -- name: task_of_batch
 -- Its task as a claim sees it, for the model that the batch is for.
 SELECT t.id_task, m.id_ai_model, t.task_type, t.description, t.parameters, t.max_attempts, t.priority, t.status_id,
-       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
+       t.lane, t.pack, t.cache_seconds, t.budget, t.queue, t.personal_data, COALESCE(t.id_prompt, (SELECT pr.id_prompt FROM prompt pr FORCE INDEX (k_prompt_current) WHERE pr.name = t.task_type AND pr.is_active = 1
            ORDER BY pr.name DESC, pr.is_active DESC, pr.precedence DESC, pr.id_prompt DESC LIMIT 1)) AS id_prompt,
        m.max_in_flight, m.budget_per_day,
        m.max_requests_per_minute, m.max_tokens_per_minute, 0 AS is_probe, t.id_ai_model AS own_model,
@@ -1243,14 +1243,15 @@ SELECT g.name, c.failed_at, c.last_status, c.last_error
 -- name: schedule_add
 -- With the first time that it fires, worked out by the caller.
 INSERT INTO schedule (name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
-                      lane, budget, result_seconds, items, next_at)
+                      lane, budget, result_seconds, personal_data, items, next_at)
 VALUES (%(name)s, %(cron)s, %(time_zone)s, %(missed)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s,
-        %(queue)s, %(max_attempts)s, %(lane)s, %(budget)s, %(result_seconds)s, %(items)s, %(next_at)s);
+        %(queue)s, %(max_attempts)s, %(lane)s, %(budget)s, %(result_seconds)s, %(personal_data)s, %(items)s,
+        %(next_at)s);
 
 -- name: schedule_list
 -- All of them, a handful, with the last time that each made a task: the end of a range of the key.
 SELECT s.id_schedule, s.name, s.cron, s.time_zone, s.missed, s.is_active, s.task_type, s.description, s.priority, s.queue,
-       s.lane, s.budget, s.result_seconds, JSON_LENGTH(s.items) AS items, s.next_at, s.message, m.name AS model, f.due_at AS last_due_at, f.id_task AS last_task
+       s.lane, s.budget, s.result_seconds, s.personal_data, JSON_LENGTH(s.items) AS items, s.next_at, s.message, m.name AS model, f.due_at AS last_due_at, f.id_task AS last_task
   FROM schedule s
   JOIN ai_model m ON m.id_ai_model = s.id_ai_model
   LEFT JOIN schedule_fire f ON f.id_schedule = s.id_schedule
@@ -1273,7 +1274,7 @@ UPDATE schedule SET is_active = 1, next_at = %(next_at)s, message = NULL WHERE i
 -- name: lock_due_schedule
 -- The one that has been due for longest and that nobody is just firing; the time is the database's.
 SELECT id_schedule, name, cron, time_zone, missed, id_ai_model, task_type, description, parameters, priority, queue, max_attempts,
-       lane, budget, result_seconds, items, next_at, NOW(6) AS now
+       lane, budget, result_seconds, personal_data, items, next_at, NOW(6) AS now
   FROM schedule FORCE INDEX (k_schedule_due)
  WHERE is_active = 1 AND next_at <= NOW(6)
  ORDER BY next_at
@@ -1837,10 +1838,10 @@ SELECT @@max_allowed_packet AS bytes;
 -- name: insert_task
 -- With id_task NULL it makes an id; otherwise it writes the row under an id that was reserved before.
 INSERT INTO task (id_task, id_ai_model, task_type, description, parameters, priority, scheduled_at, max_attempts, submit_key,
-                  lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds)
+                  lane, pack, cache_seconds, budget, queue, id_prompt, id_task_group, result_seconds, personal_data)
 VALUES (%(id_task)s, %(id_ai_model)s, %(task_type)s, %(description)s, %(parameters)s, %(priority)s, %(scheduled_at)s,
         %(max_attempts)s, %(submit_key)s, %(lane)s, %(pack)s, %(cache_seconds)s, %(budget)s, %(queue)s, %(id_prompt)s, %(id_task_group)s,
-        %(result_seconds)s);
+        %(result_seconds)s, %(personal_data)s);
 
 -- name: insert_fallbacks
 -- The further models of the task, in order; in its transaction.
@@ -2385,7 +2386,7 @@ SELECT (SELECT id_task_item FROM task_item FORCE INDEX (k_task_item_claim) WHERE
 -- name: task_in_words
 -- What was asked for, beside the numbers: parameters, prompt, lane and the like, of one task.
 SELECT t.id_ai_model, t.task_type, t.description, t.max_attempts, t.priority, t.status_id, t.budget, t.queue,
-       t.parameters, t.lane, t.pack, t.cache_seconds, t.result_seconds, t.expire_at, t.submit_key, t.id_prompt, p.version, p.origin,
+       t.parameters, t.lane, t.pack, t.cache_seconds, t.result_seconds, t.personal_data, t.expire_at, t.submit_key, t.id_prompt, p.version, p.origin,
        p.name AS prompt, g.name AS task_group, s.table_name AS source
   FROM task t
   LEFT JOIN prompt p ON p.id_prompt = t.id_prompt

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     worker_name: str | None = Field(default=None, max_length=200, description="a name for this worker of at most 200 characters")
 
     prompt_folder: Path | None = Field(default=None, description="a folder with the team's own prompts, files NAME.md")
+    personal_names_file: Path | None = Field(
+        default=None, description="an absolute path: names that are personal data, one on each line, in every form that occurs"
+    )
 
     metrics_port: int | None = Field(
         default=None,
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{each!r} cannot be one")
         return value
 
-    @field_validator("files_folder", "run_env_file")
+    @field_validator("files_folder", "run_env_file", "personal_names_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():

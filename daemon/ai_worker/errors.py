@@ -66,6 +66,10 @@ class ConfigurationError(AiWorkerError):
     exit_code = EXIT_CONFIGURATION
 
 
+class CannotMask(ConfigurationError):
+    """This host lacks what it takes to find personal data, and must not process an item whose task asks for that."""
+
+
 class SchemaMismatch(ConfigurationError):
     """The database's schema is older than the one this version was written for, or newer and not compatible with it."""
 
@@ -225,6 +229,12 @@ class InvalidRequest(ItemRejected):
     """The provider called the request invalid."""
 
     kind = "invalid_request"
+
+
+class PersonalDataFound(ItemRejected):
+    """Nothing of the item may be sent: what is personal in it is to be blocked, or cannot be masked. Names kinds, no values."""
+
+    kind = "personal_data"
 
 
 class TimedOut(ProviderError):

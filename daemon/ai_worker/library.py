@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ai_worker.config import encoding_of
 from ai_worker.errors import ConfigurationError, UsageError
-from ai_worker.models import Task
+from ai_worker.models import PersonalData, Task
 from ai_worker.store.prompts import SOURCE_AT_MOST, Known, NewPrompt, Origin, Stored
 from ai_worker.task_types import TaskType, task_type, task_type_names, task_type_of
+
+if TYPE_CHECKING:  # only tasks that ask for it need what it is made of
+    from ai_worker.task_types.masking import Masking
 
 SUFFIX: Final = ".md"
 FAILED_SECONDS: Final = 30.0  # how long a prompt that could not be read is left alone: each item would parse it anew
@@ -63,6 +66,7 @@ class Library:
     rows: the database's part.
     folder: of the team's own prompts, files `NAME.md`; None for none.
     in_thread: runs a function that asks the database; needed for `get` alone.
+    names_file: names that are personal data, for tasks that mask or block it; see `task_types.masking.Masking`.
     """
 
     def __init__(
@@ -70,7 +74,10 @@ class Library:
         rows: Rows,
         folder: Path | None = None,
         in_thread: Callable[[Callable[[], TaskType]], Awaitable[TaskType]] | None = None,
+        names_file: Path | None = None,
     ) -> None:
+        self._names_file = names_file
+        self._masking: Masking | None = None
         self._rows = rows
         self._folder = folder
         self._in_thread = in_thread
@@ -146,7 +153,8 @@ class Library:
 
     def fresh(self, task: Task) -> TaskType | None:
         """The type of a task when it is at hand: nearly always."""
-        return None if task.id_prompt is None else self._by_id.get(task.id_prompt)
+        kind = None if task.id_prompt is None else self._by_id.get(task.id_prompt)
+        return kind if kind is None or task.personal_data is PersonalData.OFF else self._around(kind, task.personal_data)
 
     async def get(self, task: Task) -> TaskType:
         """The same, asked for in the database when it is not; raises as `kind` does."""
@@ -157,12 +165,18 @@ class Library:
     def kind(self, task: Task) -> TaskType:
         """The type of a task: of the prompt that it is pinned to, else the current one, else a plug-in's.
 
-        Asks the database for a prompt that it meets for the first time. Raises UsageError when there is no such type, and
-        ConfigurationError when this host cannot make it.
+        Where the task says so, it is one that masks or blocks personal data. Asks the database for a prompt that it meets for the
+        first time. Raises UsageError when there is no such type, and ConfigurationError when this host cannot make it.
         """
-        if task.id_prompt is not None:
-            return self._of_id(task.id_prompt)
-        return self.named(task.task_type)[0]
+        kind = self.named(task.task_type)[0] if task.id_prompt is None else self._of_id(task.id_prompt)
+        return kind if task.personal_data is PersonalData.OFF else self._around(kind, task.personal_data)
+
+    def _around(self, kind: TaskType, mode: PersonalData) -> TaskType:
+        if self._masking is None:
+            from ai_worker.task_types.masking import Masking
+
+            self._masking = Masking(self._names_file)
+        return self._masking.of(kind, mode)
 
     def named(self, name: str) -> tuple[TaskType, int | None]:
         """The type that a new task of this name would have now, and the prompt that it would be pinned to."""

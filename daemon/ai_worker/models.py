@@ -59,6 +59,14 @@ class Lane(StrEnum):
     CACHE = "cache"  # answered from an earlier result: nothing was sent
 
 
+class PersonalData(StrEnum):
+    """`task.personal_data`: what becomes of personal data in what is sent for an item."""
+
+    OFF = "off"  # it is sent as it is
+    MASK = "mask"  # placeholders are sent in its place, and the values come back into the result
+    BLOCK = "block"  # an item with any is not sent
+
+
 class Secret:
     """A string that does not show itself: not in `repr`, `str`, a log or a traceback. `reveal()` gives it."""
 
@@ -193,6 +201,7 @@ class Task:
     queue: str = DEFAULT_QUEUE
     id_prompt: int | None = None  # the prompt that it is pinned to
     time_limit: int | None = None  # seconds that an attempt may take, by its queue's or type's limit
+    personal_data: PersonalData = PersonalData.OFF
 
     @property
     def position(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ai_worker import prices
 from ai_worker.errors import UsageError
 from ai_worker.library import Library
-from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
+from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need, PersonalData
 from ai_worker.providers import makes_pictures, takes_batches
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
@@ -41,6 +41,7 @@ class Wish:
     after: Mapping[int, Need] = field(default_factory=dict)
     group: str | None = None
     result_seconds: int | None = None
+    personal_data: PersonalData = PersonalData.OFF
     max_attempts: int = 3
     fallbacks: tuple[str, ...] = ()
     budget: Decimal | None = None
@@ -72,6 +73,7 @@ class Wish:
             id_prompt=id_prompt,
             id_task_group=None if self.group is None else groups.id_of(self.group),
             result_seconds=self.result_seconds,
+            personal_data=self.personal_data,
             after=self.after,
         )
         check(models, task, chain, kind)

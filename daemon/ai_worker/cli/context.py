@@ -65,7 +65,7 @@ def library(found: Settings, db: Database, *, publish: bool = True) -> Library:
     from ai_worker.library import Library
     from ai_worker.store.prompts import Prompts
 
-    library = Library(Prompts(db), found.prompt_folder)
+    library = Library(Prompts(db), found.prompt_folder, names_file=found.personal_names_file)
     try:
         library.open(publish=publish)
     except DatabaseAway:

@@ -20,7 +20,7 @@ from ai_worker.cli.task_options import description_of, given, parameters_of
 from ai_worker.cron import Cron
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, Lane
+from ai_worker.models import DEFAULT_QUEUE, Lane, PersonalData
 from ai_worker.planning import check, model_of
 from ai_worker.rows import Layout, RowFile, format_of
 from ai_worker.store.health import Health
@@ -72,6 +72,14 @@ def schedule() -> None:
     help="Results are cleared so long after their task's end: 7d, 12h.  [default: never]",
 )
 @click.option(
+    "--personal-data",
+    callback=given(PersonalData),
+    type=click.Choice([each.value for each in PersonalData]),
+    default=PersonalData.OFF.value,
+    show_default=True,
+    help="mask: placeholders go to the model, the values come back. block: rows with any are not sent.",
+)
+@click.option(
     "--missed",
     type=click.Choice([each.value for each in Missed]),
     default=Missed.ONCE.value,
@@ -99,6 +107,7 @@ def add(
     budget: Decimal | None,
     lane: Lane,
     result_seconds: int | None,
+    personal_data: PersonalData,
     missed: str,
     start: str | None,
     texts: tuple[str, ...],
@@ -144,6 +153,7 @@ def add(
             lane=lane,
             budget=budget,
             result_seconds=result_seconds,
+            personal_data=personal_data,
             start=None if start is None else _moment(start, times),
         )
         first = Schedules(db).add(new)
@@ -326,6 +336,7 @@ def _as_dict(each: Schedule) -> dict[str, Any]:
         "lane": each.lane.value,
         "budget": each.budget,
         "result_seconds": each.result_seconds,
+        "personal_data": each.personal_data.value,
         "items": each.items,
     }
 

@@ -20,7 +20,7 @@ from ai_worker.cli.queue_options import QueueName
 from ai_worker.db import Database
 from ai_worker.errors import UsageError
 from ai_worker.library import Library
-from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need
+from ai_worker.models import DEFAULT_QUEUE, Lane, Model, Need, PersonalData
 from ai_worker.planning import LONGEST_DESCRIPTION, LONGEST_SUBMIT_KEY, Wish, parameter
 from ai_worker.store.groups import Groups
 from ai_worker.store.models import Models
@@ -102,6 +102,14 @@ _OPTIONS = (
         help="Results are cleared so long after its end: 7d, 12h.  [default: never]",
     ),
     click.option(
+        "--personal-data",
+        callback=given(PersonalData),
+        type=click.Choice([each.value for each in PersonalData]),
+        default=PersonalData.OFF.value,
+        show_default=True,
+        help="mask: placeholders go to the model, the values come back. block: rows with any are not sent.",
+    ),
+    click.option(
         "--max-attempts", type=click.IntRange(1, 255), default=3, show_default=True, help="Per row, before it is set aside."
     ),
     click.option(
@@ -150,6 +158,7 @@ class TaskOptions:
     after: dict[int, Need]
     group: str | None
     result_seconds: int | None
+    personal_data: PersonalData
     max_attempts: int
     fallbacks: tuple[str, ...]
     budget: Decimal | None

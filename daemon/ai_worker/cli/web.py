@@ -58,4 +58,5 @@ def _options(settings: Settings, address: str) -> WebOptions:
         run_env_file=settings.run_env_file,
         prompt_folder=settings.prompt_folder,
         files_folder=settings.files_folder,
+        names_file=settings.personal_names_file,
     )

@@ -62,6 +62,7 @@ def process(
             request_timeout=settings.request_timeout_seconds,
             name=settings.worker_name,
             prompt_folder=settings.prompt_folder,
+            names_file=settings.personal_names_file,
             metrics_port=settings.metrics_port if metrics_port is None else metrics_port,
             metrics_host=settings.metrics_host,
         ),

@@ -27,7 +27,7 @@ from ai_worker.client.values import (
 )
 from ai_worker.client.waiting import Waiting
 from ai_worker.errors import ConfigurationError, ItemFailed, ItemMissing, UsageError, WaitTimeout
-from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, ReviewStatus
+from ai_worker.models import DEFAULT_QUEUE, ItemStatus, Lane, Need, PersonalData, ReviewStatus
 from ai_worker.store.answers import Answers, Finished
 from ai_worker.store.files import Files, StoredFile
 from ai_worker.store.new_tasks import CACHE_SECONDS, NewTask
@@ -123,6 +123,7 @@ class AsyncClient:
         lane: Lane | str = Lane.ONLINE,
         pack: int = 1,
         cache_seconds: int = CACHE_SECONDS,
+        personal_data: PersonalData | str = PersonalData.OFF,
     ) -> SubmittedTask:
         """Makes a task with an item for each text, all in one transaction, and returns at once.
 
@@ -140,7 +141,7 @@ class AsyncClient:
         group: the task group that it belongs to: the name of an open one, or an id.
         budget: USD; when it is spent, the task is paused.
         result_ttl: seconds for which the results are kept after the task's end; None: for good.
-        max_attempts, lane, pack, cache_seconds: as the options of `ai-worker submit`.
+        max_attempts, lane, pack, cache_seconds, personal_data: as the options of `ai-worker submit`.
         """
         items = to_items(texts)
         if not items:
@@ -168,6 +169,7 @@ class AsyncClient:
             queue=queue,
             result_seconds=None if ttl is None else max(1, round(ttl)),
             after=given.waits("after", after),
+            personal_data=given.one_of("personal_data", PersonalData, personal_data),
         )
 
         def work(db: Database) -> SubmittedTask:

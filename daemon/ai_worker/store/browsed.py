@@ -82,6 +82,7 @@ class TaskWords(NamedTuple):
     pack: int
     cache_seconds: int
     result_seconds: int | None
+    personal_data: str
     expire_at: datetime | None
     submit_key: str | None
     prompt: str | None

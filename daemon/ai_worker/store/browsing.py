@@ -28,6 +28,7 @@ from ai_worker.store.browsed import (
     TaskWords,
     ToReview,
 )
+from ai_worker.store.claims import personal_data_of
 from ai_worker.store.files import Files
 from ai_worker.store.reports import StepProgress, dependency_of, error_of, report_of
 from ai_worker.store.tasks import no_task
@@ -130,6 +131,7 @@ class Browsing:
             row["pack"],
             row["cache_seconds"],
             row["result_seconds"],
+            personal_data_of(row).value,
             row["expire_at"],
             row["submit_key"],
             prompt,
@@ -155,6 +157,7 @@ class Browsing:
             budget=row["budget"],
             queue=row["queue"],
             id_prompt=row["id_prompt"],
+            personal_data=personal_data_of(row),
         )
 
     def _in_words(self, id_task: int) -> Row:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseAway
 from ai_worker.log import Event, Log
-from ai_worker.models import NOTHING, Filters, Item, Lane, Task, TaskStatus
+from ai_worker.models import NOTHING, Filters, Item, Lane, PersonalData, Task, TaskStatus
 from ai_worker.store.budgets import Estimator, SetAside, is_limited, set_aside
 from ai_worker.store.chains import model_columns, model_states, successor, variants
 from ai_worker.store.crowd import Crowd
@@ -350,9 +350,15 @@ def task_of_row(row: Row) -> Task:
         budget=row["budget"],
         queue=row["queue"],
         id_prompt=row["id_prompt"],
+        personal_data=personal_data_of(row),
         chain=(own, *map(int, fallbacks.split(","))) if fallbacks else (own,),
         **model_columns(row),
     )
+
+
+def personal_data_of(row: Row) -> PersonalData:
+    """What the task says of personal data. An unknown word, which a server that is not strict made empty, is the strictest."""
+    return PersonalData(row["personal_data"] or PersonalData.BLOCK)
 
 
 def filter_columns(filters: Filters) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from ai_worker.db import Transaction
-from ai_worker.models import DEFAULT_QUEUE, Lane, Need, Task, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, Lane, Need, PersonalData, Task, TaskStatus
 from ai_worker.store.groups import check_open
 
 CACHE_SECONDS: Final = 30 * 86_400  # the default of task.cache_seconds
@@ -47,6 +47,7 @@ class NewTask:
     id_prompt: int | None = None
     id_task_group: int | None = None
     result_seconds: int | None = None
+    personal_data: PersonalData = PersonalData.OFF
     after: Mapping[int, Need] = field(default_factory=dict)
     held: str | None = None
 
@@ -67,6 +68,7 @@ class NewTask:
             budget=self.budget,
             queue=self.queue,
             id_prompt=self.id_prompt,
+            personal_data=self.personal_data,
         )
 
 
@@ -121,6 +123,7 @@ def task_columns(task: NewTask) -> dict[str, Any]:
         "id_prompt": task.id_prompt,
         "id_task_group": task.id_task_group,
         "result_seconds": task.result_seconds,
+        "personal_data": task.personal_data.value,
     }
 
 

@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple
 from ai_worker.cron import Cron
 from ai_worker.db import Database, Row, Transaction
 from ai_worker.errors import DatabaseError, NotFound, UsageError, ValueRefused
-from ai_worker.models import DEFAULT_QUEUE, Lane
+from ai_worker.models import DEFAULT_QUEUE, Lane, PersonalData
+from ai_worker.store.claims import personal_data_of
 
 FIRES: Final = 50  # in one step of the upkeep, so that what was missed for long does not hold up the rest
 LATE: Final = timedelta(seconds=60)  # a time that is older was missed: nobody was there
@@ -61,6 +62,7 @@ class NewSchedule:
     lane: Lane = Lane.ONLINE
     budget: Decimal | None = None
     result_seconds: int | None = None
+    personal_data: PersonalData = PersonalData.OFF
     start: datetime | None = None
 
 
@@ -82,6 +84,7 @@ class Schedule:
     lane: Lane
     budget: Decimal | None
     result_seconds: int | None
+    personal_data: PersonalData
     items: int
     next_at: datetime | None
     message: str | None
@@ -142,6 +145,7 @@ class Schedules:
             "lane": new.lane.value,
             "budget": new.budget,
             "result_seconds": new.result_seconds,
+            "personal_data": new.personal_data.value,
             "items": json.dumps(list(new.items), ensure_ascii=False),
             "next_at": first,
         }
@@ -255,6 +259,7 @@ _COPIED: Final = (
     "lane",
     "budget",
     "result_seconds",
+    "personal_data",
 )
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "id_task": None,
@@ -305,6 +310,7 @@ def _schedule(row: Row) -> Schedule:
         lane=Lane(row["lane"]),
         budget=row["budget"],
         result_seconds=row["result_seconds"],
+        personal_data=personal_data_of(row),
         items=int(row["items"] or 0),
         next_at=row["next_at"],
         message=row["message"],

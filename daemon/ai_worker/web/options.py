@@ -24,6 +24,7 @@ class WebOptions:
     runs: how many runs that `POST /task/run` has started may go on at once.
     run_env_file: the settings of these runs; None: those of this process.
     prompt_folder, files_folder: the team's own prompts, and where pictures lie that are not in the database.
+    names_file: names that are personal data; None: none.
     """
 
     connections: int = 8
@@ -36,3 +37,4 @@ class WebOptions:
     run_env_file: Path | None = None
     prompt_folder: Path | None = None
     files_folder: Path | None = None
+    names_file: Path | None = None

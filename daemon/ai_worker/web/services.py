@@ -99,7 +99,7 @@ class Services:
         with self._library_turn:  # whoever comes meanwhile waits for what is being read anyway
             now = time.monotonic()
             if self._library is None or now - self._library[0] > LIBRARY_SECONDS:
-                library = Library(Prompts(self.db), self.options.prompt_folder)
+                library = Library(Prompts(self.db), self.options.prompt_folder, names_file=self.options.names_file)
                 library.open(publish=False)
                 self._library = now, library
             return self._library[1]

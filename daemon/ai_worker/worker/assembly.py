@@ -82,7 +82,7 @@ class Assembly:
         endpoints = self.endpoints = Endpoints(
             threads.upkeep.doing(models.get), decrypt, request_timeout=options.request_timeout, max_connections=many
         )
-        library = self.library = Library(queue.prompts, options.prompt_folder, threads.upkeep)
+        library = self.library = Library(queue.prompts, options.prompt_folder, threads.upkeep, options.names_file)
         estimates = Estimates(models.all, library.kind)
         queue.estimate_with(estimates)
 

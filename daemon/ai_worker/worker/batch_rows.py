@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from ai_worker.errors import ConfigurationError, ItemRejected, ModelStopped, ProviderError, Transient, UsageError
 from ai_worker.library import KindOf
 from ai_worker.log import Event, Log
-from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, Prompt
+from ai_worker.models import NO_USAGE, Completion, Item, Lane, Model, Outcome, OutcomeKind, PersonalData, Prompt
 from ai_worker.providers import Provider
 from ai_worker.task_types import is_simple
 from ai_worker.worker.attempt import INVALID_TASK, Attempt
@@ -35,9 +35,16 @@ def bounds(provider: Provider) -> Bounds:
     return Bounds(max(1, min(rows, ROWS)), max(1, min(size, BYTES)))
 
 
-def row_id(item: Item) -> str:
-    """What an item is called in its batch: its key, by which a person finds it too."""
-    return str(item.id_task_item)
+def row_id(item: Item, kind_of: KindOf) -> str:
+    """What an item is called in its batch: its key, by which a person finds it too.
+
+    Of masked texts with a mark after it, as what comes back must be read as it was sent: where the list of names has changed in
+    the hours between, the answer is nobody's, and the item is sent anew.
+    """
+    if item.task.personal_data is not PersonalData.MASK:
+        return str(item.id_task_item)
+    mark: str = getattr(kind_of(item.task), "mark")(item)  # noqa: B009 -- of a masking type alone, which is none of the protocol's
+    return f"{item.id_task_item}-{mark}"
 
 
 @dataclass(slots=True)
@@ -81,7 +88,7 @@ async def rendered(items: Sequence[Item], model: Model, limit: Bounds, log: Log,
             found.left.append(item)
         else:
             size += length
-            found.prompts.append((row_id(item), prompt._replace(lane=Lane.BATCH)))
+            found.prompts.append((row_id(item, kind_of), prompt._replace(lane=Lane.BATCH)))
     return found
 
 

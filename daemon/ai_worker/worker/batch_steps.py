@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ai_worker.errors import (
     AiWorkerError,
+    CannotMask,
     DatabaseError,
     ItemRejected,
     ModelStopped,
@@ -27,7 +28,7 @@ from ai_worker.retry import attempt_delay, bounded
 from ai_worker.store.batches import Batch, Batches, BatchStage
 from ai_worker.worker.batch_rows import answered, bounds, rendered, row_id, size_of, undone
 from ai_worker.worker.breaker import Breaker, Misconfigured
-from ai_worker.worker.calls import PROBE_SECONDS
+from ai_worker.worker.calls import CANNOT_MASK_SECONDS, PROBE_SECONDS
 from ai_worker.worker.commits import COMMIT_ROWS, Commits
 from ai_worker.worker.endpoints import Endpoint, Endpoints
 from ai_worker.worker.lease import Lease
@@ -97,7 +98,7 @@ class BatchSteps:
         self.due: dict[int, float] = {}  # those that it has let go of: when they may go on
         self.processed = self.failed = 0  # of the present batch's items
 
-    async def step(self, batch: Batch) -> Batch | None:  # noqa: PLR0911 -- a state machine: one return per way out
+    async def step(self, batch: Batch) -> Batch | None:  # noqa: PLR0911, PLR0912 -- a state machine: one return per way out
         """One step; the batch as it stands then, or None when nothing more is to be done now."""
         task = await self._in_thread(self._batches.task, batch)
         if task is None:
@@ -106,8 +107,9 @@ class BatchSteps:
         if endpoint is None:
             await self._leave(batch, 0.0, failures=batch.failures)
             return None
-        with contextlib.suppress(AiWorkerError):  # each of its items will end by it, and say so
-            await self._library.get(task)
+        if (lack := await self._lack(task)) is not None:  # neither its prompts nor its answers can be made out here
+            await self._leave(batch, CANNOT_MASK_SECONDS, failures=batch.failures, message=lack)
+            return None
         provider = endpoint.provider
         if not isinstance(provider, BatchProvider):  # somebody has changed the model's row
             if batch.stage is BatchStage.COLLECTING:
@@ -134,6 +136,16 @@ class BatchSteps:
         if isinstance(error, ModelStopped):
             await self._stop_model(task, error)
         return await self._delay(batch, endpoint, error)
+
+    async def _lack(self, task: Task) -> str | None:
+        """Reads the task's type, and says where this host must not use it."""
+        try:
+            await self._library.get(task)
+        except CannotMask as error:
+            return str(error)
+        except AiWorkerError:  # each of its items will end by it, and say so
+            pass
+        return None
 
     # ----- the steps
 
@@ -257,14 +269,15 @@ class BatchSteps:
 
     async def _store(self, batch: Batch, task: Task, endpoint: Endpoint, provider: BatchProvider) -> Batch | None:
         """Fetches its results and stores them; what has none comes back to be sent alone."""
-        waiting = {row_id(item): item for item in await self._in_thread(self._batches.items, batch, task)}
+        kind_of = self._library.kind
+        waiting = {row_id(item, kind_of): item for item in await self._in_thread(self._batches.items, batch, task)}
         answers = provider.batch_results(batch.provider_batch_id or "")
         stopped: ModelStopped | None = None
         async for key, answer in answers:
             item = waiting.pop(key, None)
             if item is None:
                 continue  # stored before a crash
-            self._commits.put(answered(item, endpoint.model, answer, self._lease.log, self._library.kind))
+            self._commits.put(answered(item, endpoint.model, answer, self._lease.log, kind_of))
             if isinstance(answer, ModelStopped):
                 stopped = answer
             if len(self._commits) % 50 == 0:

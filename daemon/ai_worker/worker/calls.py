@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from tenacity import RetryCallState
 
 from ai_worker.errors import (
+    CannotMask,
     ConfigurationError,
     DatabaseAway,
     DatabaseError,
     ItemRejected,
     ModelStopped,
+    PersonalDataFound,
     ProviderError,
     RateLimited,
     Shed,
@@ -45,6 +47,7 @@ from ai_worker.worker.under_way import UnderWay
 PUT_OFF_SECONDS = 3.0  # one of too many twins
 PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
 REFUSED_SECONDS = 30.0  # for a right that is granted, or room on a full disk
+CANNOT_MASK_SECONDS = 60.0  # for a package or a file of names to be installed here, or for another worker
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
 
@@ -143,8 +146,12 @@ class Caller:
             return await self._stopped(attempt, error)
         except UsageError as error:  # of the task's type or parameters: `submit` would have refused them
             return attempt.failed(INVALID_TASK, str(error))
+        except CannotMask as error:  # another host may be able to, and this one when it is set up; until then nothing is sent
+            return attempt.waits(PutOffError(PersonalDataFound.kind, str(error), CANNOT_MASK_SECONDS))
         except ConfigurationError as error:  # a task type's package that does not load here, and may on another host
             return attempt.retry("internal", str(error), None)
+        except PersonalDataFound as error:  # by its own text, whichever model it were for
+            return attempt.failed(error.kind, str(error))
         except ItemRejected as error:
             return attempt.refused(error.kind, str(error))
         except Transient as error:

@@ -22,7 +22,7 @@ class WorkerOptions:
     """How one worker works. Times in seconds.
 
     `forever` is the daemon's mode; else the worker ends when nothing is left, or after `max_items` items. With a `metrics_port`
-    it tells Prometheus of itself.
+    it tells Prometheus of itself. `names_file`: names that are personal data, for tasks that mask or block it.
     """
 
     forever: bool
@@ -33,6 +33,7 @@ class WorkerOptions:
     request_timeout: float = 120.0
     name: str | None = None
     prompt_folder: Path | None = None
+    names_file: Path | None = None
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
-from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Need, ReviewStatus
+from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Need, PersonalData, ReviewStatus
 from ai_worker.planning import LONGEST_DESCRIPTION
 from ai_worker.store.new_tasks import CACHE_SECONDS
 from ai_worker.store.reviews import LONGEST_NOTE
@@ -117,6 +117,10 @@ class NewTaskIn(_In):
     max_attempts: Annotated[int, Field(ge=1, le=255)] = 3
     cache_seconds: Annotated[int, Field(ge=0, le=4_294_967_295)] = CACHE_SECONDS
     result_seconds: Annotated[int, Field(ge=1, le=4_294_967_295)] | None = None
+    personal_data: Annotated[
+        PersonalData,
+        Field(description="`mask`: placeholders go to the model, the values come back. `block`: items with any are not sent."),
+    ] = PersonalData.OFF
 
     model_config = ConfigDict(
         extra="forbid",

@@ -66,6 +66,7 @@ def _submit(services: Services, body: NewTaskIn, key: str | None) -> tuple[Submi
         after={each.id_task: each.needs for each in body.after},
         group=body.group,
         result_seconds=body.result_seconds,
+        personal_data=body.personal_data,
         max_attempts=body.max_attempts,
         fallbacks=tuple(body.fallbacks),
         budget=None if body.budget is None else Decimal(body.budget),

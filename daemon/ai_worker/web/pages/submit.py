@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.datastructures import FormData, UploadFile
 
 from ai_worker.errors import UsageError
-from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Lane, Need, TaskStatus
+from ai_worker.models import DEFAULT_QUEUE, QUEUE_NAME, Lane, Need, PersonalData, TaskStatus
 from ai_worker.planning import LONGEST_DESCRIPTION, Wish, parameter
 from ai_worker.rows import Format, Layout, RowFile, format_of
 from ai_worker.store.browsed import ItemSearch
@@ -65,6 +65,7 @@ _BLANK: Final[Mapping[str, str]] = {
     "pack": "1",
     "cache_days": str(CACHE_SECONDS // _DAY),
     "result_days": "",
+    "personal_data": PersonalData.OFF.value,
 }
 
 
@@ -163,6 +164,9 @@ def wish_of(given: Mapping[str, str], key: str | None = None) -> Wish:
     lane = given.get("lane") or Lane.ONLINE.value
     if lane not in {Lane.ONLINE, Lane.FLEX, Lane.BATCH}:
         raise UsageError(f"{lane!r} is no lane: online, flex or batch")
+    personal_data = given.get("personal_data") or PersonalData.OFF.value
+    if personal_data not in set(PersonalData):
+        raise UsageError(f"personal data: {personal_data!r} is none of off, mask and block")
     result_days = _number(given, "result_days", "days that results are kept", 0, 3650) if given.get("result_days") else 0
     return Wish(
         given.get("type") or "correction",
@@ -172,6 +176,7 @@ def wish_of(given: Mapping[str, str], key: str | None = None) -> Wish:
         queue=queue,
         priority=_number(given, "priority", "the priority", -32767, 32767),
         result_seconds=result_days * _DAY or None,
+        personal_data=PersonalData(personal_data),
         max_attempts=_number(given, "max_attempts", "attempts per item", 1, 255),
         scheduled_at=_moment(given.get("scheduled", "")),
         after=_after(given.get("after", "")),
