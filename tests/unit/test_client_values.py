@@ -43,6 +43,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("submit", "lane", "foo", "one of 'online', 'flex', 'batch'"),
     ("submit", "lane", "cache", "one of 'online', 'flex', 'batch'"),
     ("submit", "pack", 101, "a whole number from 1 to 100"),
+    ("submit", "personal_data", "hide", "one of 'off', 'mask', 'block'"),
     ("submit", "cache_seconds", -1, "a whole number from 0 to 4,294,967,295"),
     ("wait", "id_task_item", "7", "an id, a whole number above 0"),
     ("wait", "timeout", "30", "a number of seconds"),

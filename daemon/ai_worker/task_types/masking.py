@@ -25,7 +25,6 @@ from ai_worker.placeholders import Placeholders, kind_of
 from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, is_new_version, splitting, stepped
 from ai_worker.task_types.answer import decoded
 from ai_worker.task_types.checks import CheckFailed
-from ai_worker.text import clean
 
 INSTRUCTION: Final = """
 
@@ -140,32 +139,34 @@ class _Masked:
         values = Placeholders(self._detector)
         text = self._masked(item, values).text_original
         unknown: set[str] = set()
-        completion = completion._replace(text=self._restored(completion.text, values, unknown))
+        restored, told = self._restored(completion.text, values, unknown)
         if unknown:
             raise _bad(f"it has placeholders that stand for nothing: {_listed(unknown)}", completion)
         try:
-            result = parse(item, completion)
+            result = parse(item, completion._replace(text=restored))
         except ProviderError as error:
             raise _without_values(error, values) from None
         except Exception as error:  # noqa: BLE001 -- a plug-in's bug, whose words may be the row's
             raise RuntimeError(_quotable(f"{type(error).__name__}: {error}", values)) from None
-        if is_text and (whole := _text_of(result)) is not None:
-            plain = _plain(whole)
-            lost = [placeholder for placeholder, value in values.used_in(text).items() if _plain(clean(value)) not in plain]
-            if lost:
-                raise _bad(f"it has lost placeholders of the text: {_listed(lost)}", completion)
+        # Last: an answer that was cut short, or that is a refusal, has lost them too.
+        if is_text and (lost := values.used_in(text).keys() - values.used_in(told).keys()):
+            raise _bad(f"it has lost placeholders of the text: {_listed(lost)}", completion)
         return result
 
-    def _restored(self, answer: str, values: Placeholders, unknown: set[str]) -> str:
-        """The answer's JSON, or whatever a plug-in asked for instead, with the values in it."""
+    def _restored(self, answer: str, values: Placeholders, unknown: set[str]) -> tuple[str, str]:
+        """The answer's JSON, or whatever a plug-in asked for instead, with the values in it; and of the main text, or of all
+        where nobody knows which that is, what the model wrote."""
         if "[[" not in answer and "\\u005" not in answer:
-            return answer
-        file = getattr(self._kind, "file", None)
+            return answer, answer
+        field = getattr(getattr(self._kind, "file", None), "answer_field", "")
         try:
-            found = decoded(answer, getattr(file, "answer_field", ""))
+            found = decoded(answer, field)
         except CheckFailed:
-            return str(values.restored(answer, unknown))
-        return json.dumps(values.restored(found, unknown))
+            return str(values.restored(answer, unknown)), answer
+        told = found.get(field)
+        return json.dumps(values.restored(found, unknown)), told if isinstance(told, str) else json.dumps(
+            found, ensure_ascii=False
+        )
 
 
 class _MaskedSteps(_Masked):
@@ -245,15 +246,6 @@ def _kinds(used: Iterable[str]) -> str | None:
     """How many values of which kinds: `EMAIL (2), PESEL (1)`; None where all is what only looks like a placeholder."""
     counts = Counter(kind for kind in map(kind_of, used) if kind is not Kind.TEXT)
     return ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items())) or None
-
-
-def _text_of(result: Result | StepResult) -> str | None:
-    return result.text if isinstance(result, StepResult) else result.text_corrected
-
-
-def _plain(text: str) -> str:
-    """Without regard to how lines are broken: an answer may be laid out anew."""
-    return " ".join(text.split())
 
 
 def _listed(placeholders: Iterable[str]) -> str:
