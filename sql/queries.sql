@@ -285,9 +285,15 @@ SELECT id_task_item, status_id, claim_token, attempt
 
 -- name: landed_operations
 -- After a COMMIT whose answer was lost: which attempts it brought home. Rows that a rescue wrote (kind 'lost') do not count.
-SELECT operation_uuid, outcome
+SELECT operation_uuid, outcome, error_kind
   FROM task_attempt FORCE INDEX (PRIMARY)
  WHERE operation_uuid IN %(operations)s AND NOT (outcome = 'lost' AND error_kind <=> 'lost');
+
+-- name: rescued_operations
+-- Of attempts that come too late: which ones a rescue has put on record. Of the others, the database never heard, or has forgotten.
+SELECT operation_uuid
+  FROM task_attempt FORCE INDEX (PRIMARY)
+ WHERE operation_uuid IN %(operations)s AND outcome = 'lost' AND error_kind <=> 'lost';
 
 -- name: store_results
 -- The plain case, a group of nothing but results, in one statement: found by primary key, fenced by status, claim token and attempt.
@@ -722,11 +728,13 @@ INSERT INTO worker (host, pid, version, mode, concurrency, lease_until)
 VALUES (%(host)s, %(pid)s, %(version)s, %(mode)s, %(concurrency)s, NOW(6) + INTERVAL %(lease_us)s MICROSECOND);
 
 -- name: beat
--- The heartbeat: one row, by key; it fails when somebody has begun to rescue this worker's items.
+-- The heartbeat: one row, by key; it fails when somebody has begun to rescue this worker's items. It names its process, too: after
+-- a fail-over to a replica that lacked the row, the number may be another worker's. A batch is no process, and names none.
 UPDATE worker FORCE INDEX (PRIMARY)
    SET heartbeat_at = NOW(6), lease_until = NOW(6) + INTERVAL %(lease_us)s MICROSECOND,
        in_flight = %(in_flight)s, items_processed = %(items_processed)s, items_failed = %(items_failed)s
- WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL;
+ WHERE id_worker = %(id_worker)s AND lost_at IS NULL AND ended_at IS NULL
+   AND (%(pid)s IS NULL OR (pid = %(pid)s AND host = %(host)s));
 
 -- name: worker_draining
 -- For those who look on: this one finishes what it holds. Nothing else depends on it; the time stays that of the first call.
@@ -776,6 +784,14 @@ SELECT i.id_task_item, i.id_worker
   LEFT JOIN worker w ON w.id_worker = i.id_worker
  WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND (w.id_worker IS NULL OR w.ended_at IS NOT NULL)
  LIMIT 500;
+
+-- name: claims_of_worker
+-- All that a worker holds, as the database has it: what it knows nothing of, nobody works on. Asked after a lost connection alone.
+SELECT i.id_task_item, i.id_task, i.claim_token
+  FROM task t FORCE INDEX (k_task_runnable)
+  STRAIGHT_JOIN task_item i FORCE INDEX (k_task_item_claim) ON i.id_task = t.id_task AND i.status_id = 2
+ WHERE t.status_id IN (1, 4, 5) AND t.finished_at IS NULL AND i.id_worker = %(id_worker)s
+ LIMIT 5000;
 
 -- name: lock_lost_items
 -- Rows that are being committed at this moment are stepped over: their owner was not dead after all.

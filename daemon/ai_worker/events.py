@@ -30,6 +30,11 @@ class Event(Enum):
     RETRY = (logging.WARNING, "ITEM kind message call delay", "a call failed and is made again within the attempt")
     RELEASE = (logging.INFO, "count", "own items were given back untouched")
     RESCUE = (logging.WARNING, "lost_worker count", "the items of a dead worker were given back")
+    STRAYS = (
+        logging.WARNING,
+        "count",
+        "items that were this worker's in the database, and unknown to it, were given back: a fail-over had lost commits",
+    )
     CLAIM_LOST = (
         logging.WARNING,
         "ITEM tokens_input tokens_output cost latency_ms",

@@ -85,6 +85,10 @@ class Pair:
             _wait_for_replicas(self.primary, on=True)
         _catch_up(self.replica, _position(self.primary))
 
+    def stop_sending(self) -> None:
+        """What the primary commits from now on stays on it alone: a replica that is behind, without end. Not for `semi_sync`."""
+        self.replica.sql("STOP REPLICA IO_THREAD" if self.replica.kind == "mysql" else "STOP SLAVE IO_THREAD")
+
     def rejoin(self) -> None:
         """Whoever was killed comes back as the replica of the other, with its data: its own may hold what nobody else has.
 

@@ -10,7 +10,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -95,9 +95,12 @@ class Application:
         return key
 
 
+PROCESS: Final[dict[str, Any]] = {"host": "host", "pid": 1}
+
+
 def register(queue: Queue, lease_seconds: float = 30.0) -> int:
     """A worker's row."""
-    return queue.register(host="host", pid=1, version="0", mode="run", concurrency=1, lease_seconds=lease_seconds)
+    return queue.register(**PROCESS, version="0", mode="run", concurrency=1, lease_seconds=lease_seconds)
 
 
 def claim(queue: Queue, id_worker: int, size: int = 1, *, filters: Filters = EVERYTHING) -> list[Item]:

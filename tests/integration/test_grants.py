@@ -128,7 +128,7 @@ def test_the_worker_can_work(users: Users, sql: Sql, id_ai_model: int) -> None:
         assert queue.waiting(Filters()).pending == 5
         items = queue.claim(worker, [task], 4)
         assert [item.text_original for item in items] == ["Zażółć", "gęślą", "jaźń", "ćma"]
-        assert queue.beat(worker, in_flight=4, processed=0, failed=0, **lease)
+        assert queue.beat(worker, host="h", pid=1, in_flight=4, processed=0, failed=0, **lease)
         usage, cost = Usage(10, 20), Decimal("0.001")
         assert queue.steps.begin(items[0], {Place(1, 1): bytes(32)}) == {}
         queue.steps.store(worker, Finished(items[0], Place(1, 1), bytes(32), StepResult("Zażółć.", {}), usage, cost))

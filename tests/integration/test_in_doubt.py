@@ -16,6 +16,7 @@ from ai_worker.store.new_tasks import NewItem, NewTask
 from ai_worker.store.queue import Queue
 from ai_worker.store.tasks import Tasks
 from tests.integration.lifecycle import (
+    PROCESS,
     Application,
     Sql,
     assert_ledger,
@@ -56,13 +57,13 @@ def test_register(far: Queue, proxy: Proxy, when: When, sql: Sql) -> None:
     id_worker = register(far)
     assert proxy.broken == 1
     assert [row["id_worker"] for row in sql("SELECT id_worker FROM worker")] == [id_worker]
-    assert far.beat(id_worker, lease_seconds=30, in_flight=1, processed=0, failed=0)
+    assert far.beat(id_worker, **PROCESS, lease_seconds=30, in_flight=1, processed=0, failed=0)
 
 
 @both
 def test_beat_and_end(far: Queue, proxy: Proxy, when: When, worker: int, application: Application) -> None:
     proxy.break_at("UPDATE worker", when, times=1)
-    assert far.beat(worker, lease_seconds=30, in_flight=1, processed=2, failed=3)
+    assert far.beat(worker, **PROCESS, lease_seconds=30, in_flight=1, processed=2, failed=3)
     proxy.break_at("UPDATE worker", when, times=1)
     far.end_worker(worker, processed=4, failed=5)
     assert proxy.broken == 2

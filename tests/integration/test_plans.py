@@ -129,6 +129,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     # commit
     "lock_committed": {"task_item": (PRIMARY, 250)},
     "landed_operations": {"task_attempt": (PRIMARY, 250)},
+    "rescued_operations": {"task_attempt": (PRIMARY, 250)},
     "last_words": {"a": ("k_task_attempt_item", 250), "m": (PRIMARY, 1)},
     "store_results": {"i": (PRIMARY, 1)},
     "store_outcomes": {"i": (PRIMARY, 1)},
@@ -192,6 +193,7 @@ EXPECTED: dict[str, dict[str, tuple[str, int]]] = {
     "mark_worker_lost": {"worker": (PRIMARY, 1)},
     "lock_stale_worker": {"worker": (LEASE, 300)},
     "items_of_worker": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
+    "claims_of_worker": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS)},
     "orphaned_items": {"t": (RUNNABLE, 30), "i": (CLAIM, ITEMS), "w": (PRIMARY, 1)},
     "lock_lost_items": {"task_item": (PRIMARY, 250)},
     "give_back_lost": {"task_item": (PRIMARY, 250)},
@@ -416,6 +418,8 @@ def parameters() -> dict[str, Any]:
         "but": 0,
         "lease": 60,
         "in_flight": 0,
+        "host": "h",
+        "pid": 1,
         "items_processed": 0,
         "items_failed": 0,
         "review_status_id": 1,
@@ -484,6 +488,7 @@ def test_plan(busy: Busy, name: str) -> None:
     # Where a server sees before it starts that no row can match, it says no more.
     assert seen == EXPECTED[name].keys() or name in {
         "landed_operations",
+        "rescued_operations",
         "forget_lost_attempts",
         "lock_pending_item",
         "claimed_new_item",

@@ -13,6 +13,7 @@ from ai_worker.store.ledger import MAX_LOSSES, EndedTask, give_back, uuid_bytes
 from ai_worker.store.queue import RESCUE_ROWS, Queue
 from tests.integration.lifecycle import (
     COST,
+    PROCESS,
     Application,
     Sql,
     assert_ledger,
@@ -60,7 +61,7 @@ def test_items_of_a_dead_worker_are_given_back_uncharged(
     dead = application.row("worker", worker)
     assert dead["lost_at"] is not None
     assert dead["ended_at"] is not None
-    assert not queue.beat(worker, lease_seconds=30, in_flight=0, processed=0, failed=0)
+    assert not queue.beat(worker, **PROCESS, lease_seconds=30, in_flight=0, processed=0, failed=0)
     assert not queue.rescue().more
     (again,) = claim(queue, register(queue))
     assert (again.attempt, again.lost_count, again.tries, again.is_last_attempt) == (2, 1, 1, False)
@@ -260,7 +261,7 @@ def test_a_list_of_orphans_that_is_out_of_date_takes_nothing_from_the_living(
 
 
 def test_what_a_lost_worker_had_done_stays_on_its_row(application: Application, queue: Queue, worker: int) -> None:
-    queue.beat(worker, lease_seconds=30, in_flight=3, processed=41, failed=2)
+    queue.beat(worker, **PROCESS, lease_seconds=30, in_flight=3, processed=41, failed=2)
     application.kill_worker(worker)
     assert queue.rescue().id_worker == worker
     row = application.row("worker", worker)

@@ -29,7 +29,7 @@ from tenacity import (
 )
 
 from ai_worker.database_url import DatabaseUrl
-from ai_worker.db.failures import CommitLostError, ConflictError, ConnectionLostError, name_of
+from ai_worker.db.failures import READ_ONLY, CommitLostError, ConflictError, ConnectionLostError, TroubledError, code_of, name_of
 from ai_worker.db.session import Session
 from ai_worker.db.statements import sql_folder, statements
 from ai_worker.db.transaction import Parameters, Row, Transaction
@@ -47,8 +47,18 @@ MAX_LOSSES: Final = 5
 LONGEST_PAUSE: Final = 5.0  # seconds
 
 
+class _Place:
+    """Where a database is now: the host that worked last, and how often it has moved since the start."""
+
+    def __init__(self) -> None:
+        self.preferred = self.moves = 0
+
+
 class Database:
     """A database on one of several hosts.
+
+    All threads are on one host. When one of them has had to go to another, or was told that its own has become read-only, the
+    others follow at their next statement: a thread that only reads would not notice that it is on a former primary.
 
     Parameters
     ----------
@@ -56,9 +66,12 @@ class Database:
     patience: seconds to go on trying when no host can be reached or written to, before `DatabaseAway` is raised. Waiting ends
         at once after `give_up()`.
     writable: whether a host that is read-only, or not synced with its cluster, will not do.
+    beside: another one for the same database; the two follow each other from host to host.
     """
 
-    def __init__(self, url: DatabaseUrl, *, patience: float = 10.0, writable: bool = True) -> None:
+    def __init__(
+        self, url: DatabaseUrl, *, patience: float = 10.0, writable: bool = True, beside: Database | None = None
+    ) -> None:
         self.url = url
         self._writable = writable
         self.patience = patience
@@ -70,7 +83,7 @@ class Database:
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
         self._hosts = url.hosts or ((url.unix_socket or "localhost", 0),)
-        self._preferred = 0
+        self._place: _Place = beside._place if beside else _Place()
         self._has_been_in = False
         self._given_up = threading.Event()
         self.is_away = False
@@ -146,7 +159,8 @@ class Database:
 
     def _repeat(self, work: Callable[[Transaction], T], *, autocommit: bool) -> T:
         in_doubt = False
-        conflicts = losses = 0
+        conflicts = losses = troubles = 0
+        patient_until = 0.0
         while True:
             session = self._session()
             if session.in_transaction:
@@ -157,12 +171,23 @@ class Database:
                 if self._given_up.is_set():  # nobody wants the answer any more: it may be `give_up` that broke the connection
                     raise DatabaseAway(f"{name_of(session.host)}: given up: {error}") from error
                 in_doubt = in_doubt or isinstance(error, CommitLostError)
+                if error.__cause__ is not None and code_of(error.__cause__) in READ_ONLY:
+                    self._place.moves += 1
                 losses += 1
                 with self._lock:
                     self.losses += 1
                 log(Event.DATABASE_AWAY, host=name_of(session.host), reason=str(error), commit_in_doubt=in_doubt)
                 if losses >= MAX_LOSSES:
                     raise DatabaseAway(f"{name_of(session.host)}: the connection was lost {losses} times: {error}") from error
+            except TroubledError as error:
+                if not troubles:
+                    log(Event.DATABASE_AWAY, host=name_of(session.host), reason=str(error), commit_in_doubt=False)
+                    patient_until = time.monotonic() + self.patience
+                troubles += 1
+                if time.monotonic() >= patient_until or self._given_up.wait(_pause(troubles)):
+                    raise DatabaseAway(
+                        f"{name_of(session.host)} cannot go on: {error}", code_of(error.__cause__ or error)
+                    ) from error
             except ConflictError as error:
                 in_doubt = in_doubt or error.in_doubt
                 conflicts += 1
@@ -177,7 +202,7 @@ class Database:
         session: Session | None = getattr(self._local, "session", None)
         # Where one thread has left a host, the others follow: it may be a replica by now, with old data, or a node of a cluster on
         # which the threads of one process would be in one another's way.
-        if session is not None and session.is_open and (session.in_transaction or session.host == self._hosts[self._preferred]):
+        if session is not None and session.is_open and (session.in_transaction or session.move == self._place.moves):
             return session
         if session is not None:
             self._forget(session)
@@ -219,18 +244,27 @@ class Database:
         Refused for good is who is refused by all hosts before any has let him in. Later it is a password being changed, or a
         replica being made anew: a worker with results in hand waits for that.
         """
+        place, moves = self._place, self._place.moves
         problems: list[DatabaseError] = []
         for step in range(len(self._hosts)):
-            index = (self._preferred + step) % len(self._hosts)
+            index = (place.preferred + step) % len(self._hosts)
             try:
                 session = Session(self.url, self._hosts[index], self._writable)
             except (DatabaseAway, DatabaseRefused) as error:
                 problems.append(error)
                 continue
-            self._preferred = index
+            if index != place.preferred:
+                place.preferred = index
+                place.moves = moves = place.moves + 1
+            session.move = moves
             self._has_been_in = True
             return session
         text = "; ".join(map(str, problems))
         if all(isinstance(problem, DatabaseRefused) for problem in problems) and not self._has_been_in:
             raise DatabaseRefused(text, problems[0].code)
         raise DatabaseAway(f"no database server to work with: {text}")
+
+
+def _pause(times: int) -> float:
+    """Seconds until a server that was in trouble so many times is asked again."""
+    return min(0.1 * 2.0 ** min(times, 6), 2.0) * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter

@@ -17,7 +17,8 @@ CONFLICT: Final = frozenset(
         3101,  # Group Replication: rolled back by the certifier
     }
 )
-LOST: Final = frozenset(
+READ_ONLY: Final = frozenset({1290, 1792, 1836})  # a former primary after a failover
+LOST: Final = READ_ONLY | frozenset(
     {
         0,  # PyMySQL: the connection is closed already
         2002, 2003, 2006, 2013, 2014, 2055,  # the client cannot reach the server, or lost it
@@ -26,8 +27,15 @@ LOST: Final = frozenset(
         1053, 1077, 1079,  # the server shuts down
         1180,  # COMMIT failed half-way; on Galera, the node was cut off with it under way, and the others may have it
         1158, 1159, 1160, 1161,  # network errors as the server saw them
-        1290, 1792, 1836,  # read-only: a former primary after a failover
         1927, 3169, 4031,  # the connection was killed, or closed for being idle
+    }
+)  # fmt: skip
+TROUBLED: Final = frozenset(
+    {
+        3, 1021, 1026, 1114,  # no room on a disk, or a file cannot be written
+        1030,  # a storage engine's own error, for the same reasons
+        1037, 1038, 1041, 1135, 1206,  # no memory, no thread, no room for locks
+        1226,  # more statements or connections than this user may have for now
     }
 )  # fmt: skip
 REFUSED: Final = frozenset({1044, 1045, 1049, 1130, 1524, 1698, 2026, 2049, 2054, 2059, 2061, 3118, 3159})
@@ -59,6 +67,10 @@ class ConnectionLostError(Exception):
 
 class CommitLostError(Exception):
     """The connection broke while COMMIT was under way: it may have landed."""
+
+
+class TroubledError(Exception):
+    """The server cannot do it now, for want of room, memory or the like; it has done nothing. Somebody may mend that."""
 
 
 class ConflictError(Exception):

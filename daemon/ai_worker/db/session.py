@@ -16,10 +16,12 @@ from ai_worker.database_url import DatabaseUrl
 from ai_worker.db.failures import (
     CONFLICT,
     LOST,
+    TROUBLED,
     VALUE,
     CommitLostError,
     ConflictError,
     ConnectionLostError,
+    TroubledError,
     code_of,
     message_of,
     name_of,
@@ -51,6 +53,8 @@ class Session:
     def __init__(self, url: DatabaseUrl, host: tuple[str, int], writable: bool = True) -> None:
         self.host = host
         self.in_transaction = False
+        self.move = 0
+        """How often the thread's `Database` had moved to another host when this was made."""
         try:
             self.connection: Any = pymysql.connect(**_driver_arguments(url, host))
             with self.connection.cursor(pymysql.cursors.Cursor) as cursor:
@@ -98,6 +102,8 @@ class Session:
             self._rollback()
             if code in CONFLICT:
                 raise ConflictError(str(error), in_doubt=committing and self._is_galera) from error
+            if code in TROUBLED:
+                raise TroubledError(str(error)) from error
             raise (ValueRefused if code in VALUE else DatabaseError)(message_of(error), code) from error
         except BaseException:
             self._rollback()

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pymysql
 import pymysql.cursors
 
-from ai_worker.db.failures import CONFLICT, HOPELESS, LOST, code_of, message_of
+from ai_worker.db.failures import CONFLICT, HOPELESS, LOST, TROUBLED, code_of, message_of
 from ai_worker.db.statements import around_values, statements
 from ai_worker.errors import DatabaseError, ValueRefused
 from ai_worker.literals import literals, row_of_literals
@@ -92,7 +92,7 @@ class Transaction:
             return error
         except pymysql.err.Error as error:
             code = code_of(error)
-            if code in LOST | CONFLICT | HOPELESS:
+            if code in LOST | CONFLICT | TROUBLED | HOPELESS:
                 raise
             return DatabaseError(message_of(error), code)
 

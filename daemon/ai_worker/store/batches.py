@@ -242,7 +242,9 @@ class Batches:
 
     def _beat(self, batch: Batch) -> None:
         numbers = {"in_flight": batch.items, "items_processed": 0, "items_failed": 0}
-        self._db.execute("beat", {"id_worker": batch.id_worker, **numbers, **lease_column(LEASE_SECONDS)})
+        self._db.execute(
+            "beat", {"id_worker": batch.id_worker, "host": None, "pid": None, **numbers, **lease_column(LEASE_SECONDS)}
+        )
 
 
 def _us(seconds: float) -> int:

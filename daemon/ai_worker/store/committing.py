@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ai_worker.db import Row, Transaction
 from ai_worker.models import Item, ItemStatus, Outcome, OutcomeKind
-from ai_worker.store.ledger import MESSAGE_CHARACTERS, Changes, EndedTask, uuid_bytes
+from ai_worker.store.ledger import LATE, MESSAGE_CHARACTERS, Changes, EndedTask, uuid_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,11 @@ def one_by_one(tx: Transaction, changes: Changes, group: Sequence[Outcome], touc
     words = _last_words(tx, [each for each in group if each.kind is OutcomeKind.FAILED and each.item.task.position])
     stored: list[Outcome] = []
     lost: list[Outcome] = []
+    late: list[Outcome] = []
     for outcome in group:
         row = rows.get(outcome.item.id_task_item)
         if (known := landed.get(uuid_bytes(outcome.item.operation_uuid))) is not None:
-            (lost if known is OutcomeKind.LOST else stored).append(outcome)
+            (stored if known else lost).append(outcome)
         elif row is not None and _fence_holds(outcome, row):
             changes.add(words.get(outcome.item.id_task_item, outcome), ItemStatus(row["status_id"]))
             stored.append(outcome)
@@ -38,8 +39,15 @@ def one_by_one(tx: Transaction, changes: Changes, group: Sequence[Outcome], touc
             changes.add_freed(outcome)
             stored.append(outcome)  # given back already, by an earlier run of this or by a rescue
         else:
-            changes.add_lost(outcome, is_there=row is not None)
-            lost.append(outcome)
+            late.append(outcome)
+    rescued = _rescued(tx, late)
+    for outcome in late:
+        is_there = outcome.item.id_task_item in rows
+        # Where no rescue took the claim away, the server lost it, in a fail-over: the item was never charged for it.
+        changes.add_lost(
+            outcome, is_there=is_there, is_charged=not is_there or uuid_bytes(outcome.item.operation_uuid) in rescued
+        )
+    lost += late
     # Tasks are looked at also after an earlier run landed: that is cheap, and what it returned was lost with its answer.
     return Committed(stored, lost, changes.write(tx, touched))
 
@@ -61,13 +69,21 @@ def _last_words(tx: Transaction, refusals: Sequence[Outcome]) -> dict[int, Outco
     return completed
 
 
-def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, OutcomeKind]:
-    """Which of these attempts are on record already, and how: an earlier commit of theirs landed and its answer was lost."""
+def _landed(tx: Transaction, outcomes: Sequence[Outcome]) -> dict[bytes, bool]:
+    """Which of these attempts are on record already, and whether in time: an earlier commit landed and its answer was lost."""
     if not outcomes:
         return {}
     operations = [uuid_bytes(outcome.item.operation_uuid) for outcome in outcomes]
     rows = tx.query("landed_operations", {"operations": operations})
-    return {row["operation_uuid"]: OutcomeKind(row["outcome"]) for row in rows}
+    return {row["operation_uuid"]: row["outcome"] != OutcomeKind.LOST and row["error_kind"] != LATE for row in rows}
+
+
+def _rescued(tx: Transaction, outcomes: Sequence[Outcome]) -> set[bytes]:
+    """Which of these attempts a rescue has put on record as lost."""
+    if not outcomes:
+        return set()
+    operations = [uuid_bytes(outcome.item.operation_uuid) for outcome in outcomes]
+    return {row["operation_uuid"] for row in tx.query("rescued_operations", {"operations": operations})}
 
 
 def _is_held(item: Item, row: Row | None) -> bool:

@@ -180,12 +180,15 @@ class Changes:
         counters.failed += (after is ItemStatus.ERROR) - (before is ItemStatus.ERROR)
         counters.charge(outcome)
 
-    def add_lost(self, outcome: Outcome, *, is_there: bool) -> None:
-        """An outcome that comes after somebody else's claim; `is_there` says whether there is still an item."""
+    def add_lost(self, outcome: Outcome, *, is_there: bool, is_charged: bool) -> None:
+        """An outcome that comes after somebody else's claim; `is_there` says whether there is still an item, `is_charged` whether
+        the attempt is counted in it."""
         self.add_freed(outcome)
         if outcome.usage == NO_USAGE and outcome.kind is not OutcomeKind.PROCESSED:
             return  # nothing was paid for; if the attempt was rescued, that is on record
-        self._attempt(outcome, OutcomeKind.LOST, True)
+        if not is_charged:
+            outcome = outcome._replace(error_kind=LATE)
+        self._attempt(outcome, OutcomeKind.LOST if is_charged else OutcomeKind.POSTPONED, True)
         self._counters(outcome.item.task.id_task).charge(outcome)
         if is_there:
             self._charges.setdefault(outcome.item.id_task_item, Counters()).charge(outcome)

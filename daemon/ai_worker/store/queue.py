@@ -104,7 +104,7 @@ class Queue:
 
     def turns(self) -> Turns:
         """What idle workers share the waiting by, on a connection of its own."""
-        return Turns(Database(self._db.url, patience=0.0))
+        return Turns(Database(self._db.url, patience=0.0, beside=self._db))
 
     # ----- the worker's own row
 
@@ -115,16 +115,23 @@ class Queue:
         written: list[int] = []  # survives a repeat of the transaction
 
         def work(tx: Transaction) -> int:
-            if not (tx.in_doubt and written and tx.execute("beat", {"id_worker": written[0], **idle})):
+            me = {"host": host, "pid": pid}
+            if not (tx.in_doubt and written and tx.execute("beat", {"id_worker": written[0], **me, **idle})):
                 written[:] = [tx.insert("register_worker", {**parameters, **lease_column(lease_seconds)})]
             return written[0]
 
         return self._db.transaction(work)
 
-    def beat(self, id_worker: int, *, lease_seconds: float, in_flight: int, processed: int, failed: int) -> bool:
-        """The heartbeat. False when the lease is gone: others have begun to give this worker's items back."""
+    def beat(
+        self, id_worker: int, *, host: str, pid: int, lease_seconds: float, in_flight: int, processed: int, failed: int
+    ) -> bool:
+        """The heartbeat, of the process that registered as `host` and `pid`.
+
+        False when the lease is gone: others have begun to give this worker's items back, or the row is not there, or another's.
+        """
         numbers = {"in_flight": in_flight, "items_processed": processed, "items_failed": failed}
-        return bool(self._db.execute("beat", {"id_worker": id_worker, **numbers, **lease_column(lease_seconds)}))
+        me = {"id_worker": id_worker, "host": host, "pid": pid}
+        return bool(self._db.execute("beat", {**me, **numbers, **lease_column(lease_seconds)}))
 
     def draining(self, id_worker: int) -> None:
         """The worker claims nothing more, and finishes what it holds."""

@@ -108,6 +108,11 @@ class Accounts:
         """Whether any item is in flight, its outcome not yet stored, or the model that it proved well not yet resumed."""
         return bool(self._slots or self._commits or self._breaker.is_resuming)
 
+    def known(self) -> set[tuple[int, bytes]]:
+        """All items in slots or in hand, each with its claim."""
+        items = chain(self._slots, (outcome.item for outcome in self._commits))
+        return {(item.id_task_item, item.claim_token) for item in items}
+
     def left(self) -> int:
         """How many more items may be claimed, at once or at all."""
         return MANY if self._options.max_items is None else self._options.max_items - self._claimed

@@ -17,6 +17,7 @@ from ai_worker.store.batches import Batches
 from ai_worker.store.counters import Counters
 from ai_worker.store.models import Models
 from ai_worker.store.queue import Queue
+from ai_worker.store.strays import Strays as StoredStrays
 from ai_worker.worker.accounts import Accounts, Summary
 from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.batches import BatchLane
@@ -42,6 +43,7 @@ from ai_worker.worker.shares import Shares
 from ai_worker.worker.sharing import Sharing
 from ai_worker.worker.slots import Slots
 from ai_worker.worker.steps import stepwise
+from ai_worker.worker.strays import Strays
 from ai_worker.worker.threads import Threads
 from ai_worker.worker.tracing import Tracing
 from ai_worker.worker.twins import WAITING_PER_SLOT, Twins
@@ -192,6 +194,16 @@ class Assembly:
             threads.in_loop(work_seen.set),
             threads.in_loop(self.courier.wake),
             counts.rescued,
+        )
+        strays = StoredStrays(queue.db)
+        self.strays = Strays(
+            threads.upkeep.doing(lease.own(strays.held)),
+            threads.upkeep.doing(strays.give_back),
+            accounts.known,
+            lambda: strays.losses,
+            lease_seconds=options.lease_seconds,
+            on_work=work_seen.set,
+            log=lease.log,
         )
         self.reporter = Reporter(counts, Counters(queue.db), lambda: lease.id_worker, lease.log)
 

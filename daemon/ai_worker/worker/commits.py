@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from ai_worker.errors import DatabaseError, ValueRefused
@@ -51,6 +52,10 @@ class Commits:
     def __len__(self) -> int:
         """How many outcomes are in hand and not known to be stored."""
         return len(self._waiting) + len(self._group)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        """These outcomes."""
+        return chain(self._waiting, self._group)
 
     async def settled(self, left: int = 0) -> None:
         """Returns when no more than so many are in hand."""

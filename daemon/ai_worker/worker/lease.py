@@ -147,7 +147,15 @@ class Lease:
 
     def _beat(self) -> None:
         in_flight, processed, failed = self._load()
-        if self._queue.beat(self.id_worker, lease_seconds=self._seconds, in_flight=in_flight, processed=processed, failed=failed):
+        if self._queue.beat(
+            self.id_worker,
+            host=self.host,
+            pid=os.getpid(),
+            lease_seconds=self._seconds,
+            in_flight=in_flight,
+            processed=processed,
+            failed=failed,
+        ):
             return
         # Items in flight keep their fence: what nobody else has claimed meanwhile can still be committed.
         self._on_lost()

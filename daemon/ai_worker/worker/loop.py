@@ -128,7 +128,14 @@ class Worker:
 
     async def _work(self) -> None:
         parts = self._parts
-        beside = (self._tick(), self._keep_up(), parts.shares.keep(), parts.courier.run(), parts.batches.run())
+        beside = (
+            self._tick(),
+            self._keep_up(),
+            parts.shares.keep(),
+            parts.courier.run(),
+            parts.batches.run(),
+            parts.strays.keep(),
+        )
         tasks = [asyncio.create_task(each) for each in beside]
         claiming = asyncio.create_task(parts.claiming.run())
         committing = asyncio.create_task(parts.accounts.run())

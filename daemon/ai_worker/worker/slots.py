@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from ai_worker.models import Item, Outcome, Task
@@ -94,6 +95,10 @@ class Slots:
     def __len__(self) -> int:
         """How many items are held."""
         return len(self._calls) + len(self._ready)
+
+    def __iter__(self) -> Iterator[Item]:
+        """These items."""
+        return chain(self._calls.values(), self._ready)
 
     @property
     def in_flight(self) -> int:

@@ -183,8 +183,9 @@ class Acts:
             if not is_alive:
                 worker.id_worker = self._world.register()
 
-        numbers = {"in_flight": 0, "processed": 0, "failed": 0}
-        return Act("beat", lambda: worker.queue.beat(worker.id_worker, lease_seconds=LEASE_SECONDS, **numbers), agree, after)
+        numbers: dict[str, Any] = {"in_flight": 0, "processed": 0, "failed": 0}
+        numbers |= {"host": "host", "pid": 1, "lease_seconds": LEASE_SECONDS}
+        return Act("beat", lambda: worker.queue.beat(worker.id_worker, **numbers), agree, after)
 
     def end(self, worker: Worker) -> Act:
         """In good order, but with what is still in its hands: orphans."""
