@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from ai_worker.errors import ConfigurationError
+from ai_worker.errors import BadAnswer, ConfigurationError
 from ai_worker.providers import _gemini_wire, _openai_wire
 from ai_worker.providers._failures import MESSAGE_LIMIT, check_base_url, clean, duration, retry_after, secrets_of
 from ai_worker.providers._options import Options
@@ -125,3 +125,12 @@ def test_a_complaint_about_a_base_url_does_not_show_it(url: str) -> None:
     with pytest.raises(ConfigurationError, match="must begin with http:// or https://") as raised:
         check_base_url(url, "m")
     assert "secret" not in str(raised.value)
+
+
+def test_an_answer_nested_too_deeply_to_be_shown_is_a_bad_answer() -> None:
+    nested: dict[str, object] = {}
+    for _ in range(3000):
+        nested = {"x": nested}
+    for read in (_openai_wire.read_chat, _openai_wire.read_responses, _gemini_wire.read):
+        with pytest.raises(BadAnswer, match="nested too deeply"):
+            read(nested, ())

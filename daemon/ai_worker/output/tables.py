@@ -34,6 +34,7 @@ COLUMNS: Final = (
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
+_LINE_END: Final = "\r\n"
 _STEPS_PAGE: Final = 100  # items whose steps are read together
 
 
@@ -51,7 +52,8 @@ class Csv:
 
     def __iter__(self) -> Iterator[str]:
         buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
+        # So that a lone carriage return is put in quotes: older Pythons do that to what ends their lines alone.
+        writer = csv.writer(buffer, lineterminator=_LINE_END)
         if self._bom:
             yield "\ufeff"
         writer.writerow(COLUMNS)
@@ -107,7 +109,8 @@ def _step(step: ItemStep) -> dict[str, Any]:
 
 
 def _taken(buffer: io.StringIO) -> str:
-    text = buffer.getvalue()
+    """The line in it, ended as lines are."""
+    text = buffer.getvalue().removesuffix(_LINE_END) + "\n"
     buffer.seek(0)
     buffer.truncate()
     return text

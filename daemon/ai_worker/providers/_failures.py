@@ -83,6 +83,14 @@ def clean(text: str, secrets: Secrets = ()) -> str:
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
 
 
+def shown(value: object, secrets: Secrets = ()) -> str:
+    """Any part of an answer in the same way."""
+    try:
+        return clean(str(value), secrets)
+    except RecursionError:
+        return "something nested too deeply to be shown"
+
+
 _BY_STATUS: dict[int, type[ProviderError]] = {
     401: AccessDenied,
     402: QuotaExhausted,  # DeepSeek, OpenRouter, Venice: the balance is spent

@@ -21,7 +21,7 @@ from ai_worker.errors import (
     Shed,
 )
 from ai_worker.models import File, Lane, Limits, Usage
-from ai_worker.providers._failures import Secrets, class_for_status, clean, duration, retry_after
+from ai_worker.providers._failures import Secrets, class_for_status, clean, duration, retry_after, shown
 from ai_worker.providers._images import NO_PICTURE, decoded
 from ai_worker.providers._limits import whole
 
@@ -113,18 +113,18 @@ def _parts(body: Mapping[str, Any], usage: Usage, secrets: Secrets) -> tuple[lis
         raise problem
     if blocked := _dict(body.get("promptFeedback")).get("blockReason"):
         raise ContentRefused(
-            f"Gemini blocked the prompt: {clean(str(blocked), secrets)}", usage=usage, code=clean(_text(blocked), secrets) or None
+            f"Gemini blocked the prompt: {shown(blocked, secrets)}", usage=usage, code=clean(_text(blocked), secrets) or None
         )
     candidate = _dict(_first(body.get("candidates")))
     if not candidate:
-        raise BadAnswer(f"the answer has no candidates: {clean(str(dict(body)), secrets)}", usage=usage, code="wrong_shape")
+        raise BadAnswer(f"the answer has no candidates: {shown(dict(body), secrets)}", usage=usage, code="wrong_shape")
     finish = _text(candidate.get("finishReason"))
     if finish in _REFUSALS:
         said = clean(_text(candidate.get("finishMessage")), secrets)
         raise ContentRefused(f"Gemini stopped the answer: {finish} {said}".rstrip(), usage=usage, code=finish)
     if finish not in ("STOP", "MAX_TOKENS"):
         raise BadAnswer(
-            f"Gemini ended the answer with {clean(str(finish), secrets)}",
+            f"Gemini ended the answer with {shown(finish, secrets)}",
             usage=usage,
             code=clean(_text(finish), secrets) or "wrong_shape",
         )

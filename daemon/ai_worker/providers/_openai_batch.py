@@ -207,7 +207,7 @@ class OpenAIBatches:
         """One line's answer or error; None for what has none: a row not done, one to be sent again, a line that says nothing."""
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(row, dict) or not isinstance(row.get("custom_id"), str):
             return None

@@ -23,7 +23,7 @@ from ai_worker.errors import (
     Shed,
 )
 from ai_worker.models import NO_USAGE, Lane, Usage
-from ai_worker.providers._failures import Secrets, class_for_status, clean, retry_after
+from ai_worker.providers._failures import Secrets, class_for_status, clean, retry_after, shown
 from ai_worker.providers._limits import limits_in
 
 # https://platform.openai.com/docs/guides/error-codes, and what compatible servers were seen to send.
@@ -129,14 +129,14 @@ def read_chat(body: Mapping[str, Any], secrets: Secrets) -> Said:
     if error := body.get("error") or choice.get("error"):
         raise failure(200, error, {}, secrets, usage)
     if not choice:
-        raise BadAnswer(f"the answer has no choices: {clean(str(dict(body)), secrets)}", usage=usage, code="wrong_shape")
+        raise BadAnswer(f"the answer has no choices: {shown(dict(body), secrets)}", usage=usage, code="wrong_shape")
     message, finish = _dict(choice.get("message")), choice.get("finish_reason")
     if refusal := _text(message.get("refusal")):
         raise ContentRefused(f"the model refused: {clean(refusal, secrets)}", usage=usage, code="refusal")
     if finish == "content_filter":
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     if finish in _GAVE_UP:
-        raise Overloaded(f"the server broke off: {finish}", usage=usage, code=clean(str(finish)))
+        raise Overloaded(f"the server broke off: {finish}", usage=usage, code=str(finish))
     return _said(_text(message.get("content")), usage, cut=finish == "length", body=body)
 
 
@@ -150,7 +150,7 @@ def read_responses(body: Mapping[str, Any], secrets: Secrets) -> Said:
         raise ContentRefused("the provider's content filter stopped the answer", usage=usage, code="content_filter")
     cut = status == "incomplete" and reason == "max_output_tokens"
     if not isinstance(body.get("output"), list) or not (cut or status == "completed"):
-        what = f"status {clean(str(status), secrets)}" if "output" in body else clean(str(dict(body)), secrets)
+        what = f"status {shown(status, secrets)}" if "output" in body else shown(dict(body), secrets)
         raise BadAnswer(f"the response is not complete: {what}", usage=usage, code="wrong_shape")
     parts = [
         _dict(part) for item in map(_dict, body["output"]) if item.get("type") == "message" for part in _list(item.get("content"))

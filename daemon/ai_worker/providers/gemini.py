@@ -158,7 +158,7 @@ class GeminiProvider:
         content = answer.body or ""
         try:
             body = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested deeper than anybody needs
             body = None
         if not isinstance(body, dict):
             raise BadAnswer(f"HTTP 200, but not with a JSON object: {clean(content, self._secrets)}", code="not_json")

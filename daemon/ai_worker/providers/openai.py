@@ -243,7 +243,7 @@ class OpenAIProvider:
     def _json(self, answer: httpx2.Response) -> Mapping[str, Any]:
         try:
             content = json.loads(answer.content)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested deeper than anybody needs
             content = None
         if not isinstance(content, dict):
             start = clean(answer.content.decode(errors="replace"), self._secrets)
