@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ai_worker.client import Client
-from ai_worker.errors import CannotMask
+from ai_worker.errors import CannotMask, UsageError
+from ai_worker.models import PersonalData
 from ai_worker.task_types import masking
+from ai_worker.web.api.bodies import NewTaskIn
+from ai_worker.web.pages.submit import wish_of
 from ai_worker.worker import Worker
 from tests.conftest import Sql
 from tests.fake_provider import BatchSettings, FakeProvider, Rule, correct
@@ -171,6 +175,17 @@ def test_an_unknown_word_is_the_strictest(sql: Sql, database_url: str, fake: Fak
     Run(database_url)
     assert items_of(sql, task)[0]["error_kind"] == "personal_data"
     assert not fake.requests
+
+
+def test_the_form_and_the_api_take_the_same_words() -> None:
+    for mode in PersonalData:
+        assert wish_of({"personal_data": mode.value}).personal_data is mode
+        assert NewTaskIn.model_validate({"items": ["x"], "personal_data": mode.value}).personal_data is mode
+    assert wish_of({}).personal_data is NewTaskIn.model_validate({"items": ["x"]}).personal_data is PersonalData.OFF
+    with pytest.raises(UsageError, match="'hide' is none of off, mask and block"):
+        wish_of({"personal_data": "hide"})
+    with pytest.raises(ValidationError):
+        NewTaskIn.model_validate({"items": ["x"], "personal_data": "hide"})
 
 
 def test_every_way_in_says_it(sql: Sql, programs: Programs, database_url: str, tmp_path: Path) -> None:
