@@ -11,6 +11,7 @@ from tests.chaos.arena import arena_on, kinds
 from tests.chaos.model.runs import run, world_on
 
 SEED: Final = "AI_WORKER_TEST_SEED"
+ROUND: Final = 250  # examples with one seed; the next round has the next one, and the figures tell of all so far
 # The protocol is the same, and each example takes a third of the time.
 IN_MEMORY: Final = {
     "mariadb": ["--innodb-flush-log-at-trx-commit=0"],
@@ -28,7 +29,10 @@ def main() -> None:
     print(f"{SEED}={arguments.seed}", flush=True)  # noqa: T201 -- this prints figures
     for kind in arguments.server or kinds():
         with arena_on(kind, *IN_MEMORY[kind]) as arena, world_on(arena.test_server, arena.admin_url) as world:
-            print(run(world, arguments.examples, arguments.steps, arguments.seed).text(), flush=True)  # noqa: T201 -- this prints figures
+            for number, start in enumerate(range(0, arguments.examples, ROUND)):
+                examples = min(ROUND, arguments.examples - start)
+                figures = run(world, examples, arguments.steps, arguments.seed + number)
+                print(figures.text(), flush=True)  # noqa: T201 -- this prints figures
 
 
 if __name__ == "__main__":

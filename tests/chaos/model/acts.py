@@ -36,7 +36,7 @@ class Acts:
             worker.looked_at = tasks
             worker.doubts.clear()
 
-        return Act("look", lambda: worker.queue.runnable(Filters()), agree, after)
+        return Act("look", lambda: worker.queue.runnable(Filters()), agree, after, writes=bool(worker.doubts))
 
     def claim(self, worker: Worker, which: int | None, size: int, after: int) -> Act | None:
         """From one of the tasks last looked at, above a watermark, or (None) from all of them together."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from ai_worker.models import ItemStatus, Outcome, TaskStatus
 from tests.chaos.model.acts import KINDS, Acts
-from tests.chaos.model.protocol import OPEN
+from tests.chaos.model.protocol import OPEN, Disagreement, require
 from tests.chaos.model.world import Act, Fault, Held, Worker, World
 
 WORKERS = st.integers(0, 2)
@@ -121,6 +121,25 @@ class ProtocolMachine(RuleBasedStateMachine):
                 self.workers[worker] = self._new_worker()
             self.world.compare()
 
+    @rule(pair=st.permutations(range(3)), what=st.sampled_from(["processed", "failed", "retry at once", None]))
+    def is_taken_over(self, pair: list[int], what: str | None) -> None:
+        """A worker falls silent, and another one gets what it held, while it goes on with it. That may be tried again then."""
+        silent, other = self.workers[pair[0]], self.workers[pair[1]]
+        items = {held.item.id_task_item for held in silent.hand}
+        self.world.lease_is_over(silent)
+        while self.world.do(self.acts.rescue(other)).id_worker is not None:
+            pass
+        self.world.do(self.acts.look(other))
+        self._do(self.acts.claim(other, None, 12, 0))
+        if what is not None:
+            group = [held for held in other.hand if held.item.id_task_item in items]
+            self._do(self._commit_group(other, group, [what] * len(group), False))
+        if what == "failed":
+            for id_task in sorted(self.world.model.tasks):
+                self.world.do(self.acts.retry_all(id_task))
+            self.world.do(self.acts.look(other))
+            self._do(self.acts.claim(other, None, 12, 0))
+
     # ----- upkeep
 
     @rule(
@@ -205,32 +224,36 @@ class ProtocolMachine(RuleBasedStateMachine):
     # ----- the end
 
     def teardown(self) -> None:
-        """Whatever has happened: workers that go on finish everything, and nothing is left."""
-        model, world = self.world.model, self.world
-        if not model.tasks:
+        """Whatever has happened: a worker that goes on finishes everything, and nothing is left."""
+        world, worker = self.world, self._new_worker()
+        if not world.model.tasks:
             return
         for each in self.workers:
             world.lease_is_over(each)
-        worker = self._new_worker()
-        while world.do(self.acts.rescue(worker)).id_worker is not None:
+        while self._finish(self.acts.rescue(worker)).id_worker is not None:
             pass
-        model = world.model
-        world.do(self.acts.rescue_orphans(worker))
+        self._finish(self.acts.rescue_orphans(worker))
         world.make_due()
-        world.do(self.acts.promote(worker))
-        for id_task, task in sorted(model.tasks.items()):
+        self._finish(self.acts.promote(worker))
+        for id_task, task in sorted(world.model.tasks.items()):
             if task.status in {TaskStatus.PAUSED, TaskStatus.CANCELLED}:
-                world.do(self.acts.resume(id_task))
-        world.do(self.acts.reopen(worker, 0))
-        while world.do(self.acts.look(worker)):
-            world.do(self._some(self.acts.claim(worker, 0, 20, 0)))
-            world.do(self._some(self._commit(worker, 0, ["processed"] * 20, False)))
-        world.do(self.acts.end_forgotten(worker))
+                self._finish(self.acts.resume(id_task))
+        self._finish(self.acts.reopen(worker, 0))
+        while self._finish(self.acts.look(worker)):
+            self._finish(self.acts.claim(worker, 0, 20, 0))
+            self._finish(self._commit(worker, 0, ["processed"] * 20, False))
+        self._finish(self.acts.end_forgotten(worker))
+        world.compare()
         model = world.model
         left = [key for key, each in model.items.items() if each.status in OPEN or each.status is ItemStatus.CANCELLED]
-        assert not left, f"items {left} are left over"
+        require(not left, f"items {left} are left over")
         open_tasks = [key for key, each in model.tasks.items() if not each.is_finished and model.of_task(key)]
-        assert not open_tasks, f"tasks {open_tasks} have not ended"
+        require(not open_tasks, f"tasks {open_tasks} have not ended")
+
+    def _finish(self, act: Act | None) -> Any:
+        if act is None:
+            raise Disagreement("there is work, and nothing to do")
+        return self.world.do(act, compared=False)
 
     # ----- inside
 
@@ -238,16 +261,13 @@ class ProtocolMachine(RuleBasedStateMachine):
         if act is not None:
             self.world.do(act, fault)
 
-    @staticmethod
-    def _some(act: Act | None) -> Act:
-        assert act is not None, "there is work, and nothing to do"
-        return act
-
     def _commit(self, worker: Worker, first: int, kinds: list[str], with_held: bool) -> Act | None:
-        if not worker.hand:
+        start = first % max(1, len(worker.hand))
+        return self._commit_group(worker, worker.hand[start : start + len(kinds)], kinds, with_held)
+
+    def _commit_group(self, worker: Worker, group: list[Held], kinds: list[str], with_held: bool) -> Act | None:
+        if not group:
             return None
-        start = first % len(worker.hand)
-        group: list[Held] = worker.hand[start : start + len(kinds)]
         for held, kind in zip(group, kinds, strict=False):
             self.acts.decide(held, kind)
         self.committed.append([each.outcome for each in group if each.outcome is not None])

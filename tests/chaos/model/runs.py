@@ -21,7 +21,7 @@ from tests.servers import TestServer
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run came to."""
+    """What the runs on a world have come to so far."""
 
     server: str
     examples: int
@@ -32,9 +32,10 @@ class Figures:
 
     def text(self) -> str:
         acts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.acts.items(), key=lambda each: -each[1]))
+        verbs = sum(self.acts.values())
         return (
-            f"{self.server}: {self.examples:,} examples, {self.steps:,} comparisons of all tables in {self.seconds:.0f} s, "
-            f"seed {self.seed}\n"
+            f"{self.server}: {self.examples:,} examples, {verbs:,} verbs, {self.steps:,} comparisons of all tables "
+            f"in {self.seconds:.0f} s, seed {self.seed}\n"
             f"  no counterexample; verbs: {acts}"
         )
 
@@ -56,7 +57,6 @@ def run(world: World, examples: int, steps: int, seed: int, *, shrink: bool = Tr
 
     `steps` are the most that an example takes. The same seed draws the same examples.
     """
-    began, before = time.monotonic(), world.begun
     machine = seeded(seed)(machine_on(world))
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
     run_state_machine_as_test(
@@ -68,7 +68,8 @@ def run(world: World, examples: int, steps: int, seed: int, *, shrink: bool = Tr
             database=None,
             phases=phases,
             print_blob=False,
+            report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
-    return Figures(world.name, world.begun - before, world.steps, time.monotonic() - began, seed, world.acts)
+    return Figures(world.name, world.begun, world.steps, time.monotonic() - world.made_at, seed, world.acts)

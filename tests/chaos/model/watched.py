@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -169,7 +169,8 @@ class Pair:
         steps[1].let(second)
         steps[0].let_all()
         steps[1].let_all()
-        return begun.result(HANG_SECONDS), after.result(HANG_SECONDS)
+        wait((begun, after), HANG_SECONDS)  # also when one of them fails: the next pair needs both threads
+        return begun.result(0), after.result(0)
 
     def _begin(self, number: int, steps: _Steps, verb: Callable[[], T]) -> Future[T]:
         def run() -> T:

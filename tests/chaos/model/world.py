@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ class Act(NamedTuple):
     after: Callable[[Any], None] = lambda _: None
     lost: Callable[[Protocol, bool], None] | None = None
     exact: bool = True
+    writes: bool = True
 
 
 class Fault(NamedTuple):
@@ -92,6 +94,7 @@ class World:
         self.workers: list[Worker] = []
         self.id_ai_model = 0
         self.name = server.name
+        self.made_at = time.monotonic()
         self.begun = 0
         self.steps = 0
         self.acts: dict[str, int] = {}
@@ -101,7 +104,10 @@ class World:
         self.begun += 1
         self.sql(CLEAN)
         if not self.id_ai_model:
-            self.sql("INSERT INTO ai_model (name, provider) VALUES ('m', 'echo')")
+            self.sql(
+                "INSERT INTO ai_model (name, provider) VALUES ('m', 'echo')"
+                " ON DUPLICATE KEY UPDATE id_ai_model = LAST_INSERT_ID(id_ai_model)"
+            )
             self.id_ai_model = self._sql.insert_id()
         self.model = Protocol(MAX_LOSSES)
         self.workers = []
@@ -163,7 +169,7 @@ class World:
 
     # ----- verbs
 
-    def do(self, act: Act, fault: Fault | None = None) -> Any:
+    def do(self, act: Act, fault: Fault | None = None, *, compared: bool = True) -> Any:
         """A verb on the database and on the model, and the comparison. With a fault, its connection is lost on the way."""
         self.acts[act.name] = self.acts.get(act.name, 0) + 1
         if fault is None:
@@ -173,7 +179,8 @@ class World:
         else:
             self._with_fault(act, fault)
             observed = None
-        self.compare()
+        if compared and act.writes:
+            self.compare()
         return observed
 
     def _with_fault(self, act: Act, fault: Fault) -> None:
