@@ -1,4 +1,4 @@
-"""The script that breaks the protocol on purpose: its mutations fit the statements of today, and some of them are noticed here."""
+"""The script that breaks the protocol on purpose: its mutations fit today's statements, and some of them are noticed here."""
 
 from __future__ import annotations
 

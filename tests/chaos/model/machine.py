@@ -127,8 +127,8 @@ class ProtocolMachine(RuleBasedStateMachine):
         silent, other = self.workers[pair[0]], self.workers[pair[1]]
         items = {held.item.id_task_item for held in silent.hand}
         self.world.lease_is_over(silent)
-        while self.world.do(self.acts.rescue(other)).id_worker is not None:
-            pass
+        while self.world.model.is_anybody_stale():
+            self.world.do(self.acts.rescue(other))
         self.world.do(self.acts.look(other))
         self._do(self.acts.claim(other, None, 12, 0))
         if what is not None:
@@ -191,6 +191,32 @@ class ProtocolMachine(RuleBasedStateMachine):
             self._do(self.acts.claim(self.workers[each], None, 2, 0))
         self._at_once(pair)
 
+    @precondition(lambda self: len(self.world.model.items) < 12)
+    @rule(pair=pairs(("commit", "commit", "rescue", "cancel", "pause", "delete")), is_late=st.booleans())
+    def last_items_at_once(self, pair: Together, is_late: bool) -> None:
+        """The last two items of a task, with one worker each, the first of which may have fallen silent."""
+        id_task = self.world.new_task(2)
+        self.world.insert(id_task, 2)
+        one, other = (self.workers[each] for each in pair.workers[:2])
+        for worker in (one, other):
+            self.world.do(self.acts.look(worker))
+            place = [task.id_task for task in worker.looked_at].index(id_task)
+            self._do(self.acts.claim(worker, place, 1, 0))
+        if is_late:
+            self.world.lease_is_over(one)
+        item = one.hand[-1].item.id_task_item
+        verbs: dict[str, Callable[[], Act | None]] = {
+            "commit": lambda: self._commit_group(other, other.hand[-1:], pair.kinds[-1:], False),
+            "rescue": lambda: self.acts.rescue(other),
+            "cancel": lambda: self.acts.cancel(id_task),
+            "pause": lambda: self.acts.pause(id_task),
+            "delete": lambda: self.acts.delete(item),
+        }
+        second = verbs[pair.verbs[1]]()
+        first = self._commit_group(one, one.hand[-1:], pair.kinds[:1], False)
+        if first is not None and second is not None:
+            self.world.at_once(first, second, pair.first, pair.second)
+
     def _at_once(self, pair: Together) -> None:
         acts = [
             self._verb(verb, self.workers[worker], place, pair.kinds)
@@ -230,8 +256,8 @@ class ProtocolMachine(RuleBasedStateMachine):
             return
         for each in self.workers:
             world.lease_is_over(each)
-        while self._finish(self.acts.rescue(worker)).id_worker is not None:
-            pass
+        while world.model.is_anybody_stale():
+            self._finish(self.acts.rescue(worker))
         self._finish(self.acts.rescue_orphans(worker))
         world.make_due()
         self._finish(self.acts.promote(worker))

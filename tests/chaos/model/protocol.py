@@ -165,6 +165,10 @@ class Protocol:
     def is_open(self, id_task: int) -> bool:
         return any(each.task == id_task and each.status in OPEN for each in self.items.values())
 
+    def is_anybody_stale(self) -> bool:
+        """Whether there is a worker to be rescued."""
+        return any(each.over is not None and not each.is_ended for each in self.workers.values())
+
     # ----- claims
 
     def runnable(self) -> list[int]:

@@ -10,6 +10,7 @@ from unittest import mock
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from ai_worker import log
@@ -59,17 +60,20 @@ def run(world: World, examples: int, steps: int, seed: int, *, shrink: bool = Tr
     """
     machine = seeded(seed)(machine_on(world))
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            phases=phases,
-            print_blob=False,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
+    options = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=phases,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
     )
+    try:
+        run_state_machine_as_test(machine, settings=options)
+    except Flaky as error:
+        if world.problem is None:
+            raise
+        raise world.problem from error
     return Figures(world.name, world.begun, world.steps, time.monotonic() - world.made_at, seed, world.acts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import pymysql.cursors
 from pymysql.constants import CLIENT
 
 from ai_worker.database_url import parse_database_url
-from ai_worker.errors import DatabaseAway, UsageError
+from ai_worker.errors import DatabaseAway, DatabaseError, UsageError
 from ai_worker.models import Item, Outcome, Task
 from ai_worker.store.queue import Queue
 from ai_worker.store.tasks import Tasks
@@ -94,6 +95,7 @@ class World:
         self.workers: list[Worker] = []
         self.id_ai_model = 0
         self.name = server.name
+        self.problem: Exception | None = None
         self.made_at = time.monotonic()
         self.begun = 0
         self.steps = 0
@@ -158,9 +160,11 @@ class World:
         self.model.workers[worker.id_worker].over = self._deaths
 
     def register(self) -> int:
-        id_worker = self.new_queue().register(
-            host="host", pid=1, version="0", mode="daemon", concurrency=1, lease_seconds=LEASE_SECONDS
+        self.sql(
+            "INSERT INTO worker (host, pid, version, mode, concurrency, lease_until)"
+            f" VALUES ('host', 1, '0', 'daemon', 1, UTC_TIMESTAMP(6) + INTERVAL {LEASE_SECONDS:.0f} SECOND)"
         )
+        id_worker: int = self._sql.insert_id()
         self.model.workers[id_worker] = WorkerState()
         return id_worker
 
@@ -172,16 +176,17 @@ class World:
     def do(self, act: Act, fault: Fault | None = None, *, compared: bool = True) -> Any:
         """A verb on the database and on the model, and the comparison. With a fault, its connection is lost on the way."""
         self.acts[act.name] = self.acts.get(act.name, 0) + 1
-        if fault is None:
-            observed = _answer(act.run)
-            act.agree(self.model, observed)
-            act.after(observed)
-        else:
-            self._with_fault(act, fault)
-            observed = None
-        if compared and act.writes:
-            self.compare()
-        return observed
+        with self._noting():
+            if fault is None:
+                observed = _answer(act.run)
+                act.agree(self.model, observed)
+                act.after(observed)
+            else:
+                self._with_fault(act, fault)
+                observed = None
+            if compared and act.writes:
+                self.compare()
+            return observed
 
     def _with_fault(self, act: Act, fault: Fault) -> None:
         loss = Loss(fault.at, fault.when, fault.for_long and act.lost is not None, self._is_gone)
@@ -204,6 +209,10 @@ class World:
     def at_once(self, one: Act, other: Act, first: int, second: int) -> None:
         """Two verbs at the same time: what comes of it must be what comes of one after the other, in one order or the other."""
         self.acts["two at once"] = self.acts.get("two at once", 0) + 1
+        with self._noting():
+            self._at_once(one, other, first, second)
+
+    def _at_once(self, one: Act, other: Act, first: int, second: int) -> None:
         answers = self.pair.run(lambda: _answer(one.run), lambda: _answer(other.run), first, second)
         found = self.look()
         problems = []
@@ -233,6 +242,15 @@ class World:
         difference(self.model, self.look())
 
     # ----- inside
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What two verbs at once have done need not come again when the example is repeated: the first problem is kept."""
+        try:
+            yield
+        except (AssertionError, DatabaseError) as error:
+            self.problem = self.problem or error
+            raise
 
     def _is_gone(self, session: int) -> bool:
         return not self.sql(f"SELECT ID FROM information_schema.processlist WHERE ID = {session}")[0]
