@@ -44,6 +44,10 @@ chaos-soak: prepare ## 30 minutes at full speed: nothing may grow that should no
 chaos-model: prepare ## the protocol against its model, 2,000 random examples on each server at hand; SERVER=... on one
 	@$(BIN)/python -m tests.chaos.model $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
+.PHONY: chaos-mutations
+chaos-mutations: prepare ## break the protocol on purpose, in thirty ways: each must be noticed
+	@$(BIN)/python -m tests.chaos.mutations $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
 .PHONY: test-windows
 test-windows: prepare .wine ## what can be tried of Windows under wine: the commands, and NSSM; fetches a Windows Python into .windows
 	@$(BIN)/pytest -m windows tests/windows $(PYTEST)

@@ -1,8 +1,8 @@
 """Does the suite see it when the protocol is broken? `python -m tests.chaos.mutations` breaks it, in one way after the other.
 
 Each mutation changes a statement of sql/queries.sql (or, where the invariant is kept in Python, a function), in this process
-alone: no file is touched. Then the state machine of tests/chaos/model runs until it disagrees. A mutation that it does not
-notice, and one that does not apply any more, fails the run.
+alone: no file is touched. Then the sweep of tests/chaos/model, and its state machine, run until something disagrees. A mutation
+that they do not notice, and one that does not apply any more, fails the run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ai_worker.store import committing, ledger
 from tests.chaos.arena import arena_on, kinds
 from tests.chaos.model.__main__ import IN_MEMORY
 from tests.chaos.model.runs import run, world_on
+from tests.chaos.model.sweep import PLACES, SCENARIOS, sweep
 from tests.servers import TestServer
 
 EXAMPLES: Final = 1000
@@ -187,24 +188,33 @@ MUTATIONS: Final = (
 
 @dataclass(frozen=True)
 class Caught:
-    """After how many examples, and by what; None: it was not."""
+    """After how many pairs of the sweep and examples of the state machine, and by what; None: it was not."""
 
+    pairs: int
     examples: int
     seconds: float
     by: str | None
 
 
 def hunt(mutation: Mutation, server: TestServer, url: str, *, seed: int, examples: int = EXAMPLES) -> Caught:
-    """Runs the state machine on the mutated protocol until it disagrees. Raises what is none, such as an error in the SQL."""
+    """Sweeps, then runs the state machine on the mutated protocol, until something disagrees.
+
+    Raises what is no disagreement, such as an error in the SQL.
+    """
     began = time.monotonic()
+    pairs = 0
     with mutation.applied(), world_on(server, url) as world:
         try:
+            for _ in sweep(world):
+                pairs += 1
+            world.begun = 0
             run(world, examples, STEPS, seed, shrink=False)
         except Exception:  # whatever hypothesis makes of it
             if world.problem is None:
                 raise
-            return Caught(world.begun, time.monotonic() - began, _told(world.problem))
-        return Caught(world.begun, time.monotonic() - began, None)
+            is_in_pairs = pairs < len(SCENARIOS) * len(PLACES)
+            return Caught(pairs, 0 if is_in_pairs else world.begun, time.monotonic() - began, _told(world.problem))
+        return Caught(pairs, world.begun, time.monotonic() - began, None)
 
 
 def _told(error: BaseException) -> str:
@@ -233,12 +243,12 @@ def main() -> int:
         return 0
     survivors = []
     with arena_on(arguments.server, *IN_MEMORY[arguments.server]) as arena:
-        _say(f"| Mutation | Breaks | Noticed after examples | s | By (seed {arguments.seed}, {arguments.server}) |")
-        _say("| --- | --- | --- | --- | --- |")
+        _say(f"| Mutation | Breaks | Pairs | Examples | s | Seen (seed {arguments.seed}, {arguments.server}) |")
+        _say("| --- | --- | --- | --- | --- | --- |")
         for each in chosen:
             caught = hunt(each, arena.test_server, arena.admin_url, seed=arguments.seed, examples=arguments.examples)
             found = caught.by or f"**survived {caught.examples}**"
-            _say(f"| {each.name} | {each.breaks} | {caught.examples} | {caught.seconds:.1f} | {found.replace('|', '/')} |")
+            _say(f"| {each.name} | {each.breaks} | {caught.pairs} | {caught.examples} | {caught.seconds:.1f} | {found} |")
             if caught.by is None:
                 survivors.append(each.name)
     _say(

@@ -8,7 +8,7 @@ from tests.chaos.mutations import MUTATIONS, Mutation, hunt
 from tests.marks import ON_ONE_SERVER
 from tests.servers import TestServer
 
-CHEAP = ("no status in the fence", "one result too many", "a release is charged")
+CHEAP = ("no lock of tasks", "one result too many", "put off for no time")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)

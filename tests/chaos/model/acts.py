@@ -210,13 +210,13 @@ class Acts:
         def run() -> int:
             return self._world.tasks.resume(id_task).items
 
-        return self._counted("resume", run, lambda model: model.resume(id_task))
+        return self._counted("resume", run, lambda model: model.resume(id_task))._replace(takes_steps=True)
 
     def cancel(self, id_task: int) -> Act:
         def run() -> int:
             return self._world.tasks.cancel(id_task).items
 
-        return self._counted("cancel", run, lambda model: model.cancel(id_task))
+        return self._counted("cancel", run, lambda model: model.cancel(id_task))._replace(takes_steps=True)
 
     def delete(self, item: int) -> Act:
         """By plain SQL, whatever it is doing."""

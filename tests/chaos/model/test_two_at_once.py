@@ -11,8 +11,11 @@ from ai_worker.database_url import parse_database_url
 from ai_worker.models import Filters, ItemStatus, TaskStatus
 from ai_worker.store.queue import Queue
 from ai_worker.store.tasks import Tasks
+from tests.chaos.model.runs import world_on
+from tests.chaos.model.sweep import SCENARIOS, sweep
 from tests.chaos.model.watched import Pair, WatchedDatabase
 from tests.integration.lifecycle import Application, Sql, assert_ledger, claim, done, register
+from tests.servers import TestServer
 
 pytest_plugins = ["tests.integration.lifecycle"]
 
@@ -31,6 +34,11 @@ def pair(watched: WatchedDatabase) -> Iterator[Pair]:
     pair = Pair(watched)
     yield pair
     pair.close()
+
+
+def test_a_verb_inside_another_one_is_like_one_after_the_other(server: TestServer, database_url: str) -> None:
+    with world_on(server, database_url) as world:
+        assert set(sweep(world)) == set(SCENARIOS)
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])

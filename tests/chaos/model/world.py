@@ -61,7 +61,10 @@ class Worker:
 
 class Act(NamedTuple):
     """A verb. `agree` does it to a model, and raises Disagreement when that would have returned something else; `after` is told
-    what was returned, once that is settled. `exact` verbs must return the same when a connection was lost on the way."""
+    what was returned, once that is settled; `lost` is told instead that nothing was, and whether it has landed. `exact` verbs must
+    return the same when a connection was lost on the way. One that `takes_steps` is several transactions: what it returns at the
+    same time as another verb counts what it met on its way.
+    """
 
     name: str
     run: Callable[[], Any]
@@ -70,6 +73,7 @@ class Act(NamedTuple):
     lost: Callable[[Protocol, bool], None] | None = None
     exact: bool = True
     writes: bool = True
+    takes_steps: bool = False
 
 
 class Fault(NamedTuple):
@@ -221,7 +225,7 @@ class World:
             model = self.model.copy()
             try:
                 for act, answer in order:
-                    act.agree(model, answer)
+                    act.agree(model, ... if act.takes_steps and answer is not REFUSED else answer)
                 difference(model, found)
             except Disagreement as error:
                 problems.append(f"{' then '.join(act.name for act, _ in order)}: {error}")

@@ -1,0 +1,157 @@
+"""Pairs of verbs that touch the same rows, the second one inside the first, at each of its statements.
+
+All places, not drawn ones: the state machine finds what nobody has thought of; this finds in seconds what somebody has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tests.chaos.model.acts import Acts
+from tests.chaos.model.protocol import Disagreement
+from tests.chaos.model.world import Act, Held, Worker, World
+
+PLACES: Final = range(10)  # after so many statements of the first verb; none has more to say in these pairs
+ALL: Final = 99
+
+
+class Stage:
+    """A task with two items, and two workers; what the pairs begin from."""
+
+    def __init__(self, world: World, *, claimed: int) -> None:
+        world.begin()
+        self.world, self.acts = world, Acts(world)
+        self.one, self.other = (Worker(world.register(), world.new_queue()) for _ in range(2))
+        self.task = world.new_task(0)
+        world.insert(self.task, 2)
+        for worker in (self.one, self.other)[:claimed]:
+            self.do(self.acts.look(worker))
+            self.do(self.acts.claim(worker, 0, 1, 0))
+        for worker in (self.one, self.other)[claimed:]:
+            self.do(self.acts.look(worker))
+
+    def do(self, act: Act | None) -> None:
+        if act is None:
+            raise Disagreement("a worker finds nothing to claim")
+        self.world.do(act)
+
+    def claim(self, worker: Worker, size: int) -> Act:
+        act = self.acts.claim(worker, 0, size, 0)
+        if act is None:
+            raise Disagreement("a worker finds nothing to claim")
+        return act
+
+    def commit(self, worker: Worker, kind: str) -> Act:
+        held: Held = worker.hand[0]
+        self.acts.decide(held, kind)
+        return self.acts.commit(worker, [held], with_held=False)
+
+    def silent(self, *workers: Worker) -> None:
+        for worker in workers:
+            self.world.lease_is_over(worker)
+
+
+Scenario = Callable[[World], tuple[Act, Act]]
+
+
+def last_two(one: str, other: str) -> Scenario:
+    def pair(world: World) -> tuple[Act, Act]:
+        stage = Stage(world, claimed=2)
+        return stage.commit(stage.one, one), stage.commit(stage.other, other)
+
+    return pair
+
+
+def commit_and_rescue(kind: str) -> Scenario:
+    def pair(world: World) -> tuple[Act, Act]:
+        stage = Stage(world, claimed=1)
+        stage.silent(stage.one)
+        return stage.commit(stage.one, kind), stage.acts.rescue(stage.other)
+
+    return pair
+
+
+def commit_and_cancel(kind: str) -> Scenario:
+    def pair(world: World) -> tuple[Act, Act]:
+        stage = Stage(world, claimed=2)
+        return stage.commit(stage.one, kind), stage.acts.cancel(stage.task)
+
+    return pair
+
+
+def two_claims(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=0)
+    return stage.claim(stage.one, 1), stage.claim(stage.other, 2)
+
+
+def claim_and_pause(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=0)
+    return stage.claim(stage.one, 2), stage.acts.pause(stage.task)
+
+
+def claim_and_cancel(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=0)
+    return stage.claim(stage.one, 2), stage.acts.cancel(stage.task)
+
+
+def rescue_and_resume(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=1)
+    stage.do(stage.acts.cancel(stage.task))
+    stage.silent(stage.one)
+    return stage.acts.rescue(stage.other), stage.acts.resume(stage.task)
+
+
+def two_rescues(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=2)
+    stage.silent(stage.one, stage.other)
+    return stage.acts.rescue(stage.one), stage.acts.rescue(stage.other)
+
+
+def retry_and_cancel(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=2)
+    stage.do(stage.commit(stage.one, "failed"))
+    return stage.acts.retry_all(stage.task), stage.acts.cancel(stage.task)
+
+
+def retry_and_last_commit(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=2)
+    stage.do(stage.commit(stage.one, "failed"))
+    return stage.acts.retry_all(stage.task), stage.commit(stage.other, "processed")
+
+
+def promote_and_cancel(world: World) -> tuple[Act, Act]:
+    stage = Stage(world, claimed=1)
+    stage.do(stage.commit(stage.one, "retry at once"))
+    return stage.acts.promote(stage.one), stage.acts.cancel(stage.task)
+
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "the last two results": last_two("processed", "processed"),
+    "the last result and a failure": last_two("processed", "failed"),
+    "the last result and a retry": last_two("processed", "retry"),
+    "a result and a rescue": commit_and_rescue("processed"),
+    "a failure and a rescue": commit_and_rescue("failed"),
+    "a release and a rescue": commit_and_rescue("released"),
+    "a retry and a cancel": commit_and_cancel("retry"),
+    "two claims": two_claims,
+    "a claim and a pause": claim_and_pause,
+    "a claim and a cancel": claim_and_cancel,
+    "a rescue and a resume": rescue_and_resume,
+    "two rescues": two_rescues,
+    "a retry by hand and a cancel": retry_and_cancel,
+    "a retry by hand and the last result": retry_and_last_commit,
+    "what is due and a cancel": promote_and_cancel,
+}
+
+
+def sweep(world: World) -> Iterator[str]:
+    """Runs every pair at every place, and yields its name after each; raises Disagreement with the place."""
+    for name, scenario in SCENARIOS.items():
+        for place in PLACES:
+            one, other = scenario(world)
+            try:
+                world.at_once(one, other, place, ALL)
+            except Disagreement as error:
+                raise Disagreement(f"{name}, after {place} statements: {error}") from None
+            yield name
