@@ -61,9 +61,10 @@ class Worker:
 
 class Act(NamedTuple):
     """A verb. `agree` does it to a model, and raises Disagreement when that would have returned something else; `after` is told
-    what was returned, once that is settled; `lost` is told instead that nothing was, and whether it has landed. `exact` verbs must
-    return the same when a connection was lost on the way. One that `takes_steps` is several transactions: what it returns at the
-    same time as another verb counts what it met on its way.
+    what was returned, once that is settled; `lost` is told instead that nothing was, and whether it has landed.
+
+    `exact` verbs must return the same when a connection was lost on the way. One that `takes_steps` is several transactions: what
+    it returns at the same time as another verb counts what it met on its way.
     """
 
     name: str
