@@ -36,6 +36,7 @@ def test_planned_switch_overs_lose_nothing(pair: Pair, provider: Fake, tmp_path:
     assert (account.processed, account.extra_calls, account.lost_attempts) == (3000, 0, 0)
 
 
+@pytest.mark.chaos
 def test_idle_workers_leave_a_former_primary_that_hears_nothing_more(pair: Pair, provider: Fake, tmp_path: Path) -> None:
     """It is there, takes questions, and knows of nothing new: who only asks would never notice that it has to go elsewhere."""
     with Fleet(pair.worker_url, tmp_path) as fleet:
