@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pymysql
 import pytest
 
 from ai_worker import db
@@ -313,6 +314,29 @@ def test_a_lock_wait_that_is_too_long_is_run_again_as_a_whole(
 
         database.transaction(work)
     assert len(runs) == 2
+    assert count(sql) == 1
+
+
+def test_a_commit_that_fails_on_its_way_is_in_doubt(database: Database, task: int, sql: Sql) -> None:
+    """As on a node of a Galera cluster that is cut off with the COMMIT under way: it says 1180, and the others may have it."""
+    doubts: list[bool] = []
+
+    def work(tx: Transaction) -> None:
+        doubts.append(tx.in_doubt)
+        if tx.in_doubt:
+            return
+        add_item(tx, task)
+        connection = tx._connection
+        landing = connection.commit
+
+        def commit() -> None:
+            landing()
+            raise pymysql.err.OperationalError(1180, "Not connected to Primary Component")
+
+        connection.commit = commit
+
+    database.transaction(work)
+    assert doubts == [False, True]
     assert count(sql) == 1
 
 
