@@ -48,6 +48,12 @@ chaos-model: prepare ## the protocol against its model, 2,000 random examples on
 chaos-mutations: prepare ## break the protocol on purpose, in thirty ways: each must be noticed
 	@$(BIN)/python -m tests.chaos.mutations $(if $(SERVER),--server $(SERVER)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
+.PHONY: chaos-galera
+chaos-galera: prepare .faults .galera ## a Galera cluster of three: each fault, then twice five minutes with a node killed every 20 s
+	@$(BIN)/pytest tests/chaos/test_galera.py $(PYTEST)
+	@$(BIN)/python -m tests.chaos.galera_run --writers many $(if $(SEED),--seed $(SEED)) $(CHAOS)
+	@$(BIN)/python -m tests.chaos.galera_run --writers one $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
 .PHONY: test-windows
 test-windows: prepare .wine ## what can be tried of Windows under wine: the commands, and NSSM; fetches a Windows Python into .windows
 	@$(BIN)/pytest -m windows tests/windows $(PYTEST)
@@ -133,6 +139,22 @@ $(BIN)/python:
 	elif ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then \
 	  echo "No spin and no apt to fetch it with: the model of the protocol is not checked."; \
 	else $(call fetch,spin,usr/bin/spin,the model of the protocol is not checked); fi
+
+# Galera's library, and the scripts by which a node gets its data from another one: these out of MariaDB's package for servers, which
+# is not installed, since it would start a service.
+.PHONY: .galera
+.galera: | $(VENV)/.installed-dev
+	@if [ ! -e /usr/lib/galera/libgalera_smm.so ] && [ ! -e /usr/lib64/galera-4/libgalera_smm.so ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(call apt,galera-4); \
+	  else echo "No Galera. As root: apt-get install --no-install-recommends galera-4" >&2; exit 1; fi; \
+	fi
+	@if command -v wsrep_sst_rsync >/dev/null || [ -x "$(VENV)/tools/wsrep/wsrep_sst_rsync" ]; then :; \
+	else echo "fetching Galera's scripts"; folder=$$(mktemp -d); \
+	  if { cd "$$folder" && apt-get -o APT::Sandbox::User=root download -qq mariadb-server && dpkg -x mariadb-server_*.deb files \
+	    && mkdir -p "$(abspath $(VENV))/tools/wsrep" \
+	    && mv files/usr/bin/wsrep_sst_* "$(abspath $(VENV))/tools/wsrep/"; } >"$$folder/log" 2>&1; then rm -rf "$$folder"; \
+	  else cat "$$folder/log" >&2; rm -rf "$$folder"; exit 1; fi; \
+	fi
 
 # What the faults are made with. Without one of them its tests are skipped, and say so.
 .PHONY: .faults
