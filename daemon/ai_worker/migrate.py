@@ -34,7 +34,7 @@ _LOCK = f"SELECT GET_LOCK(CONCAT('ai_worker_migrate_', LEFT(SHA2(DATABASE(), 256
 # All columns: `compatible_from` has been there since 0004.
 _APPLIED = "SELECT * FROM schema_migration ORDER BY version"
 
-# What a server without named locks says: Percona XtraDB Cluster in its strict mode, MariaDB 10.6.13 and its like on Galera, a proxy.
+# What a server without named locks says: Percona XtraDB Cluster in its strict mode, MariaDB 10.6.13 on Galera, a proxy.
 _NO_LOCKS = frozenset({1105, 1235, 1305})
 # Somebody else made it between our look and our statement: a table, a column, a key, a row, a constraint; or took it away.
 _MADE_MEANWHILE = frozenset({1050, 1060, 1061, 1062, 1091, 1826, 3822})
@@ -195,16 +195,15 @@ def _connect_or_create(db: Database) -> None:
 
 def _among_others(db: Database, work: Callable[[Transaction], None]) -> None:
     """Runs `work` again where one that no lock keeps out has changed the schema between a look and the change that came of it."""
-    races = 0
-    while True:
+    for left in reversed(range(_RACES)):
         try:
             db.transaction(work)
-            return
         except DatabaseError as error:
-            races += 1
-            if error.code not in _MADE_MEANWHILE or races == _RACES:
+            if error.code not in _MADE_MEANWHILE or not left:
                 raise
             time.sleep(random.uniform(0.1, 1.0))  # noqa: S311 -- jitter
+        else:
+            return
 
 
 def _lock(transaction: Transaction, db: Database) -> None:

@@ -42,8 +42,8 @@ SESSION: Final = (
 WRITABLE: Final = "SELECT CAST(@@GLOBAL.read_only AS CHAR), CAST(@@GLOBAL.innodb_read_only AS CHAR), @@SESSION.max_allowed_packet"
 IS_GALERA: Final = "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON'"
 GALERA_STATE: Final = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
-# What one node has committed, the next one applies a little later. Whoever changes nodes with a COMMIT in doubt, or has a thread on
-# each, must see it all the same: reads, BEGIN (1), UPDATE and DELETE (2), INSERT (4) wait for what the cluster had committed before.
+# What one node has committed, the next one applies a little later. Whoever changes nodes with a COMMIT in doubt, or has a thread
+# on each, must see it all the same: reads and BEGIN (1), UPDATE and DELETE (2), INSERT (4) wait for what was committed before.
 CAUSAL: Final = "SET SESSION wsrep_sync_wait = 7"
 
 
