@@ -1,6 +1,7 @@
 """A real Galera cluster of three nodes: doubts, conflicts, slow nodes and migrations, as `db` and `migrate` meet them.
 
-Skipped where Galera is not installed (`make chaos-galera` installs it). Workers under load, with dying nodes, are `tests.chaos.galera_run`.
+Skipped where Galera is not installed (`make chaos-galera` installs it). Workers under load, with dying nodes, are
+`tests.chaos.galera_run`.
 """
 
 from __future__ import annotations
