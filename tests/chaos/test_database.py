@@ -337,13 +337,10 @@ def test_the_disk_is_full(kind: str, small_disk: Path, provider: Fake, tmp_path:
             while True:
                 file.write(bytes(1 << 16))
                 file.flush()
-        seconds = ledger.wait_until(
-            lambda: any("cannot go on" in each.background.text() for each in fleet.processes), 60, "no room"
-        )
-        time.sleep(LEASE_SECONDS + 2)
+        time.sleep(2 * LEASE_SECONDS)  # a server may refuse what needs room, or stand still until there is some
+        assert ledger.open_items(arena.sql, scene.id_task) > 0, "there was room for everything"
         ballast.unlink()
         if not arena.server.is_alive():  # one way to meet a full disk; everything that was committed is there
             arena.start()
         scene.wait_for_progress(30)
-        account = scene.end(extra=2 * fleet.concurrency)
-        print(f"{kind}: no room after {seconds:.1f} s; {account}")  # noqa: T201 -- the figures, for whoever asks with -s
+        scene.end(extra=2 * fleet.concurrency)
