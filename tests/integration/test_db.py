@@ -19,7 +19,8 @@ import pytest
 
 from ai_worker import db
 from ai_worker.database_url import DatabaseUrl, parse_database_url
-from ai_worker.db import Database, Transaction
+from ai_worker.db import Database, Transaction, session
+from ai_worker.db.session import SILENCE
 from ai_worker.errors import DatabaseAway, DatabaseError, DatabaseRefused, ValueRefused
 from ai_worker.models import Secret
 from tests.integration.lifecycle import Application, Sql
@@ -65,13 +66,27 @@ def test_sessions_are_as_promised(database: Database) -> None:
     row = database.transaction(
         lambda tx: tx.raw(
             "SELECT @@SESSION.time_zone AS zone, @@SESSION.sql_mode AS mode, @@SESSION.innodb_lock_wait_timeout AS lock_wait,"
-            " @@SESSION.character_set_client AS charset, @@SESSION.autocommit AS autocommit"
+            " @@SESSION.character_set_client AS charset, @@SESSION.autocommit AS autocommit, @@SESSION.wait_timeout AS silence"
         )
     )[0]
     assert (row["zone"], row["lock_wait"], row["charset"], row["autocommit"]) == ("+00:00", 5, "utf8mb4", 1)
     assert "STRICT_ALL_TABLES" in row["mode"].split(",")
+    assert row["silence"] == SILENCE, "a client without power would hold its locks for eight hours"
     variables = {row["Variable_name"]: row["Value"] for row in database.query("server_variables")}
     assert variables.get("transaction_isolation", variables.get("tx_isolation")) == "READ-COMMITTED"
+
+
+def test_a_session_that_the_server_may_have_ended_is_changed_without_a_word(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle threads are no outage: nothing is logged, and nothing tried twice."""
+    first = database._session().connection.thread_id()
+    assert database._session().connection.thread_id() == first
+    monkeypatch.setattr(session, "SILENCE", 0)
+    database.query("server_variables")
+    monkeypatch.undo()
+    assert database._session().connection.thread_id() != first
+    assert (database.connections, database.losses) == (1, 0)
 
 
 def test_an_update_that_changes_nothing_still_counts_its_row(database: Database, task: int) -> None:

@@ -202,8 +202,10 @@ class Database:
         session: Session | None = getattr(self._local, "session", None)
         # Where one thread has left a host, the others follow: it may be a replica by now, with old data, or a node of a cluster
         # on which the threads of one process would be in one another's way.
-        if session is not None and session.is_open and (session.in_transaction or session.move == self._place.moves):
-            return session
+        if session is not None and session.is_open:
+            is_ours = session.move == self._place.moves and not session.is_stale
+            if session.in_transaction or is_ours:
+                return session
         if session is not None:
             self._forget(session)
         session = self._connect()

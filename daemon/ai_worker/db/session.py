@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -34,9 +35,13 @@ T = TypeVar("T")
 
 # READ COMMITTED: under REPEATABLE READ, a poll of an empty queue locks the gap and blocks INSERTs.
 # The lock wait is short because every transaction here is short; waiting longer only hides a conflict.
+# A client that has lost its power or its network in mid-transaction holds its locks until the server ends the session: by the
+# servers' own default that is eight hours, in which nobody could commit to that task.
+SILENCE: Final = 60  # seconds without a word
 SESSION: Final = (
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = 5, "
+    f"wait_timeout = {SILENCE}, "
     "sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
 )
 WRITABLE: Final = "SELECT CAST(@@GLOBAL.read_only AS CHAR), CAST(@@GLOBAL.innodb_read_only AS CHAR), @@SESSION.max_allowed_packet"
@@ -55,6 +60,7 @@ class Session:
         self.in_transaction = False
         self.move = 0
         """How often the thread's `Database` had moved to another host when this was made."""
+        self._used_at = time.monotonic()
         try:
             self.connection: Any = pymysql.connect(**_driver_arguments(url, host))
             with self.connection.cursor(pymysql.cursors.Cursor) as cursor:
@@ -111,6 +117,7 @@ class Session:
         finally:
             transaction.end()
             self.in_transaction = False
+            self._used_at = time.monotonic()
         return result
 
     def _rollback(self) -> None:
@@ -123,6 +130,11 @@ class Session:
     def is_open(self) -> bool:
         is_open: bool = self.connection.open
         return is_open
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it has been idle for so long that the server may be about to end it, or already has."""
+        return time.monotonic() - self._used_at > SILENCE / 2
 
     def interrupt(self) -> None:
         """Ends a wait of another thread for the server's answer: it finds the connection lost."""
