@@ -9,6 +9,7 @@ AiWorkerError                     a message for people; `exit_code` for the shel
 │   ├── ValueRefused        1     because of a value in it: too long, of the wrong kind, against a CHECK
 │   ├── DatabaseAway       75     no server could be reached, or none that accepts writes: try later
 │   └── DatabaseRefused    78     the server does not let us in: user, password, database name, TLS
+├── WorkerBroken            1     a worker cannot go on: a thread of it has died, no memory is left
 ├── ItemFailed              1     an item that was waited for ended without a result
 ├── ItemMissing             1     an item that was waited for is not there
 ├── WaitTimeout             1     no result yet when the time was over
@@ -96,6 +97,10 @@ class DatabaseRefused(DatabaseError):
     """The server answered, and does not let us in: user, password, database name or TLS are wrong."""
 
     exit_code = EXIT_CONFIGURATION
+
+
+class WorkerBroken(AiWorkerError):
+    """A worker cannot go on, and must be started anew: a thread of it has died, or no memory is left."""
 
 
 class ItemFailed(AiWorkerError):

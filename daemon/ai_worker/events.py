@@ -99,6 +99,11 @@ class Event(Enum):
     )
     RELOAD_REFUSED = (logging.ERROR, "message", "the new settings are wrong; the worker goes on with those that it has")
     STUCK = (logging.ERROR, "reason", "a worker does not get on, and leaves it to the service manager's watchdog to end it")
+    BROKEN = (
+        logging.ERROR,
+        "reason",
+        "a worker cannot go on (a thread of it has died, no memory is left): it gives back what it can, and ends",
+    )
     STOP = (logging.INFO, "processed failed deferred released", "a worker has ended")
     HEARTBEAT_LATE = (logging.WARNING, "seconds reason", "no heartbeat could be written for a while; claiming pauses")
     LEASE_LOST = (logging.ERROR, "seconds", "others may have taken this worker's items")

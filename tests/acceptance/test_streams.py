@@ -106,6 +106,26 @@ def test_a_full_disk_is_told_in_one_line(programs: Programs, task: int, args: st
     assert is_told_in_one_line(ended.stderr, os.strerror(28)), ended.stderr
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("buffered", BUFFERED.values(), ids=BUFFERED)
+def test_a_log_that_cannot_be_written_changes_no_exit_code(
+    programs: Programs, task: int, buffered: Environment, tmp_path: Path
+) -> None:
+    """The interpreter makes it 120 where it finds something left to write at its end."""
+    with FULL.open("wb") as full:
+        ended = subprocess.run(
+            command("run", "--task", str(task)),
+            env=environment(programs.database_url, buffered),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 0
+
+
 @pytest.mark.parametrize("buffered", BUFFERED.values(), ids=BUFFERED)
 @pytest.mark.parametrize("args", ["status", "status --json", "results {}", "run --dry-run"])
 def test_a_reader_who_leaves_early_is_no_error(

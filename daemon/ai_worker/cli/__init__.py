@@ -14,6 +14,7 @@ import keyword
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -106,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f": {error.filename}" if error.filename else ""
         _complain(f"{error.strerror or error}{place}")
         return EXIT_FAILED
+    finally:
+        _discard_log()
     return code
 
 
@@ -154,6 +157,19 @@ def _discard_output() -> None:
     try:
         _flush()
     except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        _send_nowhere(sys.stdout)
+
+
+def _discard_log() -> None:
+    """The same for what the log still holds, on a full disk: the interpreter would end with 120, whatever we say."""
+    try:
+        if sys.stderr is not None and not sys.stderr.closed:
+            sys.stderr.flush()
+    except OSError:
+        _send_nowhere(sys.stderr)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

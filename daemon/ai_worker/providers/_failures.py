@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ai_worker.errors import (
     AccessDenied,
+    BadAnswer,
     ConfigurationError,
     InputTooLong,
     InvalidRequest,
@@ -89,6 +90,16 @@ def shown(value: object, secrets: Secrets = ()) -> str:
         return clean(str(value), secrets)
     except RecursionError:
         return "something nested too deeply to be shown"
+
+
+def unexpected(error: Exception, secrets: Secrets) -> BadAnswer:
+    """What else an SDK lets out, which must not bring the worker down.
+
+    Raises MemoryError where it says that the process has no memory or no threads left: no item can be blamed for that.
+    """
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        raise MemoryError(str(error) or "out of memory") from None
+    return BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), secrets)}")
 
 
 _BY_STATUS: dict[int, type[ProviderError]] = {

@@ -8,9 +8,9 @@ import aiohttp
 import httpx2
 from google.genai import errors
 
-from ai_worker.errors import BadAnswer, InvalidRequest, Overloaded, ProviderError
+from ai_worker.errors import InvalidRequest, Overloaded, ProviderError
 from ai_worker.models import Lane
-from ai_worker.providers._failures import Secrets, clean, network_failure
+from ai_worker.providers._failures import Secrets, network_failure, unexpected
 from ai_worker.providers._gemini_wire import failure
 
 
@@ -28,5 +28,5 @@ def sorted_problem(error: Exception, limit: float, secrets: Secrets, lane: Lane 
             return Overloaded("an HTTP error whose body is broken JSON", code="not_json")
         case UnicodeEncodeError():
             return InvalidRequest(f"the text is not valid Unicode: {error.reason}")
-        case _:  # whatever else an SDK lets out must not bring the worker down
-            return BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), secrets)}")
+        case _:
+            return unexpected(error, secrets)

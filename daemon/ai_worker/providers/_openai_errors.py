@@ -6,8 +6,8 @@ import aiohttp
 import httpx2
 import openai
 
-from ai_worker.errors import BadAnswer, InvalidRequest, ProviderError
-from ai_worker.providers._failures import Secrets, clean, network_failure
+from ai_worker.errors import InvalidRequest, ProviderError
+from ai_worker.providers._failures import Secrets, network_failure, unexpected
 from ai_worker.providers._openai_wire import failure
 
 
@@ -23,5 +23,5 @@ def sorted_problem(error: Exception, limit: float, secrets: Secrets) -> Provider
             return network_failure(error, limit, secrets)
         case UnicodeEncodeError():
             return InvalidRequest(f"the text is not valid Unicode: {error.reason}")
-        case _:  # whatever else an SDK lets out must not bring the worker down
-            return BadAnswer(f"unexpected {type(error).__name__}: {clean(str(error), secrets)}")
+        case _:
+            return unexpected(error, secrets)

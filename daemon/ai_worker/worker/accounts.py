@@ -18,6 +18,7 @@ from ai_worker.retry import attempt_delay
 from ai_worker.store.budgets import is_limited
 from ai_worker.store.committing import Committed
 from ai_worker.store.queue import Waiting
+from ai_worker.worker.breakdown import NO_MEMORY, Breakdown
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.commits import Commits
 from ai_worker.worker.congestion import Throttle
@@ -70,6 +71,7 @@ class Accounts:
         twins: Twins,
         estimates: Estimates,
         counts: Counts,
+        breakdown: Breakdown,
         *,
         work_seen: asyncio.Event,
         on_room: Callable[[], None],
@@ -86,6 +88,7 @@ class Accounts:
         self._twins = twins
         self._estimates = estimates
         self._counts = counts
+        self._breakdown = breakdown
         self._work_seen = work_seen
         self._on_room = on_room
         self._on_progress = on_progress
@@ -154,6 +157,8 @@ class Accounts:
         """Charged and put off, because an item given back at once would meet it again at once, for ever."""
         message = f"{type(error).__name__}: {error}"
         self._log(Event.LIBRARY, level=ERROR, exc_info=error, logger="worker", message=message)
+        if isinstance(error, MemoryError):
+            self._breakdown(NO_MEMORY)
         return Outcome.retry(item, "internal", message, attempt_delay(item.tries), NO_USAGE, None, 0)
 
     async def run(self) -> None:

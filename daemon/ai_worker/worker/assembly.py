@@ -22,6 +22,7 @@ from ai_worker.worker.accounts import Accounts, Summary
 from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.batches import BatchLane
 from ai_worker.worker.bell import Bell
+from ai_worker.worker.breakdown import Breakdown
 from ai_worker.worker.breaker import Breaker
 from ai_worker.worker.calls import Caller
 from ai_worker.worker.claiming import Claiming
@@ -77,6 +78,7 @@ class Assembly:
         lease = self.lease = Lease(
             queue, lease_seconds=options.lease_seconds, mode=options.mode, concurrency=many, name=options.name
         )
+        breakdown = self.breakdown = Breakdown(lease.log)
         sharing = Sharing(filters.queues, many) if len(filters.queues) > 1 else None
         slots = self.slots = Slots(many, lambda: lease.may_claim, sharing)
 
@@ -151,6 +153,7 @@ class Assembly:
                 counts=counts,
             ),
             under_way,
+            threads.texts,
             lease.log,
         )
         accounts = self.accounts = Accounts(
@@ -165,6 +168,7 @@ class Assembly:
             twins,
             estimates,
             counts,
+            breakdown,
             work_seen=work_seen,
             on_room=on_room,
             on_progress=on_progress,
@@ -233,6 +237,7 @@ class Assembly:
                 batches.takes,
                 is_listening=lambda: express is not None and express.is_listening,
             )
+        threads.watch(batches.thread, listener.thread, *([express.thread] if express else []))
         self.claiming = Claiming(
             queue,
             filters,

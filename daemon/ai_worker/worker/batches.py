@@ -74,7 +74,7 @@ class BatchLane:
         self._on_stored = on_stored
         self._room = room
         self._on_change = on_change
-        self._in_thread = Thread("batch")
+        self.thread = Thread("batch")
         self._commits = Commits(self._store_group, self._stored, on_refused, self._kept)
         self._steps = BatchSteps(
             batches,
@@ -82,7 +82,7 @@ class BatchLane:
             breaker,
             lease,
             self._commits,
-            self._in_thread,
+            self.thread,
             library,
             stopping=stopping,
             room=room,
@@ -132,11 +132,11 @@ class BatchLane:
 
     async def open(self) -> OpenBatches:
         """The batches that a worker with these filters may wait for."""
-        return await self._in_thread(self._batches.open, self._filters)
+        return await self.thread(self._batches.open, self._filters)
 
     async def has_own(self) -> bool:
         """Whether a batch is open that was begun here."""
-        if self._own and not (await self._in_thread(self._batches.open, self._filters, tuple(self._own))).batches:
+        if self._own and not (await self.thread(self._batches.open, self._filters, tuple(self._own))).batches:
             self._own.clear()
         return bool(self._own)
 
@@ -166,8 +166,8 @@ class BatchLane:
             delay = UNSURE_SECONDS if batch.stage is BatchStage.SUBMITTING else 0.0
             with contextlib.suppress(DatabaseError, TimeoutError):
                 async with asyncio.timeout(AWAY_SECONDS):
-                    await self._in_thread(self._batches.leave, batch, self._steps.holder, delay)
-        self._in_thread.close()
+                    await self.thread(self._batches.leave, batch, self._steps.holder, delay)
+        self.thread.close()
 
     # ----- which batch is next
 
@@ -178,12 +178,12 @@ class BatchLane:
             self._steps.holder or self._lease.id_worker
         )  # the first one, also after a lost lease: it holds the same
         self._looked_at = time.monotonic()
-        due = await self._in_thread(self._batches.due, self._steps.holder, self._filters, self._breaker.shunned())
+        due = await self.thread(self._batches.due, self._steps.holder, self._filters, self._breaker.shunned())
         self._steps.due = {each: at for each, at in self._steps.due.items() if at > time.monotonic()}
         for id_batch in due:
             if self._stopping.is_set():
                 return False
-            batch = await self._in_thread(self._batches.hold, id_batch, self._steps.holder, HOLD_SECONDS)
+            batch = await self.thread(self._batches.hold, id_batch, self._steps.holder, HOLD_SECONDS)
             if batch is not None:
                 await self._drive(batch)
         offered, self._offered = self._offered, ()
@@ -202,7 +202,7 @@ class BatchLane:
             self._on_change()
             return
         process = {"host": self._lease.host, "pid": os.getpid(), "version": __version__}
-        batch = await self._in_thread(self._batches.begin, str(uuid.uuid4()), self._steps.holder, task, HOLD_SECONDS, process)
+        batch = await self.thread(self._batches.begin, str(uuid.uuid4()), self._steps.holder, task, HOLD_SECONDS, process)
         if batch is None:
             self._tried[task.id_task] = time.monotonic() + LOOK_SECONDS
         else:
@@ -236,7 +236,7 @@ class BatchLane:
     async def _store_group(self, group: Sequence[Outcome]) -> Committed:
         if self._current is None:
             raise RuntimeError("results of no batch")
-        return await self._in_thread(self._batches.commit, self._current, group)
+        return await self.thread(self._batches.commit, self._current, group)
 
     def _stored(self, committed: Committed) -> None:
         self._tried.clear()  # money may have come back

@@ -28,7 +28,7 @@ from ai_worker.library import Library
 from ai_worker.log import DEBUG, Event, Log, excerpt, of_item
 from ai_worker.models import NO_USAGE, Completion, Item, Lane, Outcome, Prompt
 from ai_worker.retry import CALL_CAP, bounded, call_retrying
-from ai_worker.task_types import TIME_LIMIT, needs
+from ai_worker.task_types import TIME_LIMIT, TaskType, needs
 from ai_worker.worker.attempt import INVALID_TASK, Attempt, GivenBackError, PutOffError, milliseconds, plausible
 from ai_worker.worker.backgrounds import Backgrounds
 from ai_worker.worker.breaker import Breaker, Misconfigured
@@ -39,7 +39,8 @@ from ai_worker.worker.learning import Learner
 from ai_worker.worker.pacer import Pacer
 from ai_worker.worker.packs import Packs
 from ai_worker.worker.slots import Slots
-from ai_worker.worker.steps import Complete, Stepwise, in_lane, work_of
+from ai_worker.worker.steps import Complete, Parted, Stepped, Stepwise, in_lane, work_of
+from ai_worker.worker.threads import Thread
 from ai_worker.worker.tracing import Tracing
 from ai_worker.worker.twins import TooManyTwinsError, Twins
 from ai_worker.worker.under_way import UnderWay
@@ -48,6 +49,7 @@ PUT_OFF_SECONDS = 3.0  # one of too many twins
 PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
 REFUSED_SECONDS = 30.0  # for a right that is granted, or room on a full disk
 CANNOT_MASK_SECONDS = 60.0  # for a package or a file of names to be installed here, or for another worker
+LONG_TEXT = 50_000  # characters, which take some 15 ms to cut into parts
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
 
@@ -68,6 +70,7 @@ class Caller:
     tracing: told of each call.
     stepwise: takes items through several calls, made of what makes one.
     under_way: told of each call when it begins and ends.
+    aside: does what would hold up the loop.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Caller:
         tracing: Tracing,
         stepwise: Callable[[Complete], Stepwise],
         under_way: UnderWay,
+        aside: Thread,
         log: Log,
     ) -> None:
         self._endpoints = endpoints
@@ -101,10 +105,11 @@ class Caller:
         self._packs = Packs(self._complete, slots.away)
         self._stepwise = stepwise(self._complete)
         self._under_way = under_way
+        self._aside = aside
         self._log = log
 
     async def outcome(self, item: Item) -> Outcome:  # noqa: PLR0911, PLR0912 -- one return per row of the error table
-        """How the item's attempt ends. Never raises, but for cancellation."""
+        """How the item's attempt ends. Never raises, but for cancellation and MemoryError."""
         attempt = Attempt(item, self._log)
         try:
             model = item.task.id_ai_model
@@ -118,7 +123,7 @@ class Caller:
             kind = attempt.type = self._library.fresh(item.task) or await self._library.get(item.task)
             if (wanted := needs(kind, item.task)) is not None:
                 item = attempt.item = item._replace(background=await self._backgrounds.of(item, wanted))
-            if (work := work_of(kind, item, endpoint.model)) is not None:
+            if (work := await self._work(kind, item, endpoint)) is not None:
                 return await self._stepwise.outcome(attempt, endpoint, work)
             try:
                 prompt = in_lane(kind.prompt(item), item)
@@ -160,9 +165,18 @@ class Caller:
             return attempt.retry(error.kind, str(error), error.retry_after)
         except ProviderError as error:
             return attempt.retry(error.kind, str(error), error.retry_after)
+        except MemoryError:  # of the worker, whichever item met it
+            raise
         except Exception as error:  # noqa: BLE001 -- a plug-in's bug must cost its item, not the worker
             self._log(Event.LIBRARY, exc_info=error, logger="plug-in", message=f"{type(error).__name__}: {error}")
             return attempt.retry("internal", f"{type(error).__name__}: {error}", None)
+
+    async def _work(self, kind: TaskType, item: Item, endpoint: Endpoint) -> Parted | Stepped | None:
+        """The calls that the item takes. A long text is cut apart in a thread: some of them at once would hold up the loop for
+        longer than its lease bears."""
+        if len(item.text_original) < LONG_TEXT:
+            return work_of(kind, item, endpoint.model)
+        return await self._aside(work_of, kind, item, endpoint.model)
 
     async def _complete(self, attempt: Attempt, endpoint: Endpoint, prompt: Prompt) -> Completion:
         """The call, made again within the attempt as the retry policy says; tokens of failed calls are counted."""

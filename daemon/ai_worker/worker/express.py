@@ -42,6 +42,7 @@ class Express:
     ) -> None:
         self._filters = filters
         self._listener = listener
+        self.thread = listener.thread
         self._claim = claim
         self._rooms = rooms
         self._is_wanted = asyncio.Event()

@@ -104,6 +104,11 @@ class Lease:
         return done
 
     @property
+    def is_dead(self) -> bool:
+        """Whether the heartbeat's thread has ended before it was told to."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
+
+    @property
     def may_claim(self) -> bool:
         """Whether a beat succeeded recently enough to take on more."""
         return time.monotonic() - self._last_beat < SELF_FENCE * self._seconds
@@ -139,6 +144,10 @@ class Lease:
                 self._beat()
             except DatabaseError as error:
                 self.log(Event.HEARTBEAT_LATE, seconds=round(time.monotonic() - self._last_beat, 1), reason=str(error))
+                continue
+            except Exception as error:  # noqa: BLE001 -- a heart that has stopped for good leaves a worker that never claims again
+                reason = f"{type(error).__name__}: {error}"
+                self.log(Event.HEARTBEAT_LATE, seconds=round(time.monotonic() - self._last_beat, 1), reason=reason)
                 continue
             if began - self._last_beat > 2.5 * interval or time.monotonic() - began > interval:
                 self._steady_since = time.monotonic()

@@ -14,12 +14,12 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from ai_worker.errors import DatabaseAway, DatabaseError
 from ai_worker.models import Filters
 from ai_worker.store.turns import Turns
+from ai_worker.worker.threads import Thread
 
 TURN_SECONDS: Final = 8.0  # in the queue for the turn; then a look of one's own, in case the listener is deaf
 # Between looks at all tasks, growing from the one to the other. Short at first: what two applications insert at the same moment
@@ -46,7 +46,7 @@ class Listener:
         self._turns = turns
         self._filters = filters
         self._busy_models = busy_models
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="listen")
+        self.thread = Thread("listen")
         self._listening: asyncio.Future[int | None] | None = None
         self._on_duty = asyncio.Event()
         self._on_duty.set()
@@ -94,7 +94,7 @@ class Listener:
         self._is_wanted = False
         self._on_duty.set()
         if self._turn is not None or self._listening is not None:
-            self._thread.submit(self._end_turn)
+            self.thread.aside(self._end_turn)
 
     async def on_duty(self) -> None:
         """Returns when this worker has to do the fleet's upkeep: unless it waits for its turn, and another one does."""
@@ -103,17 +103,17 @@ class Listener:
     async def aclose(self) -> None:
         """Ends the waiting. Nobody else is held up: the server frees what a session held."""
         self._turns.close()
-        self._thread.submit(self._turns.disconnect)
-        if self._listening is not None:
+        self.thread.aside(self._turns.disconnect)
+        if self._listening is not None and not self.thread.is_dead:
             await asyncio.gather(self._listening, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+        self.thread.close(is_to_finish=True)
 
     async def _listen(self, seconds: float, woken: asyncio.Event) -> int | None:
         self._is_wanted = True
         if self._listening is None:
             if self._turn is None:
                 self._on_duty.clear()
-            self._listening = asyncio.get_running_loop().run_in_executor(self._thread, self._step, seconds)
+            self._listening = self.thread(self._step, seconds)
             self._listening.add_done_callback(lambda _: woken.set())
         if not self._listening.done():  # it may have ended while this worker was busy, and woken nobody
             await woken.wait()

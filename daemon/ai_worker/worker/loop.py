@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -140,11 +140,12 @@ class Worker:
         claiming = asyncio.create_task(parts.claiming.run())
         committing = asyncio.create_task(parts.accounts.run())
         draining = asyncio.create_task(self._draining.wait())
+        tasks.append(asyncio.create_task(parts.breakdown.came()))
         try:
-            await asyncio.wait([claiming, committing, draining], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([claiming, committing, draining, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if not self._options.forever and claiming.done() and not claiming.exception() and not self._draining.is_set():
                 await parts.courier.last_round(parts.upkeep.keep_time)
-            await self._finish(claiming, committing)
+            await self._finish(claiming, committing, tasks)
             if not self._aborting.is_set():
                 await parts.courier.settle()
         finally:
@@ -170,6 +171,8 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             self._parts.lease.tick()
+            if dead := [*self._parts.threads.dead(), *(["heartbeat"] if self._parts.lease.is_dead else [])]:
+                self._parts.breakdown(f"threads of it have died: {', '.join(dead)}")
             self._parts.slots.tidy()
             self._log.tell_left_out()
             woken_at = time.monotonic() + self._options.lease_seconds / 10
@@ -241,12 +244,20 @@ class Worker:
         finally:
             self._vigil.reloaded()
 
-    async def _finish(self, claiming: asyncio.Task[None], committing: asyncio.Task[None]) -> None:
+    async def _finish(
+        self, claiming: asyncio.Task[None], committing: asyncio.Task[None], beside: Sequence[asyncio.Task[None]]
+    ) -> None:
         """Everything after the last claim: wait, break off, give back, store, and end the worker's row."""
         parts, slots = self._parts, self._parts.slots
-        failure = next((task.exception() for task in (claiming, committing) if task.done() and task.exception()), None)
+        ended = [task for task in (claiming, committing, *beside) if task.done()]
+        failure = next((task.exception() for task in ended if task.exception()), None)
         if failure is not None:
             self.drain()
+        if parts.threads.claim.is_dead:
+            claiming.cancel()  # it waits for that for ever
+        if parts.threads.commit.is_dead:  # what is in hand cannot be stored here: the sooner it ends, the sooner others may begin
+            self.abort()
+            committing.cancel()
         deadline = min(self._drain_until, time.monotonic() + self._options.drain_seconds)
         await self._until(
             lambda: (not slots and claiming.done() and not parts.batches.is_driving) or self._aborting.is_set(),
