@@ -17,13 +17,15 @@ T = TypeVar("T")
 
 
 class Relay:
-    """Listens on a port of 127.0.0.1 and passes on what comes, in a thread of its own; a context manager.
+    """Listens on a port of `host` and passes on what comes, in a thread of its own; a context manager.
 
-    target: host and port of the server, which need not be up.
+    target: host and port of the server, which need not be up. delay: seconds that everything takes, either way.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], *, host: str = "127.0.0.1", delay: float = 0.0) -> None:
         self._target = target
+        self._host = host
+        self._delay = delay
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
         self._connections: dict[int, _Connection] = {}
@@ -71,7 +73,7 @@ class Relay:
         async def start() -> int:
             self._flow = asyncio.Event()
             self._flow.set()
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
+            self._server = await asyncio.start_server(self._serve, self._host, 0, backlog=1024)
             port: int = self._server.sockets[0].getsockname()[1]
             return port
 
@@ -119,6 +121,8 @@ class Relay:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
                 await self._flow.wait()
                 connection.waits = waits
                 writer.write(data)
