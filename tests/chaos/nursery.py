@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -113,6 +114,8 @@ def serve() -> None:
         if readable:
             data = os.read(0, 65536)
             if not data:
+                for pid in alive:  # whoever asked for them is gone: nobody else would end them
+                    os.killpg(pid, signal.SIGKILL)
                 return
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
