@@ -364,7 +364,7 @@ def give_back(tx: Transaction, candidates: Mapping[int, int]) -> tuple[dict[int,
         task = tasks.get(row["id_task"])
         if task is None:
             verb = "cancel_lost"
-        elif row["lost_count"] + 1 >= MAX_LOSSES and task["status_id"] != TaskStatus.CANCELLED:
+        elif row["lost_count"] + 1 >= MAX_LOSSES:
             verb = "bury_lost"
             counters.setdefault(row["id_task"], Counters()).failed += 1
         else:

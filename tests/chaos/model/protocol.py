@@ -329,7 +329,7 @@ class Protocol:
             self.attempts[operation] = Attempt(item.task, key, item.attempt, item.owner, "lost", "lost")
             item.lost_count += 1
             item.error_kind = "lost"
-            if item.lost_count >= self.max_losses and self.tasks[item.task].status is not TaskStatus.CANCELLED:
+            if item.lost_count >= self.max_losses:
                 item.move(ItemStatus.ERROR)
                 self.tasks[item.task].failed += 1
             else:
