@@ -1,6 +1,6 @@
 """Workers that are killed, frozen, starved, blocked, or lied to about the time: each alone, and all of them at once.
 
-The short form, which CI runs, has them all at once.
+All of it takes minutes. What CI holds of it is in tests/unit/test_threads.py.
 """
 
 from __future__ import annotations
@@ -188,8 +188,9 @@ def test_a_thread_dies(scene: Scene, thread: str) -> None:
     report(f"thread {thread} died", account, ended=ended, recovery=seconds)
 
 
+@pytest.mark.chaos
 def test_all_at_once(arena: Arena, fleet: Fleet, provider: Fake) -> None:
-    """The short form: a worker each is killed, frozen, blocked, out of memory, lacks a thread, has a wrong clock, and no log."""
+    """A worker each is killed, frozen, blocked, out of memory, lacks a thread, has a wrong clock, and no log."""
     scene = Scene(arena, fleet, provider, 1200)
     within = inside(fleet.folder)
     killed, frozen = fleet.start(), fleet.start()
