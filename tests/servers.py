@@ -25,7 +25,7 @@ import pymysql.cursors
 
 from ai_worker import embedded, migrate
 from ai_worker.database_url import DatabaseUrl, parse_database_url
-from ai_worker.db import Database
+from ai_worker.db import Database, sql_folder
 
 MYSQL_URL = "AI_WORKER_TEST_MYSQL_URL"
 REQUIRE_MYSQL = "AI_WORKER_TEST_REQUIRE_MYSQL"
@@ -35,6 +35,20 @@ ONLY = "AI_WORKER_TEST_SERVER"  # mariadb or mysql: the tests run on that one al
 # What the migrations fill and nobody else: left alone between tests.
 DICTIONARIES = {"schema_migration", "task_status", "task_item_status", "review_status"}
 
+GRANTS = "AI_WORKER_TEST_GRANTS"
+"""Set to 1, it has programs and workers under test run with the rights of sql/grants.sql and no more: see `as_role`."""
+
+# The users of sql/grants.sql, and who gives which command.
+ROLES = {"worker": "ai_worker", "web": "ai_worker_web", "app": "ai_worker_app", "prune": "ai_worker_prune"}
+ROLE_PASSWORD = "Test.1-zxcvb"  # not a secret: of users of a database that lives for one test run
+ROLE_OF_COMMAND = {
+    **dict.fromkeys(("daemon", "run"), "worker"),
+    **dict.fromkeys(("web", "status", "watch", "workers", "top", "results", "review"), "web"),
+    **dict.fromkeys(("retry", "pause", "resume", "cancel", "priority"), "web"),
+    "prune": "prune",
+}
+
+_granted: set[str] = set()  # databases that have these users
 _numbers = itertools.count(1)
 
 
@@ -101,6 +115,32 @@ class TestServer:
             yield name
         finally:
             self.execute(f"DROP DATABASE IF EXISTS {name}")
+            if name in _granted:
+                self.execute(f"DROP USER {', '.join(role_user(name, role) for role in ROLES)}")
+                _granted.discard(name)
+
+
+def role_user(database: str, role: str) -> str:
+    """The user of sql/grants.sql for this database, by a name of its own."""
+    return f"{database}_{role}"
+
+
+def grant(server: TestServer, database: str) -> None:
+    """Makes the users of sql/grants.sql for this database, with just these grants."""
+    text = (sql_folder() / "grants.sql").read_text(encoding="utf-8").replace(" ai_worker.", f" {database}.")
+    for role, user in ROLES.items():
+        text = text.replace(f" {user}@'%'", f" {role_user(database, role)}@'%'").replace(f"CHANGE-ME-{role}-1", ROLE_PASSWORD)
+    server.execute(*migrate.split(text))
+    _granted.add(database)
+
+
+def as_role(url: str, role: str) -> str:
+    """The same URL for one of these users; as it is where nobody asked for them, or the database has none."""
+    database = parse_database_url(url).database
+    if not os.environ.get(GRANTS) or database not in _granted:
+        return url
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{role_user(database, role)}:{ROLE_PASSWORD}@{rest.rpartition('@')[2]}"
 
 
 def sessions(cursor: pymysql.cursors.Cursor, database: str) -> dict[int, str]:
@@ -192,6 +232,7 @@ class TestDatabase:
             migrate.migrate(database)
         finally:
             database.close()
+        grant(self.server, self.name)
 
     def lend(self) -> str:
         """Its URL, for one test. What an earlier one left because emptying failed is not this one's to stumble over."""
@@ -233,7 +274,10 @@ def environment(database_url: str | None, extra: Mapping[str, str | None] | None
 
 @dataclass
 class Programs:
-    """Starts `ai-worker` on one database from an otherwise empty folder; whatever still runs at the end is killed."""
+    """Starts `ai-worker` on one database from an otherwise empty folder; whatever still runs at the end is killed.
+
+    With AI_WORKER_TEST_GRANTS, a command that sql/grants.sql has a user for runs as that user.
+    """
 
     database_url: str | None
     folder: Path
@@ -245,7 +289,7 @@ class Programs:
         """One command, to its end. Never raises for its exit code."""
         return subprocess.run(
             self._command(args),
-            env=environment(self.database_url, env),
+            env=environment(self._url(args), env),
             cwd=self.folder,
             input=input if input is not None else "",
             capture_output=True,
@@ -261,7 +305,7 @@ class Programs:
         with output.open("wb") as file:
             process = subprocess.Popen(
                 self._command(args),
-                env=environment(self.database_url, env),
+                env=environment(self._url(args), env),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -270,6 +314,11 @@ class Programs:
             )
         self._started.append(process)
         return Background(process, output)
+
+    def _url(self, args: tuple[str, ...]) -> str | None:
+        """That of whoever gives this command in production; the administrator's for what only a person does."""
+        role = ROLE_OF_COMMAND.get(args[0]) if args else None
+        return self.database_url if role is None or self.database_url is None else as_role(self.database_url, role)
 
     def close(self) -> None:
         for process in self._started:

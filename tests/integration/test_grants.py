@@ -14,6 +14,7 @@ import pytest
 from starlette.datastructures import FormData
 
 from ai_worker import migrate
+from ai_worker.cli import COMMANDS
 from ai_worker.counts import Key, Work
 from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database, sql_folder
@@ -42,7 +43,7 @@ from ai_worker.web.services import Services
 from tests.conftest import Sql
 from tests.integration.old_rows import fill_with_old_rows
 from tests.integration.source_tables import shop
-from tests.servers import TestServer
+from tests.servers import GRANTS, ROLE_OF_COMMAND, Programs, TestServer, role_user
 
 DENIED = {1142, 1143}  # table access, column access
 PASSWORD = "Test.1-zxcvb"
@@ -420,3 +421,29 @@ def test_nobody_reaches_another_database(users: Users) -> None:
             with users.connect(role) as connection, connection.cursor() as cursor:
                 cursor.execute("SHOW DATABASES")
                 assert other not in {row["Database"] for row in cursor.fetchall()}
+
+
+# What a person gives who may do everything, or what needs no database.
+BY_A_PERSON = {
+    *("migrate", "model", "prompt", "submit", "import", "export", "token", "group", "schedule", "queue", "rekey", "doctor"),
+    *("quickstart", "service", "keygen", "completion"),
+}
+
+
+def test_each_command_runs_as_whom_it_is_for(
+    programs: Programs, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What AI_WORKER_TEST_GRANTS does for every test that starts programs: what goes beyond the grants fails it."""
+    monkeypatch.setenv(GRANTS, "1")
+    assert ROLE_OF_COMMAND.keys() | BY_A_PERSON == COMMANDS.keys()
+    assert not ROLE_OF_COMMAND.keys() & BY_A_PERSON
+    daemon = programs.start("daemon")
+    daemon.wait_for("START")
+    database = parse_database_url(database_url).database
+    (mine,) = sql("SELECT USER() AS name")
+    rows = sql("SELECT DISTINCT USER AS name FROM information_schema.processlist WHERE DB = %s", [database])
+    assert {row["name"] for row in rows} == {role_user(database, "worker"), mine["name"].partition("@")[0]}
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+    assert programs.run("status", "--json").returncode == 0
+    assert programs.run("prune", "--older-than", "1d").returncode == 0

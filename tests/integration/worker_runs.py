@@ -21,6 +21,7 @@ from ai_worker.worker import Summary, Worker, WorkerOptions, attempt, calls, lea
 from ai_worker.worker.tracing import OFF, Tracing
 from tests.conftest import Sql
 from tests.fake_provider import FakeProvider
+from tests.servers import as_role
 
 SHORTENED = 50  # a wait between two calls of one attempt takes a fiftieth of the seconds that the policy names
 STRETCHED = 100  # one between two attempts takes a hundred times as long: nothing comes due before the test says so
@@ -68,7 +69,8 @@ class CountingQueue(Queue):
 class Run:
     """A worker that runs until it is done; `summary` and `claimed` say what it did.
 
-    `meanwhile(worker)` is called in a thread of its own once the worker runs. The options are those of `WorkerOptions`.
+    `meanwhile(worker)` is called in a thread of its own once the worker runs. The options are those of `WorkerOptions`. With
+    AI_WORKER_TEST_GRANTS the worker has the rights of sql/grants.sql and no more.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Run:
         **options: Any,
     ) -> None:
         settings = WorkerOptions(**{"forever": False, "concurrency": 300, "name": "test", **options})
-        with closing(Database(parse_database_url(url))) as db:
+        with closing(Database(parse_database_url(as_role(url, "worker")))) as db:
             queue = CountingQueue(db)
             queue.keep_files_in(files_folder)
             worker = Worker(
