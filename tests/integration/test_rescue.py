@@ -98,6 +98,22 @@ def test_an_item_lost_too_often_is_set_aside(application: Application, queue: Qu
     assert queue.commit(worker, [done(claimed)]).ended == [EndedTask(task, TaskStatus.COMPLETED, 1, 0)]
 
 
+def test_an_item_lost_too_often_is_set_aside_in_a_cancelled_task_too(
+    application: Application, queue: Queue, task: int, item: int, sql: Sql
+) -> None:
+    """Whether the task stays cancelled is known under its lock alone: resumed meanwhile, the item would get one try too many."""
+    for losses in range(1, MAX_LOSSES + 1):
+        worker = register(queue)
+        assert claim(queue, worker)
+        if losses == MAX_LOSSES:
+            sql("UPDATE task SET status_id = 5 WHERE id_task = %s", [task])
+        application.kill_worker(worker)
+        report = queue.rescue()
+    assert report.ended == [EndedTask(task, TaskStatus.CANCELLED, 0, 1)]
+    row = application.item_row(item)
+    assert (row["status_id"], row["error_kind"], row["lost_count"]) == (ItemStatus.ERROR, "lost", MAX_LOSSES)
+
+
 def test_a_late_result_is_accepted_once(application: Application, queue: Queue, worker: int, lost_item: Item, sql: Sql) -> None:
     outcome = done(lost_item)
     report = queue.commit(worker, [outcome])
