@@ -22,7 +22,7 @@ from ai_worker.store import committing, ledger
 from tests.chaos.arena import arena_on, kinds
 from tests.chaos.model.__main__ import IN_MEMORY
 from tests.chaos.model.runs import run, world_on
-from tests.chaos.model.sweep import PLACES, SCENARIOS, sweep
+from tests.chaos.model.sweep import sweep
 from tests.servers import TestServer
 
 EXAMPLES: Final = 1000
@@ -202,18 +202,17 @@ def hunt(mutation: Mutation, server: TestServer, url: str, *, seed: int, example
     Raises what is no disagreement, such as an error in the SQL.
     """
     began = time.monotonic()
-    pairs = 0
+    pairs, is_swept = 0, False
     with mutation.applied(), world_on(server, url) as world:
         try:
             for _ in sweep(world):
                 pairs += 1
-            world.begun = 0
+            is_swept, world.begun = True, 0
             run(world, examples, STEPS, seed, shrink=False)
         except Exception:  # whatever hypothesis makes of it
             if world.problem is None:
                 raise
-            is_in_pairs = pairs < len(SCENARIOS) * len(PLACES)
-            return Caught(pairs, 0 if is_in_pairs else world.begun, time.monotonic() - began, _told(world.problem))
+            return Caught(pairs, world.begun if is_swept else 0, time.monotonic() - began, _told(world.problem))
         return Caught(pairs, world.begun, time.monotonic() - began, None)
 
 

@@ -6,14 +6,14 @@ All places, not drawn ones: the state machine finds what nobody has thought of; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Final
 
 from tests.chaos.model.acts import Acts
 from tests.chaos.model.protocol import Disagreement
 from tests.chaos.model.world import Act, Held, Worker, World
 
-PLACES: Final = range(10)  # after so many statements of the first verb; none has more to say in these pairs
-ALL: Final = 99
+ALL: Final = 99  # statements; none has so many to say
 
 
 class Stage:
@@ -43,6 +43,7 @@ class Stage:
         return act
 
     def commit(self, worker: Worker, kind: str) -> Act:
+        """Of what it has held for the longest."""
         held: Held = worker.hand[0]
         self.acts.decide(held, kind)
         return self.acts.commit(worker, [held], with_held=False)
@@ -50,6 +51,16 @@ class Stage:
     def silent(self, *workers: Worker) -> None:
         for worker in workers:
             self.world.lease_is_over(worker)
+
+    def take_over(self) -> None:
+        """The first worker falls silent, and the other one gets its item."""
+        self.silent(self.one)
+        self.do(self.acts.rescue(self.other))
+        self.claim_again()
+
+    def claim_again(self) -> None:
+        self.do(self.acts.look(self.other))
+        self.do(self.claim(self.other, 1))
 
 
 Scenario = Callable[[World], tuple[Act, Act]]
@@ -70,6 +81,25 @@ def commit_and_rescue(kind: str) -> Scenario:
         return stage.commit(stage.one, kind), stage.acts.rescue(stage.other)
 
     return pair
+
+
+def late_commit_and_new_owners(kind: str) -> Scenario:
+    def pair(world: World) -> tuple[Act, Act]:
+        stage = Stage(world, claimed=1)
+        stage.take_over()
+        return stage.commit(stage.one, kind), stage.commit(stage.other, "processed")
+
+    return pair
+
+
+def late_commit_of_the_same_attempt(world: World) -> tuple[Act, Act]:
+    """After a retry by hand attempts are counted from one again: only the token tells the claims apart."""
+    stage = Stage(world, claimed=1)
+    stage.take_over()
+    stage.do(stage.commit(stage.other, "failed"))
+    stage.do(stage.acts.retry_all(stage.task))
+    stage.claim_again()
+    return stage.commit(stage.one, "processed"), stage.commit(stage.other, "processed")
 
 
 def commit_and_cancel(kind: str) -> Scenario:
@@ -133,6 +163,9 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "a result and a rescue": commit_and_rescue("processed"),
     "a failure and a rescue": commit_and_rescue("failed"),
     "a release and a rescue": commit_and_rescue("released"),
+    "a late result and the new owner's": late_commit_and_new_owners("processed"),
+    "a late failure and the new owner's result": late_commit_and_new_owners("failed"),
+    "a late result and that of the same attempt": late_commit_of_the_same_attempt,
     "a retry and a cancel": commit_and_cancel("retry"),
     "two claims": two_claims,
     "a claim and a pause": claim_and_pause,
@@ -145,13 +178,18 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 }
 
 
-def sweep(world: World) -> Iterator[str]:
-    """Runs every pair at every place, and yields its name after each; raises Disagreement with the place."""
+def sweep(world: World, first: int = 0, step: int = 1) -> Iterator[str]:
+    """Runs every pair at every place, and yields its name after each; raises Disagreement with the place.
+
+    `first` and `step` leave places out: only after so many statements, and then each so many.
+    """
     for name, scenario in SCENARIOS.items():
-        for place in PLACES:
+        for place in count(first, step):
             one, other = scenario(world)
             try:
                 world.at_once(one, other, place, ALL)
             except Disagreement as error:
                 raise Disagreement(f"{name}, after {place} statements: {error}") from None
             yield name
+            if world.pair.is_over_first:  # one after the other: there is no later place
+                break

@@ -125,6 +125,10 @@ class _Steps:
             self._is_done = True
             self._changed.notify_all()
 
+    @property
+    def is_done(self) -> bool:
+        return self._is_done
+
     def let(self, statements: int) -> None:
         """Lets so many statements through, one after the other; fewer when the verb ends, or one waits for a lock."""
         for _ in range(statements):
@@ -156,15 +160,18 @@ class Pair:
     def __init__(self, db: WatchedDatabase) -> None:
         self._db = db
         self._threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+        self.is_over_first = False
 
     def run(self, one: Callable[[], Any], other: Callable[[], Any], first: int, second: int) -> tuple[Any, Any]:
         """`first` statements of `one`, then `second` of `other`, then the rest of `one`, then the rest of `other`.
 
-        What has to wait for a lock waits, and the other goes on. What both return.
+        What has to wait for a lock waits, and the other goes on. What both return. `is_over_first` then says whether `one` had no
+        more to say when `other` began.
         """
         steps = (_Steps(), _Steps())
         begun = self._begin(0, steps[0], one)
         steps[0].let(first)
+        self.is_over_first = steps[0].is_done
         after = self._begin(1, steps[1], other)
         steps[1].let(second)
         steps[0].let_all()
