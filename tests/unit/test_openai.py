@@ -161,7 +161,9 @@ def test_json_is_found_in_a_talkative_answer(fake: FakeProvider, said: str) -> N
     assert ask(configured(fake, options={"structured": "text"}))[0].text == '{"corrected": "Żółw"}'
 
 
-@pytest.mark.parametrize("said", ["Nie mogę { tego {} zrobić.", '{"changes": [{"corrected": "Żółw"}, {"corr', "```"])
+@pytest.mark.parametrize(
+    "said", ["Nie mogę { tego {} zrobić.", '{"changes": [{"corrected": "Żółw"}, {"corr', "```", 'x {"a":' * 5000]
+)
 def test_an_answer_without_a_whole_object_is_handed_on_as_it_is(fake: FakeProvider, said: str) -> None:
     fake.script(Rule("answer", content=said))
     assert ask(configured(fake))[0].text == said

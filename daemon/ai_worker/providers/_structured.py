@@ -59,7 +59,7 @@ def json_object_in(text: str) -> str:
     if opening := _OPENING.search(spoken):
         try:
             _, end = json.JSONDecoder().raw_decode(spoken, opening.start())
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         return spoken[opening.start() : end]
     return text

@@ -20,6 +20,7 @@ def _no_constant(name: str) -> NoReturn:
 
 DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)  # not strict: models put raw line breaks into strings
 _OBJECT_STARTS_TRIED = 20
+_DEEPEST = 30  # MariaDB keeps JSON of 31 levels, MySQL of 100, and a schema's validator goes no further than some hundreds
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -27,12 +28,12 @@ def decoded(text: str, answer_field: str) -> dict[str, Any]:
     """The JSON object in `text`, all of its strings storable.
 
     Where there is more than the object (a code fence, words around it), the first one with `answer_field` in it is taken.
-    Raises CheckFailed when there is none.
+    Raises CheckFailed when there is none, and when it is nested more deeply than databases keep.
     """
     try:
         value: dict[str, Any] | None = orjson.loads(text)
         if isinstance(value, dict) and "\\u0000" not in text:
-            return value  # no lone surrogate gets through this one, and no NUL but as an escape
+            return _flat_enough(value)  # no lone surrogate gets through this one, and no NUL but as an escape
     except ValueError:
         pass
     try:
@@ -43,9 +44,25 @@ def decoded(text: str, answer_field: str) -> dict[str, Any]:
         value = _object_within(text, answer_field)
     if value is None:
         raise CheckFailed(f"no JSON object in {_clipped(text)}" if text.strip() else "the answer is empty", check="json")
+    _flat_enough(value)
     if text.isascii() and "\\u" not in text and "\0" not in text:
         return value
     return {clean(name): _cleaned(element) for name, element in value.items()}
+
+
+def _flat_enough(value: dict[str, Any]) -> dict[str, Any]:
+    """The value, unless it is nested too deeply. Level by level: a function that calls itself would end where it should judge."""
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise CheckFailed(f"the answer is nested more than {_DEEPEST} levels deep", check="json")
 
 
 def _object_within(text: str, answer_field: str) -> dict[str, Any] | None:
