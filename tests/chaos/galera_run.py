@@ -30,7 +30,7 @@ from tests.chaos.conftest import SEED
 from tests.chaos.fleet import Fleet
 from tests.chaos.galera import Cluster, Node
 
-LEASE_SECONDS = 15  # longer than the cluster takes to give up a node that is silent (five seconds, its default)
+LEASE_SECONDS = 15  # longer than the cluster takes to give up a node that is silent, with room for a busy machine
 BACK_WITHIN = 10.0
 _BACK = 0.8  # of the rate before the kill
 _WINDOW = 1.0
