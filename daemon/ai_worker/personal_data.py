@@ -58,6 +58,7 @@ _EMAIL: Final = re.compile(
 
 _GROUP: Final = re.compile(rf"\d(?:[{_UNSEEN}]*\d)*+")
 _GAP: Final = r"[ \t\u00a0\u2007-\u200a\u202f.\-/‐-—()]{1,3}"
+_APART: Final = " \t\u00a0\u2007\u202f("
 _CLUSTER: Final = re.compile(rf"\d(?:[{_UNSEEN}]*\d)*+(?:{_GAP}\d(?:[{_UNSEEN}]*\d)*+)*+")
 # Looked at from each place where one may begin: words that follow look like more of it.
 _IBAN: Final = re.compile(rf"(?<![^\W_])(?=([A-Za-z]{{2}}[0-9]{{2}}(?:[ \u00a0{_UNSEEN}-]{{0,2}}[A-Za-z0-9]){{11,30}}))")
@@ -172,8 +173,15 @@ class Detector:
         digits = [_ascii_digits(text[first:last]) for first, last in groups]
         if text[max(0, start - 2) : start].translate(_STRIPPED)[-1:] in ("+", "＋"):
             yield from _international(text, start - 1, groups, digits)
-        elif digits[0].startswith("00") and not digits[0].startswith("000"):
-            yield from _international(text, start, groups, ["".join(digits[0][2:]), *digits[1:]])
+        for first, (group, (at, _)) in enumerate(zip(digits, groups, strict=True)):
+            # Also behind a number that only stands before it, of a list or a house; but not as the decimals of one.
+            is_code = (
+                group.startswith("00")
+                and not group.startswith("000")
+                and (not first or (len(group) > 2 and text[at - 1] in _APART))
+            )
+            if is_code:
+                yield from _international(text, at, groups[first:], [group[2:], *digits[first + 1 :]])
         lengths = tuple(map(len, digits))
         for first in range(len(groups)):
             last = first + 1

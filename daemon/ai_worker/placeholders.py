@@ -91,6 +91,10 @@ class Placeholders:
         met = {found for text in texts if "[[" in text for found in map(_canonical, PLACEHOLDER.finditer(text))}
         return {placeholder: value for placeholder, value in self._values.items() if placeholder in met}
 
+    def standing_in(self, *texts: str) -> list[str]:
+        """The placeholders of the values that stand in these texts themselves."""
+        return [placeholder for placeholder, value in self._values.items() if any(value in text for text in texts)]
+
     def _placeholder(self, value: str, kind: Kind) -> str:
         placeholder = self._by_value.get(value)
         if placeholder is None:

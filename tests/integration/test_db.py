@@ -332,8 +332,10 @@ def test_a_lock_wait_that_is_too_long_is_run_again_as_a_whole(
     assert count(sql) == 1
 
 
-def test_a_commit_that_fails_on_its_way_is_in_doubt(database: Database, task: int, sql: Sql) -> None:
-    """As on a node of a Galera cluster that is cut off with the COMMIT under way: it says 1180, and the others may have it."""
+@pytest.mark.parametrize("code", [1180, 1026])
+def test_a_commit_that_fails_on_its_way_is_in_doubt(database: Database, task: int, sql: Sql, code: int) -> None:
+    """As on a node of a Galera cluster that is cut off with the COMMIT under way: it says 1180, and the others may have it. Or on
+    a server whose disk is full when it writes what has been committed."""
     doubts: list[bool] = []
 
     def work(tx: Transaction) -> None:
@@ -345,8 +347,9 @@ def test_a_commit_that_fails_on_its_way_is_in_doubt(database: Database, task: in
         landing = connection.commit
 
         def commit() -> None:
+            connection.commit = landing
             landing()
-            raise pymysql.err.OperationalError(1180, "Not connected to Primary Component")
+            raise pymysql.err.OperationalError(code, "Not connected to Primary Component, or no room")
 
         connection.commit = commit
 

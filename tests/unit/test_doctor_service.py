@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from ai_worker import __version__
 from ai_worker.cli import main
 from ai_worker.cli.doctor_fleet import is_open, of_tokens, of_workers
-from ai_worker.cli.doctor_service import check_files_folder, check_service
+from ai_worker.cli.doctor_service import check_files_folder, check_personal_data, check_service
 from ai_worker.cli.findings import Finding
 from ai_worker.config import Settings
 from ai_worker.store.reports import WorkerReport
@@ -180,3 +181,19 @@ def test_the_folder_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         (found,) = check_files_folder(Settings.model_construct(files_folder=tmp_path))
         assert found.level == level
+
+
+def test_what_it_takes_to_mask_personal_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tmp_path / "names.txt"
+    settings = Settings.model_construct(personal_names_file=names)
+    assert [each.level for each in check_personal_data(settings)] == ["problem"], "a list that is named must be there"
+    for content, level in (("# nobody yet\n", "warning"), ("Jan Kowalski\n", "ok")):
+        names.write_text(content, encoding="utf-8")
+        (found,) = check_personal_data(settings)
+        assert found.level == level
+        assert "Kowalski" not in found.message
+    monkeypatch.setitem(sys.modules, "stdnum", None)
+    (found,) = check_personal_data(settings)
+    assert found.level == "problem"
+    assert "ai-worker[pii]" in found.message
+    assert list(check_personal_data(Settings.model_construct(personal_names_file=None))) == [], "not every host is for that"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ai_worker.changes import measure
-from ai_worker.errors import BadAnswer, CannotMask, PersonalDataFound
+from ai_worker.errors import BadAnswer, CannotMask, PersonalDataFound, UsageError
 from ai_worker.models import (
     Background,
     Completion,
@@ -335,9 +335,68 @@ def test_a_batch_knows_whether_it_is_read_by_the_rules_it_was_written_by(tmp_pat
     assert mark("Anna\nJan", item) == mark("Jan\n\nAnna", item)
     assert mark("Anna\nJan", item) != mark("Anna", item)
     assert mark("Anna", item) != mark("Anna", item._replace(claim_token=b"other")), "it tells nobody of the list"
+    edited = [item._replace(text_original=f"{PHONE} {TEXT}"), item._replace(context={"a": EMAIL})]
+    edited += [an_item("correction", TEXT, description=EMAIL), an_item("correction", TEXT, tone=EMAIL)]
+    assert all(mark("Anna", each) != mark("Anna", item) for each in edited), "what is numbered otherwise now must not be mixed up"
 
 
 def test_an_error_about_an_answer_names_placeholders_once(masking: Masking) -> None:
     kind = masking.of(task_type("correction"), PersonalData.MASK)
     with pytest.raises(BadAnswer, match=r"check numbers: .*\[\[PESEL_1\]\]"):
         kind.parse(an_item("correction", TEXT), answer(corrected_text=MASKED.replace("[[PESEL_1]]", "…"), change_summary=""))
+
+
+SHORTENED = """\
++++
+version = 1
+kind = "summary"
+answer_field = "summary"
+[schema]
+type = "object"
+additionalProperties = false
+required = ["summary"]
+[schema.properties.summary]
+type = "string"
++++
+# System
+Sum up.
+# User
+{{ context.sender[:9] }}
+{{ marker }}
+{{ text }}
+{{ marker }}
+"""
+
+
+def test_what_a_template_shortens_is_blocked_too(masking: Masking) -> None:
+    """Of [[EMAIL_1]] nine characters are no placeholder any more; of a@b.pl they are the whole address."""
+    item = an_item("short", "Dzień dobry.", PersonalData.BLOCK)._replace(context={"sender": "a@b.pl", "unread": EMAIL})
+    kind = masking.of(task_type_of(PromptFile.parse("short", SHORTENED, "short.md")), PersonalData.BLOCK)
+    with pytest.raises(PersonalDataFound, match=r"EMAIL \(1\)"):
+        kind.prompt(item)
+    assert kind.prompt(item._replace(context={"sender": "nobody", "unread": EMAIL})).user.startswith("nobody")
+
+
+def test_an_answer_nested_beyond_reading_is_a_bad_one(masking: Masking) -> None:
+    kind = masking.of(task_type("correction"), PersonalData.MASK)
+    deep = '{"corrected_text": "[[EMAIL_1]]", "more": ' + "[" * 900 + "]" * 900 + "}"
+    with pytest.raises(BadAnswer):
+        kind.parse(an_item("correction", EMAIL), Completion(deep, Usage(7, 5)))
+
+
+@pytest.mark.parametrize("error", [MemoryError, UsageError])
+def test_errors_of_a_type_keep_their_kind(masking: Masking, error: type[Exception]) -> None:
+    class Odd:
+        name = "odd"
+
+        def validate(self, task: Task) -> None: ...
+
+        def prompt(self, item: Item) -> Prompt:
+            raise AssertionError
+
+        def parse(self, item: Item, completion: Completion) -> Result:
+            raise error(f"about {item.text_original}")
+
+    with pytest.raises(error) as caught:
+        masking.of(Odd(), PersonalData.MASK).parse(an_item("odd", EMAIL), Completion("x", Usage()))
+    assert error is MemoryError or str(caught.value) == "about [[EMAIL_1]]"

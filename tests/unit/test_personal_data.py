@@ -74,6 +74,7 @@ def test_what_has_a_form_of_its_own_or_a_place_in_the_list_is_found_whole(kind: 
         "Spotkanie 2026-11-23 o 03:14:04, faktura 12/2026 na 1 234,50 zł",
         "wersja 3.11.2, port 127.0.0.1:3306, kod 00-950",
         "PL61 1090 1014 0000 0712 1981 2875",
+        "ceny 10.00 25.00 13.00 44.00, razem 0.001 234 i 1.002 345 6",
         "4111 1111 1111 1112",
         "Janowski i Kowalskich, Janina",
         "jan@localhost",
@@ -90,6 +91,13 @@ def test_numbers_side_by_side_are_each_found() -> None:
     text = "600 100 200 44051401359 8567346215, 4111 1111 1111 1111 12/27"
     masked = Placeholders(DETECTOR).masked(text)
     assert masked == "[[PHONE_1]] [[PESEL_1]] [[NIP_1]], [[CARD_1]] 12/27"
+
+
+@pytest.mark.parametrize("text", ["1. 0048 600 100 200", "nr 2 0048600100200", "3 (0044 20 7946 0958)"])
+def test_a_country_code_after_another_number_begins_one(text: str) -> None:
+    (found,) = DETECTOR.find(text)
+    assert found.kind is Kind.PHONE
+    assert text[found.start : found.end] == text[text.index("00") :].rstrip(")")
 
 
 def test_no_piece_is_left_of_what_overlaps() -> None:

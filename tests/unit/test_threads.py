@@ -41,6 +41,23 @@ def test_a_dead_thread_is_told_from_a_living_one(monkeypatch: pytest.MonkeyPatch
     asyncio.run(work())
 
 
+def test_a_thread_that_was_closed_has_not_died() -> None:
+    """A worker that drains closes one or the other long before its last call ends."""
+
+    async def work() -> None:
+        threads, other = Threads(), Thread("other")
+        threads.watch(other)
+        assert await other(int, "1") == 1
+        (thread,) = (each for each in threading.enumerate() if each.name.startswith("other"))
+        other.close(is_to_finish=True)
+        thread.join(10)
+        assert not thread.is_alive()
+        assert threads.dead() == []
+        threads.close()
+
+    asyncio.run(work())
+
+
 def test_the_first_reason_ends_a_worker() -> None:
     async def work() -> None:
         breakdown = Breakdown(Log())

@@ -13,7 +13,7 @@ from ai_worker.cli import context
 from ai_worker.cli.doctor_endpoint import WITHOUT_NETWORK, probe
 from ai_worker.cli.doctor_fleet import check_fleet, check_web
 from ai_worker.cli.doctor_order import check_order
-from ai_worker.cli.doctor_service import check_files_folder, check_service
+from ai_worker.cli.doctor_service import check_files_folder, check_personal_data, check_service
 from ai_worker.cli.doctor_settings import check_settings
 from ai_worker.cli.findings import Finding, misconfigured, ok, problem, warning
 from ai_worker.cli.service_files import WEB, Host
@@ -55,6 +55,7 @@ def examine(*, offline: bool) -> Iterator[Finding]:
         yield from check_settings()
         yield from check_service()
         yield from check_files_folder(settings)
+        yield from check_personal_data(settings)
         settings.database_url()
         ring = context.keyring(settings)
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""The doctor's look at this host: the services of systemd, where they are installed, and the folder for files."""
+"""The doctor's look at this host: the services of systemd, where they are installed, the folder for files, and personal data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ai_worker.cli.service_files import (
     unit_text,
 )
 from ai_worker.config import SERVICE_CREDENTIALS, SERVICE_ENV_FILE, SERVICE_FOLDER, Settings
-from ai_worker.errors import AiWorkerError, ConfigurationError
+from ai_worker.errors import AiWorkerError, CannotMask, ConfigurationError
 
 LEAST_SPACE: Final = 1 << 30
 """Bytes free in the folder for files below which the doctor warns: pictures have some megabytes each."""
@@ -123,6 +123,29 @@ def check_files_folder(settings: Settings) -> Iterator[Finding]:
         yield warning("files", free, remedy)
     else:
         yield ok("files", free)
+
+
+def check_personal_data(settings: Settings) -> Iterator[Finding]:
+    """Findings about what it takes to mask or block personal data; none where nothing here says that it is to be."""
+    from ai_worker.personal_data import Detector
+    from ai_worker.task_types.masking import names_of
+
+    path = settings.personal_names_file
+    try:
+        names = [] if path is None else names_of(path)
+        Detector(names)
+    except CannotMask as error:
+        if path is not None:  # without it, and without the extra, this host may be one that is not meant for such tasks
+            remedy = "Until then no item of a task with --personal-data is sent from here: docs/personal-data.md."
+            yield misconfigured("personal data", str(error), remedy)
+        return
+    if path is None:
+        yield ok("personal data", "can be masked, names apart: there is no AI_WORKER_PERSONAL_NAMES_FILE")
+    elif names:
+        yield ok("personal data", f"can be masked, with {len(names)} {'name' if len(names) == 1 else 'names'} from {path}")
+    else:
+        remedy = "One name on each line, in UTF-8, each form by itself: docs/personal-data.md."
+        yield warning("personal data", f"{path} has no name in it: names are sent as they are", remedy)
 
 
 def _count(workers: int) -> str:

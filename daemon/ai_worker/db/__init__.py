@@ -180,8 +180,9 @@ class Database:
                 if losses >= MAX_LOSSES:
                     raise DatabaseAway(f"{name_of(session.host)}: the connection was lost {losses} times: {error}") from error
             except TroubledError as error:
+                in_doubt = in_doubt or error.in_doubt
                 if not troubles:
-                    log(Event.DATABASE_AWAY, host=name_of(session.host), reason=str(error), commit_in_doubt=False)
+                    log(Event.DATABASE_AWAY, host=name_of(session.host), reason=str(error), commit_in_doubt=in_doubt)
                     patient_until = time.monotonic() + self.patience
                 troubles += 1
                 if time.monotonic() >= patient_until or self._given_up.wait(_pause(troubles)):

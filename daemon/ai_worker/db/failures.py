@@ -70,7 +70,14 @@ class CommitLostError(Exception):
 
 
 class TroubledError(Exception):
-    """The server cannot do it now, for want of room, memory or the like; it has done nothing. Somebody may mend that."""
+    """The server cannot do it now, for want of room, memory or the like. Somebody may mend that.
+
+    `in_doubt`: it said so at the COMMIT, and nobody promises that nothing of it was written by then.
+    """
+
+    def __init__(self, reason: str, *, in_doubt: bool = False) -> None:
+        super().__init__(reason)
+        self.in_doubt = in_doubt
 
 
 class ConflictError(Exception):

@@ -109,7 +109,7 @@ class Session:
             if code in CONFLICT:
                 raise ConflictError(str(error), in_doubt=committing and self._is_galera) from error
             if code in TROUBLED:
-                raise TroubledError(str(error)) from error
+                raise TroubledError(str(error), in_doubt=committing) from error
             raise (ValueRefused if code in VALUE else DatabaseError)(message_of(error), code) from error
         except BaseException:
             self._rollback()

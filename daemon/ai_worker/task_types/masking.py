@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ai_worker.config import encoding_of
-from ai_worker.errors import BadAnswer, CannotMask, PersonalDataFound, ProviderError
+from ai_worker.errors import AiWorkerError, BadAnswer, CannotMask, PersonalDataFound
 from ai_worker.models import NO_BACKGROUND, Background, Completion, Example, Item, PersonalData, Prompt, Result, StepResult, Task
 from ai_worker.personal_data import Detector, Kind, moved_out
 from ai_worker.placeholders import Placeholders, kind_of
@@ -86,8 +86,12 @@ class _Masked:
         return getattr(self._kind, name)
 
     def mark(self, item: Item) -> str:
-        """Stands for the way in which placeholders are numbered here, under a key of the claim: it tells nobody else a thing."""
-        return blake2b(self._detector.digest, digest_size=4, key=item.claim_token).hexdigest()
+        """Stands for the way in which the item's placeholders are numbered here: by what is found, and by what is looked through.
+        Under a key of the claim: it tells nobody else a thing."""
+        task = item.task
+        seen = [item.text_original, item.context, task.description, task.parameters]
+        of_item = json.dumps(seen, sort_keys=True, default=repr).encode()
+        return blake2b(self._detector.digest + of_item, digest_size=4, key=item.claim_token).hexdigest()
 
     def validate(self, task: Task) -> None:
         """As the other one does."""
@@ -111,12 +115,21 @@ class _Masked:
         if self._mode is PersonalData.BLOCK:
             if (kinds := _kinds(used)) is not None:
                 raise PersonalDataFound(f"it has personal data, and its task says that none is to be sent: {kinds}")
-            return render(item, Placeholders(self._detector))
+            return self._clean(render(item, Placeholders(self._detector)), values)
         if prompt.image is not None:
             if (kinds := _kinds(used)) is not None:
                 raise PersonalDataFound(f"it asks for a picture, in which personal data cannot be put back: {kinds}")
             return prompt
         return prompt._replace(system=prompt.system + INSTRUCTION, fingerprint=_fingerprint(prompt.fingerprint, used))
+
+    @staticmethod
+    def _clean(prompt: Prompt, values: Placeholders) -> Prompt:
+        """A prompt that is sent as it is. What a template has shortened or changed is no placeholder any more, and would be a
+        value all the same: raises PersonalDataFound where one stands in it."""
+        kinds = _kinds(values.standing_in(prompt.system, prompt.user, prompt.text))
+        if kinds is not None:
+            raise PersonalDataFound(f"it has personal data, and its task says that none is to be sent: {kinds}")
+        return prompt
 
     def _masked(self, item: Item, values: Placeholders) -> Item:
         """The item as a prompt may see it. The task comes first: what it has is numbered alike for all of its items, whose
@@ -139,13 +152,18 @@ class _Masked:
         values = Placeholders(self._detector)
         text = self._masked(item, values).text_original
         unknown: set[str] = set()
-        restored, told = self._restored(completion.text, values, unknown)
+        try:
+            restored, told = self._restored(completion.text, values, unknown)
+        except RecursionError:
+            raise _bad("it is nested too deeply", completion) from None
         if unknown:
             raise _bad(f"it has placeholders that stand for nothing: {_listed(unknown)}", completion)
         try:
             result = parse(item, completion._replace(text=restored))
-        except ProviderError as error:
+        except AiWorkerError as error:
             raise _without_values(error, values) from None
+        except MemoryError:  # of the worker, whichever item met it
+            raise
         except Exception as error:  # noqa: BLE001 -- a plug-in's bug, whose words may be the row's
             raise RuntimeError(_quotable(f"{type(error).__name__}: {error}", values)) from None
         # Last: an answer that was cut short, or that is a refusal, has lost them too.
@@ -257,7 +275,7 @@ def _bad(message: str, completion: Completion) -> BadAnswer:
     return BadAnswer(f"check personal_data: {message}", usage=completion.usage)
 
 
-def _without_values(error: ProviderError, values: Placeholders) -> ProviderError:
+def _without_values(error: AiWorkerError, values: Placeholders) -> AiWorkerError:
     """The error in words without the row's values: what an answer is refused for may be quoted from it."""
     error.args = (_quotable(str(error), values), *error.args[1:])
     return error

@@ -21,6 +21,7 @@ class Thread:
     def __init__(self, name: str) -> None:
         self.name = name
         self._thread: threading.Thread | None = None
+        self._is_closed = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=self._begin)
 
     def _begin(self) -> None:
@@ -29,7 +30,7 @@ class Thread:
     @property
     def is_dead(self) -> bool:
         """Whether it has ended before it was closed: then nothing that it is given is ever done, and nobody is told."""
-        return self._thread is not None and not self._thread.is_alive()
+        return self._thread is not None and not self._is_closed and not self._thread.is_alive()
 
     def __call__(self, verb: Callable[[*Ts], T], *arguments: *Ts) -> asyncio.Future[T]:
         """Does a verb, and gives what it returns to whoever awaits it."""
@@ -55,6 +56,7 @@ class Thread:
 
     def close(self, *, is_to_finish: bool = False) -> None:
         """Takes nothing more, and does not wait for what is under way. `is_to_finish`: still does what it was given."""
+        self._is_closed = True  # one that is closed early, while the others finish their work, has not died
         self._executor.shutdown(wait=False, cancel_futures=not is_to_finish)
 
 
