@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -29,6 +32,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(asked) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("chaos")])
         items[:] = asked
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _in_good_order() -> Iterator[None]:
+    """A run that `timeout` or a CI server ends by SIGTERM takes its servers, workers and namespaces with it."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the way out must not be broken off
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def far(arena: Arena, fleet: Fleet, host: Host, request: pytest.FixtureRequest) 
         provider = stack.enter_context(fake_provider(400))
         target = provider.url.removeprefix("http://").split(":")
         relay = stack.enter_context(Relay((target[0], int(target[1])), host=host.gateway, delay=delay))
-        scene = Far(arena, fleet, provider, 600)
+        scene = Far(arena, fleet, provider, 200 if delay else 600)
         arena.sql(
             "UPDATE ai_model SET base_url = %s ORDER BY id_ai_model DESC LIMIT 1", [f"http://{host.gateway}:{relay.port}/v1"]
         )
@@ -119,6 +119,7 @@ def test_delayed(far: Far, host: Host) -> None:
 
 HOLDS = """
 import sys, time
+from ai_worker.database_url import parse_database_url
 from ai_worker.db import Database
 
 def hold(tx):
