@@ -8,6 +8,7 @@ that they do not notice, and one that does not apply any more, fails the run.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -219,7 +220,7 @@ def hunt(mutation: Mutation, server: TestServer, url: str, *, seed: int, example
 def _told(error: BaseException) -> str:
     """In one line what has been noticed."""
     if isinstance(error, DatabaseError) and error.code in CONSTRAINTS:
-        return f"the database: {str(error).splitlines()[0][:100]}"
+        return f"the database: {re.sub(r'Duplicate entry .* for', 'Duplicate entry for', str(error).splitlines()[0])[:100]}"
     if not isinstance(error, AssertionError):
         raise error
     return str(error).strip().splitlines()[0].strip()[:100]

@@ -1,4 +1,5 @@
-"""Pairs of verbs that touch the same rows, the second one inside the first, at each of its statements.
+"""Pairs of verbs that touch the same rows, the second one inside the first, at each of its statements; and verbs whose connection
+is lost at each of theirs.
 
 All places, not drawn ones: the state machine finds what nobody has thought of; this finds in seconds what somebody has.
 """
@@ -11,7 +12,7 @@ from typing import Final
 
 from tests.chaos.model.acts import Acts
 from tests.chaos.model.protocol import Disagreement
-from tests.chaos.model.world import Act, Held, Worker, World
+from tests.chaos.model.world import Act, Fault, Held, Worker, World
 
 ALL: Final = 99  # statements; none has so many to say
 
@@ -102,6 +103,17 @@ def late_commit_of_the_same_attempt(world: World) -> tuple[Act, Act]:
     return stage.commit(stage.one, "processed"), stage.commit(stage.other, "processed")
 
 
+def claim_in_doubt_and_new_owner(world: World) -> tuple[Act, Act]:
+    """Somebody gives back a claim that he did not hear of, and that others have taken from him since."""
+    for place in count():
+        stage = Stage(world, claimed=0)
+        world.do(stage.claim(stage.one, 1), Fault(place, "after", for_long=True))
+        if stage.one.doubts:  # it was the COMMIT
+            break
+    stage.take_over()
+    return stage.acts.look(stage.one), stage.commit(stage.other, "processed")
+
+
 def commit_and_cancel(kind: str) -> Scenario:
     def pair(world: World) -> tuple[Act, Act]:
         stage = Stage(world, claimed=2)
@@ -166,6 +178,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "a late result and the new owner's": late_commit_and_new_owners("processed"),
     "a late failure and the new owner's result": late_commit_and_new_owners("failed"),
     "a late result and that of the same attempt": late_commit_of_the_same_attempt,
+    "a claim in doubt and its new owner": claim_in_doubt_and_new_owner,
     "a retry and a cancel": commit_and_cancel("retry"),
     "two claims": two_claims,
     "a claim and a pause": claim_and_pause,
@@ -178,11 +191,52 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 }
 
 
+def broken_claim(stage: Stage) -> Act:
+    """Of the second item. What is in doubt is given back before the next look."""
+    return stage.claim(stage.other, 1)
+
+
+def broken_commit(kind: str) -> Callable[[Stage], Act]:
+    return lambda stage: stage.commit(stage.one, kind)
+
+
+def broken_rescue(stage: Stage) -> Act:
+    stage.silent(stage.one)
+    return stage.acts.rescue(stage.other)
+
+
+BROKEN: Final[dict[str, Callable[[Stage], Act]]] = {
+    "a claim whose connection is lost": broken_claim,
+    "a result whose connection is lost": broken_commit("processed"),
+    "a failure whose connection is lost": broken_commit("failed"),
+    "a release whose connection is lost": broken_commit("released"),
+    "a rescue whose connection is lost": broken_rescue,
+}
+LOSSES: Final = tuple((when, for_long) for when in ("before", "after") for for_long in (False, True))
+
+
 def sweep(world: World, first: int = 0, step: int = 1) -> Iterator[str]:
-    """Runs every pair at every place, and yields its name after each; raises Disagreement with the place.
+    """Runs every pair at every place, and yields its name after each; raises Disagreement with the place. Then what is broken.
 
     `first` and `step` leave places out: only after so many statements, and then each so many.
     """
+    yield from _pairs(world, first, step)
+    yield from _broken(world, first, step)
+
+
+def _broken(world: World, first: int, step: int) -> Iterator[str]:
+    for name, scenario in BROKEN.items():
+        for place in count(first, step):
+            for when, for_long in LOSSES:
+                stage = Stage(world, claimed=1)
+                has_struck = world.do(scenario(stage), Fault(place, when, for_long))
+                stage.do(stage.acts.look(stage.other))
+                yield name
+            if not has_struck:  # the verb has not so many statements
+                break
+
+
+def _pairs(world: World, first: int, step: int) -> Iterator[str]:
     for name, scenario in SCENARIOS.items():
         for place in count(first, step):
             one, other = scenario(world)

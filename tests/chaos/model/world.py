@@ -179,7 +179,10 @@ class World:
     # ----- verbs
 
     def do(self, act: Act, fault: Fault | None = None, *, compared: bool = True) -> Any:
-        """A verb on the database and on the model, and the comparison. With a fault, its connection is lost on the way."""
+        """A verb on the database and on the model, and the comparison. With a fault, its connection is lost on the way.
+
+        What it returned, or, with a fault, whether that has struck.
+        """
         self.acts[act.name] = self.acts.get(act.name, 0) + 1
         with self._noting():
             if fault is None:
@@ -187,13 +190,12 @@ class World:
                 act.agree(self.model, observed)
                 act.after(observed)
             else:
-                self._with_fault(act, fault)
-                observed = None
+                observed = self._with_fault(act, fault)
             if compared and act.writes:
                 self.compare()
             return observed
 
-    def _with_fault(self, act: Act, fault: Fault) -> None:
+    def _with_fault(self, act: Act, fault: Fault) -> bool:
         loss = Loss(fault.at, fault.when, fault.for_long and act.lost is not None, self._is_gone)
         try:
             with self.db.gate(loss):
@@ -202,7 +204,7 @@ class World:
             if act.lost is None or not loss.is_away:
                 raise
             act.lost(self.model, loss.has_landed)
-            return
+            return True
         if loss.has_struck:
             self.acts["connection lost"] = self.acts.get("connection lost", 0) + 1
         if act.exact or not loss.has_landed:
@@ -210,6 +212,7 @@ class World:
         else:
             act.agree(self.model, ...)
         act.after(observed)
+        return loss.has_struck
 
     def at_once(self, one: Act, other: Act, first: int, second: int) -> None:
         """Two verbs at the same time: what comes of it must be what comes of one after the other, in one order or the other."""
