@@ -21,6 +21,7 @@ class Listening:
         self.heard: asyncio.Queue[int | None] = asyncio.Queue()
         self.hears = True
         self.calls: list[str] = []
+        self.thread = None  # of which the worker is told, so that it sees when it dies
 
     async def wait(self, woken: asyncio.Event) -> int | None:
         getting, waking = asyncio.create_task(self.heard.get()), asyncio.create_task(woken.wait())
