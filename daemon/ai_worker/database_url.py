@@ -114,12 +114,12 @@ def _parsed(url: str, password: str | None, setting: str) -> DatabaseUrl:
 
     location, _, query = rest.partition("?")
     authority, _, database = location.partition("/")
+    if "@" in rest[len(authority) :]:
+        # Anything around it may be a piece of the password: say nothing of it.
+        raise _WrongUrlError(
+            "holds a special character in the user or the password; write / as %2F, ? as %3F, # as %23, @ as %40"
+        )
     if "@" not in authority:
-        if "@" in rest:
-            # Anything that follows may be a piece of the password: say nothing of it.
-            raise _WrongUrlError(
-                "holds a special character in the user or the password; write / as %2F, ? as %3F, # as %23, @ as %40"
-            )
         raise _WrongUrlError(f"names no user; {_EXAMPLE}")
     credentials, _, hosts = authority.rpartition("@")
     user, _, url_password = credentials.partition(":")
@@ -154,7 +154,7 @@ def _query_options(query: str) -> dict[str, Any]:
         if name in options:
             raise _WrongUrlError(f"gives the option {name!r} twice")
         if name == "ssl" and value not in get_args(SslMode):
-            raise _WrongUrlError(f"has ssl={value!r}; it must be one of {', '.join(get_args(SslMode))}")
+            raise _WrongUrlError(f"has ssl={_shown(value)}; it must be one of {', '.join(get_args(SslMode))}")
         options[name] = _seconds(name, value) if name in _QUERY_TIMES else value
     if bool(options.get("ssl_cert")) != bool(options.get("ssl_key")):
         raise _WrongUrlError("must give ssl_cert and ssl_key together, or neither")
@@ -182,13 +182,18 @@ def _host(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _shown(value: str) -> str:
+    """A wrong value, for a message; `***` where it is none of the words that one mistakes it for, but could be a password."""
+    return repr(value) if re.fullmatch(r"[\w.+-]{0,12}", value) else "***"
+
+
 def _seconds(name: str, value: str) -> float:
     try:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3600:
-        raise _WrongUrlError(f"has {name}={value!r}; it must be a number of seconds, more than 0 and at most 3600")
+        raise _WrongUrlError(f"has {name}={_shown(value)}; it must be a number of seconds, more than 0 and at most 3600")
     return seconds
 
 

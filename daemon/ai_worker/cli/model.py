@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -328,6 +328,15 @@ def _as_row(model: Model) -> tuple[object, ...]:
     )
 
 
+def _with_headers_hidden(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is sent in headers of a model's own may be a second key, whatever the header is called."""
+    shown = dict(options)
+    if "headers" in shown:
+        headers = shown["headers"]
+        shown["headers"] = dict.fromkeys(headers, "***") if isinstance(headers, Mapping) else "***"
+    return shown
+
+
 def _as_json(model: Model) -> dict[str, Any]:
     from ai_worker.log import redacted, redacted_text
 
@@ -344,7 +353,7 @@ def _as_json(model: Model) -> dict[str, Any]:
         "model": model.model,
         "base_url": model.base_url and redacted_text(model.base_url),
         "has_api_key": model.api_key_encrypted is not None,
-        "options": redacted(model.options),  # headers may hold a second key
+        "options": redacted(_with_headers_hidden(model.options)),
         "max_requests_per_minute": model.max_requests_per_minute,
         "max_tokens_per_minute": model.max_tokens_per_minute,
         "max_in_flight": model.max_in_flight,
