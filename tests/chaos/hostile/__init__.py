@@ -1,0 +1,1 @@
+"""Texts and answers that nobody should send, and everybody does one day."""
