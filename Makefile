@@ -15,7 +15,7 @@ QUICKSTART ?= $(CURDIR)/.quickstart
 
 .PHONY: help
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
 quickstart: $(VENV)/.installed .server ## watch sample rows being corrected, in a private database, without an API key

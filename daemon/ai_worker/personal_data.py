@@ -224,6 +224,11 @@ class Detector:
                     break
 
 
+def has_word(name: str) -> bool:
+    """Whether a name of a list has what is looked for in a text: letters."""
+    return _WORD.search(name) is not None
+
+
 def moved_out(cuts: Iterable[int], found: list[Found]) -> list[int]:
     """Places to cut a text at, each of which that lies within something found moved to its end."""
     starts = [each.start for each in found]

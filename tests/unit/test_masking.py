@@ -325,6 +325,23 @@ def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         names_of(tmp_path / "names.txt")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "has no names"),
+        ("# Jan\n\n", "has no names"),
+        ("Jan\n600 100 200\n", "line 2, is no name"),
+        ("\0\1Jan\0", "line 1, is no name"),
+    ],
+)
+def test_a_list_without_names_is_told(tmp_path: Path, content: str, reason: str) -> None:
+    """A list that somebody has named, and of which nothing would be found, must not pass for one."""
+    path = tmp_path / "names.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(CannotMask, match=f"AI_WORKER_PERSONAL_NAMES_FILE: .*names.txt.* {reason}"):
+        Masking(path).of(task_type("correction"), PersonalData.MASK)
+
+
 def test_a_batch_knows_whether_it_is_read_by_the_rules_it_was_written_by(tmp_path: Path) -> None:
     def mark(names: str, item: Item) -> str:
         (tmp_path / "names.txt").write_text(names, encoding="utf-8")

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from ai_worker.config import encoding_of
 from ai_worker.errors import AiWorkerError, BadAnswer, CannotMask, PersonalDataFound
 from ai_worker.models import NO_BACKGROUND, Background, Completion, Example, Item, PersonalData, Prompt, Result, StepResult, Task
-from ai_worker.personal_data import Detector, Kind, moved_out
+from ai_worker.personal_data import Detector, Kind, has_word, moved_out
 from ai_worker.placeholders import Placeholders, kind_of
 from ai_worker.task_types import SplittingTaskType, SteppedTaskType, TaskType, is_new_version, splitting, stepped
 from ai_worker.task_types.answer import decoded
@@ -57,13 +57,29 @@ class Masking:
 
 
 def names_of(path: Path) -> list[str]:
-    """The names in a file, one a line; blank lines and those that begin with # are none. Raises CannotMask."""
+    """The names in a file, one a line; blank lines and those that begin with # are none.
+
+    Raises CannotMask, also where the file has no name, or a line in which none could be found: whoever names a list counts on it.
+    """
+    setting = "AI_WORKER_PERSONAL_NAMES_FILE"
     try:
         lines = path.read_text(encoding=encoding_of(path)).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not in UTF-8"
-        raise CannotMask(f"AI_WORKER_PERSONAL_NAMES_FILE: {path} cannot be read: {reason}") from None
-    return [name for line in lines if (name := line.strip()) and not name.startswith("#")]
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not in UTF-8: save it as that"
+        raise CannotMask(f"{setting}: {path} cannot be read: {reason}") from None
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if "\0" in name or not has_word(name):
+            raise CannotMask(
+                f"{setting}: {path}, line {number}, is no name: one in letters on each line, comments with # before them"
+            )
+        names.append(name)
+    if not names:
+        raise CannotMask(f"{setting}: {path} has no names: one on each line; without a list, leave the setting out")
+    return names
 
 
 def _around(kind: TaskType, mode: PersonalData, detector: Detector) -> TaskType:

@@ -48,7 +48,8 @@ from ai_worker.worker.under_way import UnderWay
 PUT_OFF_SECONDS = 3.0  # one of too many twins
 PUT_OFF_MOST = 30.0  # ... of very many: they come back in turn, or one long call would have all of them claimed every few seconds
 REFUSED_SECONDS = 30.0  # for a right that is granted, or room on a full disk
-CANNOT_MASK_SECONDS = 60.0  # for a package or a file of names to be installed here, or for another worker
+# For a package or a file of names to be installed here, or for another worker. Longer than a `run` waits: it ends.
+CANNOT_MASK_SECONDS = 120.0
 LONG_TEXT = 50_000  # characters, which take some 15 ms to cut into parts
 PROBE_SECONDS = 300.0  # until a stopped model is tried again, where the provider names no time
 
