@@ -114,7 +114,7 @@ def test_all_is_well(commands: Commands, models: Models) -> None:
     assert report["ok"] is True
     checks = [each["check"] for each in report["findings"]]
     assert checks == [
-        *("version", "settings", "server", "session", "encryption", "clock"),
+        *("version", "settings", "personal data", "server", "session", "encryption", "clock"),
         *("schema", "privileges", "items", "order", "workers", "keys", "models"),
     ]
 
