@@ -187,7 +187,7 @@ def test_what_it_takes_to_mask_personal_data(tmp_path: Path, monkeypatch: pytest
     names = tmp_path / "names.txt"
     settings = Settings.model_construct(personal_names_file=names)
     assert [each.level for each in check_personal_data(settings)] == ["problem"], "a list that is named must be there"
-    for content, level in (("# nobody yet\n", "warning"), ("Jan Kowalski\n", "ok")):
+    for content, level in (("# nobody yet\n", "problem"), ("Jan Kowalski\n", "ok")):
         names.write_text(content, encoding="utf-8")
         (found,) = check_personal_data(settings)
         assert found.level == level
