@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from ai_worker.models import NO_USAGE, Filters, ItemStatus, Outcome, Result, Usage
+from ai_worker.models import NO_USAGE, Filters, Item, ItemStatus, Outcome, Result, Usage
 from ai_worker.store.queue import Rescued
 from tests.chaos.model.protocol import Ended, Protocol, Refused, require, tokens_of
 from tests.chaos.model.world import LEASE_SECONDS, Act, Held, Worker, World
@@ -72,6 +72,7 @@ class Acts:
             agree,
             heard,
             None if worker.doubts else lost,
+            locks=_claimed,
         )
 
     def claim_new(self, worker: Worker, item: int) -> Act:
@@ -83,7 +84,7 @@ class Acts:
             worker.doubts.clear()
             worker.hand += map(Held, items)
 
-        return Act("claim new", lambda: worker.queue.claim_new(worker.id_worker, item, Filters()), agree, after)
+        return Act("claim new", lambda: worker.queue.claim_new(worker.id_worker, item, Filters()), agree, after, locks=_claimed)
 
     # ----- commits
 
@@ -135,7 +136,8 @@ class Acts:
             if has_landed:
                 model.commit(worker.id_worker, outcomes, held)
 
-        return Act(name, lambda: worker.queue.commit(worker.id_worker, outcomes, held), agree, after, lost)
+        locks = frozenset(each.item.id_task_item for each in outcomes)
+        return Act(name, lambda: worker.queue.commit(worker.id_worker, outcomes, held), agree, after, lost, locks=lambda _: locks)
 
     # ----- upkeep
 
@@ -233,6 +235,10 @@ class Acts:
             require(found is ... or found == wanted, f"{name} returned {found}, and was to return {wanted}")
 
         return Act(name, run, agree, exact=False)
+
+
+def _claimed(items: Iterable[Item]) -> frozenset[int]:
+    return frozenset(item.id_task_item for item in items)
 
 
 def _resolve(model: Protocol, worker: Worker) -> None:

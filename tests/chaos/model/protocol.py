@@ -144,6 +144,7 @@ class Protocol:
     workers: dict[int, WorkerState] = field(default_factory=dict)
     used: Spent = NOTHING_SPENT  # of the only model, today
     calls: int = 0  # the same: attempts of which it is known what they used
+    locked: frozenset[int] = frozenset()  # items that somebody else is looking at just now: who seeks work passes them over
 
     def copy(self) -> Protocol:
         return copy.deepcopy(self)
@@ -178,7 +179,7 @@ class Protocol:
 
     def claim(self, worker: int, tasks: Sequence[int], size: int, after: int, got: Mapping[int, bytes]) -> None:
         """`got` are the items claimed, with their tokens."""
-        pending = [item for each in tasks for item in self.of_task(each, ItemStatus.PENDING)]
+        pending = [item for each in tasks for item in self.of_task(each, ItemStatus.PENDING) if item not in self.locked]
         blocked = {TaskStatus.PAUSED, TaskStatus.CANCELLED}
         free = [item for item in pending if self.tasks[self.items[item].task].status not in blocked]
         if len(tasks) == 1:
@@ -194,7 +195,7 @@ class Protocol:
     def claim_new(self, worker: int, item: int, token: bytes | None) -> None:
         """One item that was heard of; `token` is None when it was not got."""
         state = self.items.get(item)
-        is_free = state is not None and state.status is ItemStatus.PENDING
+        is_free = state is not None and state.status is ItemStatus.PENDING and item not in self.locked
         is_free = is_free and self.tasks[state.task].status not in {TaskStatus.PAUSED, TaskStatus.CANCELLED}  # type: ignore[union-attr]
         require(is_free == (token is not None), f"item {item} was {'' if is_free else 'not '}free, and was claimed or not")
         if token is not None:
@@ -321,7 +322,7 @@ class Protocol:
         touched: set[int] = set()
         count = 0
         for key, item in self.items.items():
-            if item.owner not in dead or item.owner is None or item.token is None:
+            if item.owner not in dead or item.owner is None or item.token is None or key in self.locked:
                 continue
             count += 1
             touched.add(item.task)
@@ -339,7 +340,8 @@ class Protocol:
 
     def promote(self) -> int:
         """What was put off and is due waits again; how many."""
-        due = [each for each in self.items.values() if each.status is ItemStatus.DEFERRED and each.is_due]
+        deferred = [each for key, each in self.items.items() if each.status is ItemStatus.DEFERRED and key not in self.locked]
+        due = [each for each in deferred if each.is_due]
         for each in due:
             each.move(ItemStatus.PENDING)
         return len(due)

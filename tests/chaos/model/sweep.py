@@ -93,6 +93,16 @@ def late_commit_and_new_owners(kind: str) -> Scenario:
     return pair
 
 
+def late_commit_and_claim(world: World) -> tuple[Act, Act]:
+    """Of what two have lost: the late one looks at it under a lock, and the claim passes it over."""
+    stage = Stage(world, claimed=1)
+    stage.take_over()
+    stage.silent(stage.other)
+    stage.do(stage.acts.rescue(stage.one))
+    stage.do(stage.acts.look(stage.other))
+    return stage.commit(stage.one, "retry"), stage.claim(stage.other, 2)
+
+
 def late_commit_of_the_same_attempt(world: World) -> tuple[Act, Act]:
     """After a retry by hand attempts are counted from one again: only the token tells the claims apart."""
     stage = Stage(world, claimed=1)
@@ -178,6 +188,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "a late result and the new owner's": late_commit_and_new_owners("processed"),
     "a late failure and the new owner's result": late_commit_and_new_owners("failed"),
     "a late result and that of the same attempt": late_commit_of_the_same_attempt,
+    "a late retry and a claim": late_commit_and_claim,
     "a claim in doubt and its new owner": claim_in_doubt_and_new_owner,
     "a retry and a cancel": commit_and_cancel("retry"),
     "two claims": two_claims,
