@@ -152,7 +152,9 @@ def test_set_nothing_is_an_error(commands: Commands, models: Models) -> None:
 
 
 def test_list_shows_what_stopped_a_model(commands: Commands, models: Models) -> None:
-    number = models.add(Model(0, "m", "echo", options={"headers": {"Authorization": KEY, "X-Gateway": KEY}}))
+    number = models.add(
+        Model(0, "m", "echo", options={"headers": {"Authorization": KEY, "X-Gateway": KEY}, "extra_body": f"key: {KEY}"})
+    )
     models.stop(number, "quota_exhausted", "saldo wyczerpane", 60)
     ended = commands("model", "list")
     assert "stopped: quota_exhausted" in ended.out
@@ -160,7 +162,7 @@ def test_list_shows_what_stopped_a_model(commands: Commands, models: Models) -> 
     (listed,) = commands("model", "list", "--json").json
     assert listed["stopped"]["reason"] == "saldo wyczerpane"
     assert listed["stopped"]["probe_at"].endswith("Z")
-    assert listed["options"] == {"headers": {"Authorization": "***", "X-Gateway": "***"}}
+    assert listed["options"] == {"headers": {"Authorization": "***", "X-Gateway": "***"}, "extra_body": "***"}
 
 
 def test_an_empty_list_says_how_to_go_on(commands: Commands) -> None:

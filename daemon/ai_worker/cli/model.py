@@ -329,11 +329,14 @@ def _as_row(model: Model) -> tuple[object, ...]:
 
 
 def _with_headers_hidden(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent in headers of a model's own may be a second key, whatever the header is called."""
+    """What is sent in headers of a model's own may be a second key, whatever the header is called; so may a text where an object
+    is wanted, as plain SQL can write one."""
     shown = dict(options)
-    if "headers" in shown:
-        headers = shown["headers"]
-        shown["headers"] = dict.fromkeys(headers, "***") if isinstance(headers, Mapping) else "***"
+    for name in ("headers", "extra_body"):
+        if name in shown and not isinstance(shown[name], Mapping):
+            shown[name] = "***"
+        elif name == "headers" and name in shown:
+            shown[name] = dict.fromkeys(shown[name], "***")
     return shown
 
 
