@@ -28,7 +28,8 @@ def started(code: str, folder: Path) -> subprocess.Popen[str]:
     """A process that waits to be killed, and may leave as large a core as it likes."""
 
     def unlimited() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -23,7 +23,8 @@ def keep_memory_private() -> None:
     import resource
 
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what this process starts inherits it
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)  # left as it is: what hosts us may want it back
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # what this process starts inherits it
     if sys.platform == "linux":
         # The limit does not hold where cores are piped to a program (core(5)); this does, and it closes /proc (prctl(2)).
         with contextlib.suppress(ImportError, OSError, AttributeError, MemoryError):
